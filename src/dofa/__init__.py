@@ -1,0 +1,33 @@
+"""DOFA: one Vision Transformer for every Earth-observation sensor.
+
+Importing this package loads neither torch nor rasterio; the names below are fetched when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dofa.errors import DofaError as DofaError
+    from dofa.model.checkpoint import create as create
+    from dofa.model.checkpoint import load as load
+    from dofa.pixels import Scaling as Scaling
+    from dofa.sensors import Band as Band
+    from dofa.sensors import Sensor as Sensor
+
+_HOME = {
+    "Band": "dofa.sensors",
+    "DofaError": "dofa.errors",
+    "Scaling": "dofa.pixels",
+    "Sensor": "dofa.sensors",
+    "create": "dofa.model.checkpoint",
+    "load": "dofa.model.checkpoint",
+}
+__all__ = ["Band", "DofaError", "Scaling", "Sensor", "__version__", "create", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'dofa' has no attribute {name!r}")

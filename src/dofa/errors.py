@@ -1,0 +1,29 @@
+"""The errors a user can cause, told in one line: what, where and the cure."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DofaError(Exception):
+    """A mistake in the input; the command line prints it without a traceback."""
+
+
+class ConfigError(DofaError, ValueError):
+    """A setting, sensor or name that does not hold together."""
+
+
+class DataError(DofaError, ValueError):
+    """A raster, sample or store that cannot be used as it is."""
+
+
+class CheckpointError(DofaError, ValueError):
+    """Weights whose keys, shapes or format version do not fit."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The closest known names as a phrase for an error message, or the whole list if nothing is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(names)}"

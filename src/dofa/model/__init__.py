@@ -1,0 +1,1 @@
+"""The model: generated kernels, the shared Transformer, masked image modelling, checkpoints."""

@@ -1,0 +1,1 @@
+"""Downstream tasks: data sets in their published form, probes and their heads."""

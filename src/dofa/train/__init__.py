@@ -1,0 +1,1 @@
+"""Training: optimiser and schedule, the loop with exact resume, masked pretraining."""
