@@ -1,0 +1,160 @@
+"""What a model is made of, without importing torch: sizes, conventions, and the sensors it was trained with."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from dofa.errors import ConfigError, nearest
+from dofa.pixels import Scaling
+
+Polarisation = Literal["VV", "VH", "HH", "HV"]
+POLARISATIONS: tuple[str, ...] = ("VV", "VH", "HH", "HV")
+SAR_WAVELENGTH_V1 = 3.75  # what the v1 weights were given for both polarisations
+SAR_WAVELENGTH_V2 = 5.405  # Sentinel-1's frequency in GHz, what v2 was given; also the default of new models
+
+
+@dataclass(frozen=True)
+class TrainedSensor:
+    """What a checkpoint knows of one sensor: the numbers it was trained with override the catalogue's.
+
+    Attributes:
+        bands: names, in the order of the other fields.
+        wavelength_um: the number the model was given for each band (SAR included).
+        scaling: with statistics, or None if the checkpoint has none for it.
+        gsd_m: metres the training images had.
+        platform: of the catalogue sensor; sensors of one platform share band names.
+    """
+
+    bands: tuple[str, ...]
+    wavelength_um: tuple[float, ...]
+    scaling: Scaling | None = None
+    gsd_m: float | None = None
+    platform: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, for config.json."""
+        return {
+            "bands": list(self.bands),
+            "wavelength_um": list(self.wavelength_um),
+            "scaling": None if self.scaling is None else self.scaling.to_dict(),
+            "gsd_m": self.gsd_m,
+            "platform": self.platform,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "TrainedSensor":
+        """The inverse of `to_dict`."""
+        return cls(
+            bands=tuple(data["bands"]),
+            wavelength_um=tuple(float(v) for v in data["wavelength_um"]),
+            scaling=None if data.get("scaling") is None else Scaling.from_dict(data["scaling"]),
+            gsd_m=data.get("gsd_m"),
+            platform=data.get("platform", ""),
+        )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Architecture and conventions of a DOFA encoder.
+
+    Attributes:
+        width: of the Transformer.
+        depth: number of blocks.
+        heads: of the attention.
+        patch: side of a patch in pixels.
+        image_size: side in pixels of the images it was trained at; the position table has (image_size / patch)² rows.
+        patch_offset: token (i, j) covers pixels [i·patch − offset, (i+1)·patch − offset); 1 in released weights.
+        wave_dim: of the wavelength encoding.
+        layer_scale: initial value of LayerScale, None without it.
+        pooled_norm: whether `fc_norm` belongs to the pooled vector (released v1: yes, released v2: none defined).
+        sar_wavelength: the number that stands for a SAR band.
+        polarisation_embedding: whether a learned vector per polarisation is added to the encoded wavelength.
+        num_classes: of the linear head, 0 for none.
+        sensors: what the weights were trained with, by sensor name.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    image_size: int = 224
+    patch_offset: int = 0
+    wave_dim: int = 128
+    layer_scale: float | None = None
+    pooled_norm: bool = True
+    sar_wavelength: float = SAR_WAVELENGTH_V2
+    polarisation_embedding: bool = True
+    num_classes: int = 0
+    sensors: dict[str, TrainedSensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.width % 4:
+            raise ConfigError(f"width {self.width} is not divisible by 4, which sine-cosine positions need")
+        if self.image_size % self.patch:
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
+        if self.patch_offset not in (0, 1):
+            raise ConfigError(f"patch_offset is {self.patch_offset}; 0 for new models, 1 for released weights")
+        if min(self.width, self.depth, self.heads, self.patch) < 1 or self.wave_dim % 2:
+            raise ConfigError("width, depth, heads and patch are at least 1, wave_dim is even")
+
+    @property
+    def grid(self) -> int:
+        """Side of the position table in patches."""
+        return self.image_size // self.patch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, for config.json."""
+        plain = {k: v for k, v in asdict(replace(self, sensors={})).items() if k != "sensors"}
+        return {**plain, "sensors": {name: s.to_dict() for name, s in self.sensors.items()}}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "EncoderConfig":
+        """The inverse of `to_dict`; an unknown key is an error that names the nearest known one."""
+        for key in data:
+            if key not in cls.__dataclass_fields__:
+                raise ConfigError(f"encoder: unknown key {key!r}: {nearest(key, cls.__dataclass_fields__)}")
+        sensors = {name: TrainedSensor.from_dict(s) for name, s in (data.get("sensors") or {}).items()}
+        return cls(**{**data, "sensors": sensors})
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The dynamic decoder of masked image modelling: 512 × 8 as published, smaller for small models."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 4:
+            raise ConfigError(f"decoder width {self.width} must be divisible by its {self.heads} heads and by 4")
+
+
+# arXiv 2403.15356 for base and large; small and huge from the published code; plus from the DOFA+ files. The huge
+# model has 16 heads there although 64 channels a head would say 20.
+PRESETS: dict[str, EncoderConfig] = {
+    "tiny": EncoderConfig(192, 12, 3, 16),
+    "tiny-p8": EncoderConfig(192, 12, 3, 8, image_size=96),
+    "small": EncoderConfig(384, 12, 6, 16),
+    "base": EncoderConfig(768, 12, 12, 16),
+    "large": EncoderConfig(1024, 24, 16, 16),
+    "huge": EncoderConfig(1280, 32, 16, 14),
+    "plus-small": EncoderConfig(384, 12, 6, 14, layer_scale=1e-5, pooled_norm=False),
+    "plus-base": EncoderConfig(768, 12, 12, 14, layer_scale=1e-5, pooled_norm=False),
+    "plus-large": EncoderConfig(1024, 24, 16, 14, layer_scale=1e-5, pooled_norm=False),
+}
+
+
+def preset(name: str, **changes: Any) -> EncoderConfig:
+    """A named size, with fields changed by keyword: `preset("tiny", patch=8, image_size=96)`.
+
+    Raises:
+        ConfigError: unknown name (the nearest are said) or field.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown model size {name!r}: {nearest(name, PRESETS)}")
+    for key in changes:
+        if key not in EncoderConfig.__dataclass_fields__:
+            raise ConfigError(f"unknown model setting {key!r}: {nearest(key, EncoderConfig.__dataclass_fields__)}")
+    return replace(PRESETS[name], **changes)

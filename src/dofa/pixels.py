@@ -1,0 +1,252 @@
+"""The only place that changes pixel values: from raw numbers to physical ones to what a model is fed.
+
+`Scaling` holds the two affine steps of one sensor's bands; the named maps of `UNIT_MAPS` carry values from the unit a
+product has to the unit a model was trained with. Nothing here guesses: what is not known is an error.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import ConfigError, DataError
+
+Unit = Literal["reflectance", "radiance", "db", "linear_power", "kelvin", "uint8", "dn"]
+Source = Literal["user", "file", "catalogue", "checkpoint", "head", "corpus", "scene"]
+Clip = tuple[float, float]
+Float = NDArray[np.float32]
+
+# The span a unit's values usually cover, against which a band counts as constant when it has no clip of its own.
+UNIT_SPAN: dict[str, float] = {
+    "reflectance": 1.0,
+    "radiance": 100.0,
+    "db": 30.0,
+    "linear_power": 1.0,
+    "kelvin": 100.0,
+    "uint8": 255.0,
+    "dn": 10_000.0,
+}
+CONSTANT_SHARE = 1e-6  # a standard deviation below this share of the physical range is a band without variance
+
+
+class ConstantBandWarning(UserWarning):
+    """A band does not vary; it is fed to the model as 0."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How one sensor's raw numbers become physical values, and those the normalised input of a model.
+
+    normalised = (clip(raw · scale + offset) − mean) / std, band by band (design.md section 3).
+
+    Attributes:
+        unit: what the physical values are.
+        bands: names of the bands, in the order of every other field.
+        scale: factor from raw to physical, one a band.
+        offset: added after the factor, in physical units, one a band.
+        clip: (low, high) in physical units or None, one a band.
+        mean: of the physical values, one a band; None while statistics are unknown.
+        std: like mean.
+        physical_source: who said scale, offset and clip.
+        stats_source: who said mean and std; None while they are unknown.
+    """
+
+    unit: Unit
+    bands: tuple[str, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    clip: tuple[Clip | None, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    physical_source: Source = "catalogue"
+    stats_source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ConfigError(f"scaling.unit is {self.unit!r}; known units: {', '.join(get_args(Unit))}")
+        for field in ("scale", "offset", "clip", "mean", "std"):
+            values = getattr(self, field)
+            if values is not None and len(values) != len(self.bands):
+                raise ConfigError(f"scaling.{field} has {len(values)} values for {len(self.bands)} bands")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("scaling needs mean and std together, or neither")
+        if (self.mean is None) != (self.stats_source is None):
+            raise ConfigError("scaling.stats_source says where mean and std come from: give all three or none")
+        for name, clip in zip(self.bands, self.clip, strict=True):
+            if clip is not None and not clip[0] < clip[1]:
+                raise ConfigError(f"scaling.clip of band {name} is {clip}; it is (low, high)")
+        if any(s == 0 or not np.isfinite(s) for s in self.scale):
+            raise ConfigError("scaling.scale has a zero or non-finite factor")
+        if self.std is not None and any(s < 0 or not np.isfinite(s) for s in self.std):
+            raise ConfigError("scaling.std has a negative or non-finite value")
+
+    @classmethod
+    def uniform(
+        cls,
+        unit: Unit,
+        bands: Sequence[str],
+        scale: float | Sequence[float] = 1.0,
+        offset: float | Sequence[float] = 0.0,
+        clip: Clip | Sequence[Clip | None] | None = None,
+        physical_source: Source = "catalogue",
+    ) -> "Scaling":
+        """A Scaling whose single numbers hold for every band."""
+        n = len(bands)
+
+        def spread(value: float | Sequence[float]) -> tuple[float, ...]:
+            return (float(value),) * n if isinstance(value, int | float) else tuple(float(v) for v in value)
+
+        if clip is None or (len(clip) == 2 and all(isinstance(v, int | float) for v in clip)):
+            one = None if clip is None else (float(clip[0]), float(clip[1]))  # type: ignore[arg-type]
+            clips: tuple[Clip | None, ...] = (one,) * n
+        else:
+            clips = tuple(None if c is None else (float(c[0]), float(c[1])) for c in clip)  # type: ignore[index]
+        return cls(unit, tuple(bands), spread(scale), spread(offset), clips, physical_source=physical_source)
+
+    def select(self, bands: Sequence[str]) -> "Scaling":
+        """The same scaling for the named bands, in the order given.
+
+        Raises:
+            ConfigError: a name is not among the bands.
+        """
+        missing = [b for b in bands if b not in self.bands]
+        if missing:
+            raise ConfigError(f"scaling has no band {', '.join(missing)}; it has {', '.join(self.bands)}")
+        at = [self.bands.index(b) for b in bands]
+        return replace(
+            self,
+            bands=tuple(bands),
+            scale=tuple(self.scale[i] for i in at),
+            offset=tuple(self.offset[i] for i in at),
+            clip=tuple(self.clip[i] for i in at),
+            mean=None if self.mean is None else tuple(self.mean[i] for i in at),
+            std=None if self.std is None else tuple(self.std[i] for i in at),
+        )
+
+    def with_stats(self, mean: Sequence[float], std: Sequence[float], source: Source) -> "Scaling":
+        """The same scaling with statistics of the physical values and where they come from."""
+        return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)), stats_source=source)
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Names of the bands whose std is under 1e-6 of their physical range; they are fed as 0."""
+        if self.std is None:
+            return ()
+        span = [UNIT_SPAN[self.unit] if c is None else c[1] - c[0] for c in self.clip]
+        return tuple(b for b, s, r in zip(self.bands, self.std, span, strict=True) if s < CONSTANT_SHARE * r)
+
+    def physical(self, raw_chw: NDArray[Any]) -> Float:
+        """Raw numbers to physical values.
+
+        Args:
+            raw_chw: (..., C, H, W) in the file's own type, bands in the order of `bands`.
+
+        Returns:
+            (..., C, H, W) float32 in `unit`, clipped; a NaN stays a NaN.
+
+        Raises:
+            DataError: the number of bands is another.
+        """
+        self._check_bands(raw_chw)
+        # int32 and float64 raw values would lose digits as float32 before the factor, so those go through float64.
+        wide = raw_chw.dtype.itemsize > 4 or raw_chw.dtype in (np.int32, np.uint32)
+        work = np.float64 if wide else np.float32
+        out = raw_chw.astype(work) * _column(self.scale, work) + _column(self.offset, work)
+        if any(c is not None for c in self.clip):
+            low = _column([-np.inf if c is None else c[0] for c in self.clip], work)
+            high = _column([np.inf if c is None else c[1] for c in self.clip], work)
+            out = np.clip(out, low, high)
+        return out.astype(np.float32, copy=False)
+
+    def normalise(self, raw_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None) -> Float:
+        """Raw numbers to the input of a model.
+
+        Args:
+            raw_chw: (..., C, H, W) in the file's own type.
+            valid_hw: (..., H, W), False where there is no measurement; those pixels become 0, the mean.
+
+        Returns:
+            (..., C, H, W) float32.
+
+        Raises:
+            ConfigError: there are no statistics.
+            DataError: another number of bands, or a valid pixel is not finite.
+        """
+        return self.normalise_physical(self.physical(raw_chw), valid_hw)
+
+    def normalise_physical(self, physical_chw: Float, valid_hw: NDArray[np.bool_] | None = None) -> Float:
+        """Like `normalise`, from values that are already physical."""
+        if self.mean is None or self.std is None:
+            raise ConfigError(
+                "this scaling has no statistics: pass --stats scene, --stats dataset, or a head trained on the sensor"
+            )
+        self._check_bands(physical_chw)
+        dead = self.constant
+        if dead:
+            warnings.warn(f"bands without variance are fed as 0: {', '.join(dead)}", ConstantBandWarning, stacklevel=2)
+        inverse = [0.0 if b in dead else 1.0 / s for b, s in zip(self.bands, self.std, strict=True)]
+        out = (physical_chw - _column(self.mean)) * _column(inverse)
+        if valid_hw is not None:
+            out = np.where(np.asarray(valid_hw, bool)[..., None, :, :], out, np.float32(0))
+        if not np.isfinite(out).all():
+            raise DataError(
+                f"{int((~np.isfinite(out)).sum())} values are NaN or infinite where pixels count as valid: "
+                "mark them in the validity mask or declare the nodata value"
+            )
+        return out.astype(np.float32, copy=False)
+
+    def denormalise(self, normalised_chw: NDArray[Any]) -> Float:
+        """Normalised values back to physical ones; a constant band comes back as its mean."""
+        if self.mean is None or self.std is None:
+            raise ConfigError("this scaling has no statistics to undo")
+        self._check_bands(normalised_chw)
+        std = [0.0 if b in self.constant else s for b, s in zip(self.bands, self.std, strict=True)]
+        return (normalised_chw.astype(np.float32) * _column(std) + _column(self.mean)).astype(np.float32, copy=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings, for JSON and YAML."""
+        return {
+            "unit": self.unit,
+            "bands": list(self.bands),
+            "scale": list(self.scale),
+            "offset": list(self.offset),
+            "clip": [None if c is None else list(c) for c in self.clip],
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+            "physical_source": self.physical_source,
+            "stats_source": self.stats_source,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Scaling":
+        """The inverse of `to_dict`."""
+
+        def numbers(key: str) -> tuple[float, ...] | None:
+            return None if data.get(key) is None else tuple(float(v) for v in data[key])
+
+        return cls(
+            unit=data["unit"],
+            bands=tuple(data["bands"]),
+            scale=numbers("scale") or (),
+            offset=numbers("offset") or (),
+            clip=tuple(None if c is None else (float(c[0]), float(c[1])) for c in data["clip"]),
+            mean=numbers("mean"),
+            std=numbers("std"),
+            physical_source=data["physical_source"],
+            stats_source=data.get("stats_source"),
+        )
+
+    def _check_bands(self, array: NDArray[Any]) -> None:
+        if array.ndim < 3 or array.shape[-3] != len(self.bands):
+            raise DataError(
+                f"image of shape {array.shape} does not have the {len(self.bands)} bands {', '.join(self.bands[:8])}"
+                f"{' …' if len(self.bands) > 8 else ''} on its third axis from the end"
+            )
+
+
+def _column(values: Sequence[float], dtype: Any = np.float32) -> NDArray[Any]:
+    """(C, 1, 1), to broadcast over (..., C, H, W)."""
+    return np.asarray(values, dtype)[:, None, None]
