@@ -69,9 +69,9 @@ def composite(
             f"a composite takes three band indices of a (C, H, W) image; got {list(three)} of {image_chw.shape}"
         )
     rgb = image_chw[list(three)].astype(np.float32)
-    shown = np.isfinite(rgb).all(axis=0)
+    shown = np.asarray(np.isfinite(rgb).all(axis=0), bool)
     if valid_hw is not None:
-        shown &= valid_hw
+        shown = shown & valid_hw
     if limits is None:
         limits = stretch_limits(image_chw, three, percent, shown)
     low, high = np.asarray(limits, np.float32).T[:, :, None, None]
@@ -87,7 +87,9 @@ def stretch_limits(
 ) -> NDArray[np.float32]:
     """(3, 2): the values of three bands that `composite` draws as 0 and 1."""
     rgb = np.asarray(image_chw)[list(three)].astype(np.float32)
-    shown = np.isfinite(rgb).all(axis=0) if valid_hw is None else valid_hw & np.isfinite(rgb).all(axis=0)
+    shown = np.asarray(np.isfinite(rgb).all(axis=0), bool)
+    if valid_hw is not None:
+        shown = shown & valid_hw
     if not shown.any():
         return np.tile(np.array([0, 1], np.float32), (3, 1))
     return np.percentile(rgb[:, shown], percent, axis=1).T.astype(np.float32)
@@ -116,7 +118,8 @@ def error_picture(error_hw: NDArray[Any], high: float | None = None) -> Picture:
 
     error = np.nan_to_num(np.asarray(error_hw, np.float32))
     high = float(np.percentile(error, 98)) if high is None else high
-    return colormaps["inferno"](np.clip(error / max(high, 1e-12), 0, 1))[..., :3].astype(np.float32)
+    rgba = np.asarray(colormaps["inferno"](np.clip(error / max(high, 1e-12), 0, 1)), np.float32)
+    return rgba[..., :3]
 
 
 def pca_colours(maps: Sequence[NDArray[Any]]) -> list[Picture]:
@@ -157,25 +160,24 @@ def reconstruction_panel(path: str | Path, rows: Sequence[Row], title: str = "",
     if not rows or not all(row.pictures for row in rows):
         raise DataError("a panel needs at least one row, and a picture in every row")
     columns = max(len(row.pictures) for row in rows)
-    side, gutter, head = 1.9, 1.35, 0.5 if title else 0.12
-    height, width = len(rows) * (side + 0.3) + head, columns * (side + 0.08) + gutter
     captions = [tuple(caption for caption, _ in row.pictures) for row in rows]
+    # Captions are said once above rows that share them.
+    heads = [0.3 if r == 0 or captions[r] != captions[r - 1] else 0.08 for r in range(len(rows))]
+    side, gutter, top = 1.9, 1.35, 0.5 if title else 0.0
+    height, width = top + sum(heads) + side * len(rows) + 0.08, columns * (side + 0.08) + gutter
     with _figure(path, (width, height), theme) as figure:
-        ink = _INK[theme][0]
         if title:
             figure.text(0.12 / width, 1 - 0.3 / height, title, size=12, weight="bold", va="center")
-        for r, row in enumerate(rows):
-            top = height - head - r * (side + 0.3)
-            figure.text(
-                0.12 / width, (top - 0.3 - side / 2) / height, row.title, size=9.5, va="center", linespacing=1.4
-            )
+        for row, head in zip(rows, heads, strict=True):
+            top += head + side
+            figure.text(0.12 / width, 1 - (top - side / 2) / height, row.title, size=9.5, va="center", linespacing=1.4)
             for c, (caption, picture) in enumerate(row.pictures):
                 left = gutter + c * (side + 0.08)
-                axes = figure.add_axes((left / width, (top - 0.3 - side) / height, side / width, side / height))
+                axes = figure.add_axes((left / width, 1 - top / height, side / width, side / height))
                 axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
                 axes.set_axis_off()
-                if r == 0 or captions[r] != captions[r - 1]:  # the same heads are said once
-                    axes.set_title(caption, size=9, pad=4, color=ink)
+                if head > 0.1:
+                    axes.set_title(caption, size=9, pad=4)
     return Path(path)
 
 
@@ -229,8 +231,10 @@ def curves(
             axes.axhline(level, color=colours.get(name, "#888888"), linewidth=1, linestyle=(0, (4, 3)), alpha=0.8)
         ends = {name: _last(y) for name, (_, y) in series.items()}
         low, high = axes.get_ylim()
-        for name, y in _spread(ends, gap=0.062 * (high - low)).items():
-            axes.text(1.015, y, name, color=colours[name], size=9, va="center", transform=axes.get_yaxis_transform())
+        for name, height in _spread(ends, gap=0.062 * (high - low)).items():
+            axes.text(
+                1.015, height, name, color=colours[name], size=9, va="center", transform=axes.get_yaxis_transform()
+            )
     return Path(path)
 
 
