@@ -131,6 +131,22 @@ class DecoderConfig:
             raise ConfigError(f"decoder width {self.width} must be divisible by its {self.heads} heads and by 4")
 
 
+@dataclass(frozen=True)
+class MaskConfig:
+    """How much of an image the encoder does not see."""
+
+    ratio: float = 0.75  # He et al. 2022; DOFA keeps it for every sensor
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ConfigError(f"mask.ratio is {self.ratio}; it is the hidden share, between 0 and 1")
+
+    def visible(self, patches: int) -> int:
+        """How many of an image's patches the encoder sees: at least one, rounded down otherwise."""
+        # 10 · (1 − 0.9) is a little under 1 in floating point, and meant as 1.
+        return max(1, int(patches * (1 - self.ratio) + 1e-6))
+
+
 # arXiv 2403.15356 for base and large; small and huge from the published code; plus from the DOFA+ files. The huge
 # model has 16 heads there although 64 channels a head would say 20.
 PRESETS: dict[str, EncoderConfig] = {

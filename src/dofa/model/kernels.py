@@ -1,0 +1,230 @@
+"""Patch embeddings whose weights are generated from wavelengths, and their inverse for reconstruction.
+
+A small Transformer looks at all bands of an image together and writes one kernel for each (arXiv 2403.15356, section
+3.2). The kernels meet the image in one matrix product over the patches that are wanted, never in a convolution: only
+then do hidden patches cost nothing, and bf16 `conv2d` is silently wrong on some processors (docs/architecture.md).
+"""
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KERNEL_SCALE = 0.01  # both generated weights and biases carry it; released weights were trained with it
+WEIGHT_TOKENS = 128  # learned tokens beside the bands; they act as attention keys only
+
+
+def encode_wavelengths(wavelength_um: Tensor, dim: int = 128) -> Tensor:
+    """Sine and cosine features of wavelengths, the input of the weight generator.
+
+    Args:
+        wavelength_um: (C,) central wavelengths in micrometres.
+        dim: width of the encoding, even.
+
+    Returns:
+        (C, dim) float32: sines in the first half, cosines in the second, of 1000·λ at dim/2 geometric frequencies.
+
+    Source: arXiv 2403.15356, section 3.2; the order of the halves is what the released weights were trained with.
+    """
+    # float64 here would cost parity with the released weights: 3e-5 on 202 bands.
+    step = torch.arange(dim // 2, dtype=torch.float32, device=wavelength_um.device) / (dim / 2)
+    angle = (1000.0 * wavelength_um.float())[:, None] * (1.0 / 10000.0**step)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def pad_to_patch(image: Tensor, patch: int) -> Tensor:
+    """The image (B, C, H, W) with its last row and column repeated until both sides are multiples of the patch."""
+    height, width = image.shape[-2:]
+    below, right = -height % patch, -width % patch
+    return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image
+
+
+def patchify(image: Tensor, patch: int, index: Tensor | None = None) -> Tensor:
+    """Cuts an image into flat patches, row by row, or only those that are wanted.
+
+    Args:
+        image: (B, C, H, W), sides multiples of the patch.
+        patch: side of a patch in pixels.
+        index: (B, K) which patches of each image, or None for all.
+
+    Returns:
+        (B, K or N, C·p·p), values of a patch in (C, p, p) order.
+    """
+    batch, bands, height, width = image.shape
+    columns = width // patch
+    grid = image.reshape(batch, bands, height // patch, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    if index is None:
+        return grid.reshape(batch, -1, bands * patch * patch)
+    rows = torch.arange(batch, device=image.device)[:, None]
+    return grid[rows, index // columns, index % columns].flatten(2)
+
+
+def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`: (B, N, C·p·p) to (B, C, rows·p, columns·p)."""
+    batch = patches.shape[0]
+    cells = patches.reshape(batch, *grid, -1, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return cells.reshape(batch, -1, grid[0] * patch, grid[1] * patch)
+
+
+class WaveMLP(nn.Module):
+    """Adds a learned, non-negative correction to the encoded wavelengths: V' = V + ReLU(W2·ReLU(W1·V + b1) + b2)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, dim)
+        self.w2 = nn.Linear(dim, dim)
+        for layer in (self.w1, self.w2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """(C, dim) to (C, dim)."""
+        return waves + F.relu(self.w2(F.relu(self.w1(waves))))
+
+
+class WeightGenerator(nn.Module):
+    """The hypernetwork: one Transformer layer over all bands, then a linear map from each band to its kernel.
+
+    Args:
+        dim: of the encoded wavelengths.
+        out: values of one band's kernel.
+        fan_in: how many of them are summed into one output, for the initial scale.
+        bias_out: length of the generated bias, None for no bias.
+
+    Source: arXiv 2403.15356, section 3.2; where the text differs (it reads kernels off the learned weight tokens) this
+    is what the released weights do: the kernel of a band comes from the band's own position.
+    """
+
+    def __init__(self, dim: int, out: int, fan_in: int, bias_out: int | None) -> None:
+        super().__init__()
+        self.weight_tokens = nn.Parameter(torch.empty(WEIGHT_TOKENS, dim))
+        self.bias_token = nn.Parameter(torch.empty(1, dim))
+        layer = nn.TransformerEncoderLayer(dim, nhead=4, dim_feedforward=2048, dropout=0.0, activation="gelu")
+        self.transformer_encoder = nn.TransformerEncoder(layer, num_layers=1, enable_nested_tensor=False)
+        self.fc_weight = nn.Linear(dim, out)
+        self.fc_bias = None if bias_out is None else nn.Linear(dim, bias_out)
+        nn.init.normal_(self.weight_tokens, std=0.02)
+        nn.init.normal_(self.bias_token, std=0.02)
+        # A band's state z is a layer-normed vector plus dim/2 points of the unit circle: |z|² ≈ 1.5·dim. This standard
+        # deviation lets one band of unit variance alone contribute 0.1 to an output whatever the patch or decoder
+        # width ("hyperfan-in", Chang et al., ICLR 2020). Bands add up almost coherently, so that tokens run from
+        # about 0.15 (two bands) to a few units (202) around the 0.7 of the positions.
+        nn.init.normal_(self.fc_weight.weight, std=0.1 / (KERNEL_SCALE * math.sqrt(1.5 * dim * fan_in)))
+        nn.init.zeros_(self.fc_weight.bias)
+
+    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Kernels for the bands of one image.
+
+        Args:
+            waves: (C, dim) encoded wavelengths V'.
+
+        Returns:
+            (C, out) weights, one row a band, and (bias_out,) or None; both with their factor of 0.01.
+        """
+        # Without a batch axis PyTorch takes the same path in training and in inference.
+        tokens = self.transformer_encoder(torch.cat([self.weight_tokens, waves, self.bias_token]))
+        state = tokens[WEIGHT_TOKENS:-1] + waves
+        # The factor goes onto the small operands: a generated kernel has up to 40 million values.
+        weight = F.linear(KERNEL_SCALE * state, self.fc_weight.weight, KERNEL_SCALE * self.fc_weight.bias)
+        bias = None if self.fc_bias is None else KERNEL_SCALE * self.fc_bias(tokens[-1])
+        return weight, bias
+
+
+class DynamicPatchEmbedding(nn.Module):
+    """Patches of any number of bands to tokens, through a kernel generated from the bands' wavelengths.
+
+    Args:
+        width: of the tokens.
+        patch: side of a patch in pixels.
+        offset: how many pixels up and left of its cell a patch starts; 1 in released weights, whose border patches see
+            zeros there and whose visible tokens therefore carry pixels of masked neighbours.
+        dim: of the encoded wavelengths.
+    """
+
+    def __init__(self, width: int, patch: int, offset: int = 0, dim: int = 128) -> None:
+        super().__init__()
+        self.width, self.patch, self.offset = width, patch, offset
+        self.weight_generator = WeightGenerator(dim, patch * patch * width, patch * patch, width)
+        self.fclayer = WaveMLP(dim)
+
+    def kernel(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The generated kernel, always computed in the parameters' own precision.
+
+        Args:
+            waves: (C, dim) encoded wavelengths V.
+
+        Returns:
+            weight (C·p·p, D), bias (D,), and the corrected encoding V' (C, dim) that the decoder is fed too.
+        """
+        with torch.autocast(waves.device.type, enabled=False):
+            waves = cast(Tensor, self.fclayer(waves.to(self.fclayer.w1.weight.dtype)))
+            weight, bias = self.weight_generator(waves)
+        return weight.reshape(-1, self.width), bias, waves
+
+    def forward(self, image: Tensor, waves: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeds all patches, or only those that are kept.
+
+        Args:
+            image: (B, C, H, W) normalised, sides at least a patch.
+            waves: (C, dim) encoded wavelengths V.
+            keep: (B, K) patch indices, None for all.
+
+        Returns:
+            (B, K or N, D) tokens without positions, and V' (C, dim).
+        """
+        weight, bias, waves = self.kernel(waves)
+        return embed_patches(image, self.patch, self.offset, weight, bias, keep), waves
+
+
+def embed_patches(
+    image: Tensor, patch: int, offset: int, weight: Tensor, bias: Tensor, keep: Tensor | None = None
+) -> Tensor:
+    """The patch embedding as one matrix product, in the autocast precision.
+
+    Args:
+        image: (B, C, H, W), any size from one patch on.
+        patch: side of a patch in pixels.
+        offset: 0 or 1, see `DynamicPatchEmbedding`.
+        weight: (C·p·p, D).
+        bias: (D,).
+        keep: (B, K) patch indices, None for all.
+
+    Returns:
+        (B, K or N, D).
+    """
+    image = pad_to_patch(image, patch)
+    if offset:
+        image = F.pad(image, (offset, -offset, offset, -offset))
+    return patchify(image, patch, keep).to(weight.dtype) @ weight + bias
+
+
+class DynamicPatchPrediction(nn.Module):
+    """Tokens back to the pixels of any number of bands: the decoder's last layer, generated like the embedding.
+
+    Args:
+        width: of the decoder's tokens.
+        patch: side of a patch in pixels.
+        dim: of the encoded wavelengths.
+    """
+
+    def __init__(self, width: int, patch: int, dim: int = 128) -> None:
+        super().__init__()
+        self.width = width
+        # No bias: the published decoder generates one and throws it away, a parameter no loss reaches.
+        self.weight_generator = WeightGenerator(dim, patch * patch * width, width, None)
+
+    def forward(self, tokens: Tensor, waves: Tensor) -> Tensor:
+        """Predicted patches.
+
+        Args:
+            tokens: (B, M, width).
+            waves: (C, dim), the encoder's V'.
+
+        Returns:
+            (B, M, C·p·p), values in (C, p, p) order: band c is written by the kernel of wavelength c.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            weight, _ = self.weight_generator(waves.to(self.weight_generator.weight_tokens.dtype))
+        return F.linear(tokens, weight.reshape(-1, self.width))

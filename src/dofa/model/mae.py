@@ -1,0 +1,269 @@
+"""Masked image modelling with any bands: the encoder sees a few patches, a dynamic decoder predicts the others.
+
+Only visible patches are embedded and only masked ones predicted; the result equals the dense computation, the cost does
+not. Source: arXiv 2403.15356, section 3.3; He et al. 2022.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dofa.errors import DataError
+from dofa.model.config import DecoderConfig, MaskConfig
+from dofa.model.encoder import DOFA, Wavelengths, check_image
+from dofa.model.kernels import DynamicPatchPrediction, pad_to_patch, patchify, unpatchify
+from dofa.model.vit import NORM_EPS, Block, Grid, init_linear, interpolate_positions, run_block, sincos_positions
+
+VARIANCE_FLOOR = 1e-6  # added under the root of a patch's variance
+
+
+class MaskedAutoencoder(nn.Module):
+    """A DOFA encoder with the decoder that pretrains it.
+
+    The encoder's `fc_norm` and `head`, which no reconstruction reaches, are frozen: an optimiser or DDP finds no
+    parameter here that stays without a gradient. An encoder taken out for fine-tuning needs `requires_grad_(True)`.
+
+    Args:
+        encoder: the model to train.
+        decoder: width and depth of the decoder.
+        mask: share of hidden patches.
+        legacy_layout: the decoder was trained by the published code, whose output vector of a patch means (p, p, C);
+            its predictions are un-permuted to (C, p, p). False for every new model.
+    """
+
+    def __init__(
+        self,
+        encoder: DOFA,
+        decoder: DecoderConfig = DecoderConfig(),  # noqa: B008 (frozen)
+        mask: MaskConfig = MaskConfig(),  # noqa: B008 (frozen)
+        legacy_layout: bool = False,
+    ) -> None:
+        super().__init__()
+        config = encoder.config
+        self.encoder, self.decoder_config, self.mask_config = encoder, decoder, mask
+        self.legacy_layout = legacy_layout
+        self.patch = config.patch
+        self.decoder_embed = nn.Linear(config.width, decoder.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder.width))
+        self.decoder_pos_embed = nn.Parameter(sincos_positions(decoder.width, encoder.grid), requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(Block(decoder.width, decoder.heads) for _ in range(decoder.depth))
+        self.decoder_norm = nn.LayerNorm(decoder.width, eps=NORM_EPS)
+        self.decoder_pred = DynamicPatchPrediction(decoder.width, config.patch, config.wave_dim)
+        init_linear(self.decoder_embed)
+        nn.init.normal_(self.mask_token, std=0.02)
+        encoder.fc_norm.requires_grad_(False)
+        encoder.head.requires_grad_(False)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone, beside biases and norms."""
+        generator = "decoder_pred.weight_generator"
+        own = {"mask_token", "decoder_pos_embed", f"{generator}.weight_tokens", f"{generator}.bias_token"}
+        return own | {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the encoder's and decoder's activations in the backward pass."""
+        self.encoder.set_grad_checkpointing(enable)
+
+    def forward(
+        self, image: Tensor, wavelengths: Wavelengths, noise: Tensor | None = None, valid: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One step of masked image modelling.
+
+        Args:
+            image: (B, C, H, W) normalised, any size of at least two patches.
+            wavelengths: of the C bands, see `DOFA.band_inputs`.
+            noise: (B, N), the patches with the smallest values stay visible; drawn if None.
+            valid: (B, H, W) bool, False where there is no measurement: such pixels are fed as 0 and count in no target
+                statistic and no loss. Neither do pixels added to fill the last patches.
+
+        Returns:
+            loss: scalar, mean over the masked patches that hold a valid pixel.
+            patch_loss: (B, M) mean squared error of each, over its valid values; 0 where it has none.
+            image_loss: (B,) without gradient, mean over an image's masked patches; NaN where none is valid.
+            pred: (B, M, C·p·p) normalised predictions, (C, p, p) order.
+            masked: (B, M) their patch indices. mask: (B, N) float, 1 = masked.
+            latent: (B, 1 + K, D) CLS and visible tokens after `norm`.
+
+        Raises:
+            DataError: the image or the noise has another shape than expected, or values are not finite.
+        """
+        if valid is not None:
+            if image.ndim != 4 or valid.shape != (image.shape[0], *image.shape[2:]):
+                raise DataError(f"valid has shape {tuple(valid.shape)} for an image of shape {tuple(image.shape)}")
+            image = torch.where(valid[:, None], image, 0.0)
+        grid = check_image(image, self.patch, self.training)
+        patches = grid[0] * grid[1]
+        if patches < 2:
+            raise DataError(f"image of one patch of {self.patch} pixels: nothing would be left after masking")
+        if noise is None:
+            noise = torch.rand(len(image), patches, device=image.device)
+        elif noise.shape != (len(image), patches):
+            raise DataError(f"noise has shape {tuple(noise.shape)}; one number a patch is ({len(image)}, {patches})")
+        keep, masked, mask = split_patches(noise, self.mask_config.ratio)
+        tokens, waves = self.encoder.forward_visible(image, wavelengths, keep)
+        latent = self.encoder.norm(tokens)
+        pred = self.decode(latent, waves, keep, masked, grid)
+        target = patch_targets(image, self.patch, masked, valid)
+        patch_loss, counted = target.error(pred.float())
+        return {
+            "loss": patch_loss.sum() / counted.sum().clamp(min=1),
+            "patch_loss": patch_loss,
+            "image_loss": patch_loss.detach().sum(1) / counted.sum(1),
+            "pred": pred,
+            "masked": masked,
+            "mask": mask,
+            "latent": latent,
+        }
+
+    def decode(self, latent: Tensor, waves: Tensor, keep: Tensor, masked: Tensor, grid: Grid) -> Tensor:
+        """Predicts the masked patches.
+
+        Args:
+            latent: (B, 1 + K, D) CLS and visible tokens after `norm`.
+            waves: (C, wave_dim), the encoder's V'.
+            keep: (B, K) patch indices of the visible tokens.
+            masked: (B, M) patch indices to predict.
+            grid: rows and columns of patches.
+
+        Returns:
+            (B, M, C·p·p) normalised predictions, (C, p, p) order.
+        """
+        seen = self.decoder_embed(latent)
+        hidden = self.mask_token.to(seen.dtype).expand(*masked.shape, -1)
+        # Attention knows no order but the positions': visible tokens stay in front, masked ones at the end.
+        table = interpolate_positions(self.decoder_pos_embed, self.encoder.grid, grid)
+        places = table[0, 1:][torch.cat([keep, masked], dim=1)]
+        x = torch.cat([seen, hidden], dim=1) + torch.cat([table[:, :1].expand(len(places), -1, -1), places], dim=1)
+        for block in self.decoder_blocks:
+            x = run_block(block, x, self.encoder.grad_checkpointing)
+        pred: Tensor = self.decoder_pred(self.decoder_norm(x[:, -masked.shape[1] :]), waves)
+        if self.legacy_layout:
+            pred = pred.reshape(*pred.shape[:2], self.patch**2, -1).transpose(2, 3).flatten(2)
+        return pred
+
+    @torch.no_grad()
+    def reconstruct(
+        self, image: Tensor, wavelengths: Wavelengths, noise: Tensor | None = None, valid: Tensor | None = None
+    ) -> Tensor:
+        """The image with its masked patches as predicted, for people to look at.
+
+        Predictions are brought back with the hidden patch's own mean and standard deviation, which the model does not
+        predict; visible patches are as given.
+
+        Args:
+            image: (B, C, H, W) normalised.
+            wavelengths: of the C bands.
+            noise: (B, N) as in `forward`.
+            valid: (B, H, W) bool as in `forward`.
+
+        Returns:
+            (B, C, H, W) float32, normalised like the image.
+        """
+        out = self(image, wavelengths, noise, valid)
+        if valid is not None:
+            image = torch.where(valid[:, None], image, 0.0)
+        target = patch_targets(image, self.patch, out["masked"], valid)
+        predicted = out["pred"].float().reshape(target.normalised.shape) * target.std + target.mean
+        padded = pad_to_patch(image.float(), self.patch)
+        grid = (padded.shape[2] // self.patch, padded.shape[3] // self.patch)
+        patches = patchify(padded, self.patch)
+        patches.scatter_(1, out["masked"][..., None].expand(-1, -1, patches.shape[2]), predicted.flatten(2))
+        return unpatchify(patches, self.patch, grid)[..., : image.shape[2], : image.shape[3]]
+
+
+def split_patches(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Which patches are seen and which are hidden, drawn for each image on its own.
+
+    Args:
+        noise: (B, N); the smallest values stay visible.
+        ratio: hidden share.
+
+    Returns:
+        (B, K) visible and (B, M) masked patch indices, in the order of the noise, and (B, N) float, 1 = masked.
+    """
+    order = noise.argsort(dim=1, stable=True)
+    visible = MaskConfig(ratio).visible(noise.shape[1])
+    keep, masked = order[:, :visible], order[:, visible:]
+    return keep, masked, torch.zeros_like(noise, dtype=torch.float32).scatter(1, masked, 1.0)
+
+
+class PatchTargets(NamedTuple):
+    """Pixels of some patches, normalised by their own mean and standard deviation.
+
+    `normalised` is (B, M, C, p·p) float32, `mean` and `std` (B, M, 1, 1); `weight` is (B, M, 1, p·p), 1 where a pixel
+    counts, or None where all do.
+    """
+
+    normalised: Tensor
+    mean: Tensor
+    std: Tensor
+    weight: Tensor | None
+
+    def error(self, pred: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error of each patch over what counts, and 1 where anything does: both (B, M)."""
+        square = (pred.reshape(self.normalised.shape) - self.normalised) ** 2
+        if self.weight is None:
+            return square.mean((2, 3)), torch.ones_like(square[:, :, 0, 0])
+        pixels = self.weight.sum((2, 3))
+        mean = (square * self.weight).sum((2, 3)) / (square.shape[2] * pixels.clamp(min=1))
+        return mean, (pixels > 0).float()
+
+
+def patch_targets(image: Tensor, patch: int, index: Tensor, valid: Tensor | None = None) -> PatchTargets:
+    """What the decoder is to predict: the pixels of the chosen patches, normalised patch by patch in float32.
+
+    Mean and unbiased variance run over all bands and pixels of a patch together, with 1e-6 added under the root. The
+    patches lie on the plain grid whatever the embedding's offset.
+
+    Args:
+        image: (B, C, H, W).
+        patch: side in pixels.
+        index: (B, M) patch indices.
+        valid: (B, H, W) bool, None if every pixel counts; pixels that fill the last patches never count.
+    """
+    bands, (height, width) = image.shape[1], image.shape[-2:]
+    pixels = patchify(pad_to_patch(image.float(), patch), patch, index).reshape(*index.shape, bands, -1)
+    if valid is None and height % patch == 0 and width % patch == 0:
+        variance, mean = torch.var_mean(pixels, dim=(2, 3), keepdim=True)
+        std = (variance + VARIANCE_FLOOR).sqrt()
+        return PatchTargets((pixels - mean) / std, mean, std, None)
+    counts = torch.ones_like(image[:, :1]) if valid is None else valid[:, None].float()
+    counts = F.pad(counts, (0, -width % patch, 0, -height % patch))
+    weight = patchify(counts, patch, index).reshape(*index.shape, 1, -1)
+    total = bands * weight.sum((2, 3), keepdim=True)
+    mean = (pixels * weight).sum((2, 3), keepdim=True) / total.clamp(min=1)
+    variance = ((pixels - mean) ** 2 * weight).sum((2, 3), keepdim=True) / (total - 1).clamp(min=1)
+    std = (variance + VARIANCE_FLOOR).sqrt()
+    return PatchTargets((pixels - mean) / std * weight, mean, std, weight)
+
+
+@torch.no_grad()
+def visible_mean_floor(
+    image: Tensor, noise: Tensor, patch: int, ratio: float = 0.75, valid: Tensor | None = None
+) -> Tensor:
+    """The error a model has to beat: predicting the mean spectrum of the visible normalised patches everywhere.
+
+    Args:
+        image: (B, C, H, W) normalised, as the model is fed.
+        noise: (B, N), the one the model is judged with.
+        patch: side in pixels.
+        ratio: hidden share.
+        valid: (B, H, W) bool, None if every pixel counts.
+
+    Returns:
+        (B,) squared error per image, mean over its masked patches, to compare with `image_loss`; NaN where no masked
+        patch holds a valid pixel.
+    """
+    if valid is not None:
+        image = torch.where(valid[:, None], image, 0.0)
+    keep, masked, _ = split_patches(noise, ratio)
+    seen = patch_targets(image, patch, keep, valid)
+    if seen.weight is None:
+        spectrum = seen.normalised.mean((1, 3))
+    else:
+        spectrum = seen.normalised.sum((1, 3)) / seen.weight.sum((1, 3)).clamp(min=1)
+    hidden = patch_targets(image, patch, masked, valid)
+    error, counted = hidden.error(spectrum[:, None, :, None].expand(hidden.normalised.shape))
+    return error.sum(1) / counted.sum(1)

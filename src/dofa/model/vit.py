@@ -1,0 +1,245 @@
+"""The Vision Transformer behind the patch embedding: blocks, positions, pooled vector, intermediate maps.
+
+Nothing here knows a wavelength. Parameter names are those of timm and of the released weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dofa.errors import ConfigError
+from dofa.model.config import EncoderConfig
+
+Grid = tuple[int, int]
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, length, width)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers, four times as wide between them, with GELU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch (Touvron et al. 2021), as in DINOv2 and DOFA+."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block."""
+
+    def __init__(self, width: int, heads: int, layer_scale: float | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.apply(init_linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))
+
+
+def init_linear(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases, the usual start of a masked autoencoder (He et al. 2022)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
+    """One block, its activations recomputed in the backward pass if asked: less memory, the same numbers."""
+    if checkpointing and torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False))
+    return cast(Tensor, block(x))
+
+
+def sincos_positions(width: int, grid: Grid) -> Tensor:
+    """Fixed two-dimensional positions.
+
+    Args:
+        width: of a token, a multiple of 4.
+        grid: rows and columns of patches.
+
+    Returns:
+        (1, 1 + rows·columns, width): zeros for CLS, then row by row; the first half of a vector encodes the row, the
+        second the column, each as sines then cosines at width/4 geometric frequencies.
+    """
+    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float32) / (width / 4))
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequency for place in (rows, columns)]
+    table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+    return torch.cat([torch.zeros(1, width), table])[None]
+
+
+def interpolate_positions(table: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
+    """A position table (1, 1 + N, D) carried to another grid: bicubic with antialiasing, CLS as it is."""
+    if from_grid == to_grid:
+        return table
+    square = table[:, 1:].float().reshape(1, *from_grid, -1).permute(0, 3, 1, 2)
+    moved = F.interpolate(square, size=to_grid, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([table[:, :1], moved.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+class VisionTransformer(nn.Module):
+    """Everything behind the patch embedding.
+
+    Args:
+        config: sizes and conventions.
+        grid: of the position table, None for the config's own.
+    """
+
+    def __init__(self, config: EncoderConfig, grid: Grid | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.grid = grid or (config.grid, config.grid)
+        self.grad_checkpointing = False
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.pos_embed = nn.Parameter(sincos_positions(config.width, self.grid), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.layer_scale) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)  # for pretraining and feature levels, not for the pool
+        self.fc_norm = nn.LayerNorm(config.width, eps=NORM_EPS) if config.pooled_norm else nn.Identity()
+        self.head: nn.Module = nn.Identity()
+        nn.init.normal_(self.cls_token, std=0.02)
+        self.reset_classifier(config.num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh linear head, or none for 0 classes."""
+        self.config = replace(self.config, num_classes=num_classes)
+        self.head = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.config.width, num_classes)
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
+            self.head.to(self.cls_token.device, self.cls_token.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass: less memory, the same numbers."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone, beside biases and norms."""
+        return {"cls_token", "pos_embed"}
+
+    def add_positions(self, patch_tokens: Tensor, grid: Grid, keep: Tensor | None = None) -> Tensor:
+        """Puts the CLS token in front and positions onto everything.
+
+        Args:
+            patch_tokens: (B, N or K, D).
+            grid: rows and columns the image has in patches.
+            keep: (B, K) which patches these are, None for all in order.
+
+        Returns:
+            (B, 1 + N or K, D).
+        """
+        table = interpolate_positions(self.pos_embed, self.grid, grid)
+        places = table[:, 1:] if keep is None else table[0, 1:][keep]
+        cls = (self.cls_token + table[:, :1]).expand(patch_tokens.shape[0], -1, -1)
+        return torch.cat([cls, patch_tokens + places], dim=1)
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """(B, L, D) through all blocks."""
+        for block in self.blocks:
+            x = run_block(block, x, self.grad_checkpointing)
+        return x
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """The pooled vector, and the head's output from it.
+
+        Args:
+            tokens: (B, 1 + N, D) of `forward_features`.
+            pre_logits: stop before the head.
+
+        Returns:
+            (B, D) mean of the patch tokens, normed where the config says so, or (B, classes).
+        """
+        pooled = self.fc_norm(tokens[:, 1:].mean(dim=1))
+        return cast(Tensor, pooled if pre_logits else self.head(pooled))
+
+    def intermediates(
+        self,
+        x: Tensor,
+        grid: Grid,
+        indices: int | Sequence[int] | None,
+        norm: bool,
+        output_fmt: Literal["NCHW", "NLC"],
+        return_prefix_tokens: bool,
+        intermediates_only: bool,
+    ) -> "Intermediates":
+        """Outputs of chosen blocks; the arguments are those of `DOFA.forward_intermediates`."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt is {output_fmt!r}; NCHW (maps) or NLC (tokens)")
+        wanted = block_indices(indices, len(self.blocks))
+        found: dict[int, Tensor] = {}
+        for i, block in enumerate(self.blocks):
+            if intermediates_only and i > max(wanted):
+                break
+            x = run_block(block, x, self.grad_checkpointing)
+            if i in wanted:
+                found[i] = self.norm(x) if norm else x
+        levels: list[Tensor] | list[tuple[Tensor, Tensor]]
+        patches = [found[i][:, 1:] for i in wanted]
+        if output_fmt == "NCHW":
+            patches = [p.transpose(1, 2).reshape(len(p), -1, *grid) for p in patches]
+        levels = (
+            [(p, found[i][:, :1]) for p, i in zip(patches, wanted, strict=True)] if return_prefix_tokens else patches
+        )
+        return levels if intermediates_only else (x, levels)
+
+
+Levels = list[Tensor] | list[tuple[Tensor, Tensor]]
+Intermediates = Levels | tuple[Tensor, Levels]
+
+
+def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Block numbers from 0: None for all, an integer n for the last n, negatives counted from the end.
+
+    Raises:
+        ConfigError: there is no such block.
+    """
+    if indices is None:
+        return list(range(depth))
+    wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
+    if not wanted or any(not -depth <= i < depth for i in wanted):
+        raise ConfigError(f"indices {indices} do not name blocks of a model that has {depth} (0 to {depth - 1})")
+    return [i % depth for i in wanted]
