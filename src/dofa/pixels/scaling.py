@@ -1,23 +1,23 @@
-"""The only place that changes pixel values: from raw numbers to physical ones to what a model is fed.
+"""From raw numbers to physical values to what a model is fed, and whose word counts for each step.
 
-`Scaling` holds the two affine steps of one sensor's bands; the named maps of `UNIT_MAPS` carry values from the unit a
-product has to the unit a model was trained with. Nothing here guesses: what is not known is an error.
+`Scaling` holds the two affine steps of one sensor's bands; `resolve_physical` and `resolve_stats` keep the precedence
+of design.md section 3. Nothing here guesses: what is not known is an error.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError
+from dofa.errors import ConfigError, DataError, nearest
+from dofa.pixels.units import Float, Unit
 
-Unit = Literal["reflectance", "radiance", "db", "linear_power", "kelvin", "uint8", "dn"]
 Source = Literal["user", "file", "catalogue", "checkpoint", "head", "corpus", "scene"]
 Clip = tuple[float, float]
-Float = NDArray[np.float32]
 
 # The span a unit's values usually cover, against which a band counts as constant when it has no clip of its own.
 UNIT_SPAN: dict[str, float] = {
@@ -30,6 +30,10 @@ UNIT_SPAN: dict[str, float] = {
     "dn": 10_000.0,
 }
 CONSTANT_SHARE = 1e-6  # a standard deviation below this share of the physical range is a band without variance
+
+
+# The three cures of a sensor without statistics, in the words of the command line.
+CURES = "pass --stats scene, --stats dataset, or a head trained on it"
 
 
 class ConstantBandWarning(UserWarning):
@@ -67,6 +71,11 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.unit not in get_args(Unit):
             raise ConfigError(f"scaling.unit is {self.unit!r}; known units: {', '.join(get_args(Unit))}")
+        for source in (self.physical_source, self.stats_source):
+            if source is not None and source not in get_args(Source):
+                raise ConfigError(f"scaling has the source {source!r}; known: {', '.join(get_args(Source))}")
+        if len(set(self.bands)) < len(self.bands):
+            raise ConfigError(f"scaling names a band twice: {', '.join(self.bands)}")
         for field in ("scale", "offset", "clip", "mean", "std"):
             values = getattr(self, field)
             if values is not None and len(values) != len(self.bands):
@@ -80,6 +89,8 @@ class Scaling:
                 raise ConfigError(f"scaling.clip of band {name} is {clip}; it is (low, high)")
         if any(s == 0 or not np.isfinite(s) for s in self.scale):
             raise ConfigError("scaling.scale has a zero or non-finite factor")
+        if not np.isfinite([*self.offset, *(self.mean or ())]).all():
+            raise ConfigError("scaling.offset or scaling.mean has a non-finite value")
         if self.std is not None and any(s < 0 or not np.isfinite(s) for s in self.std):
             raise ConfigError("scaling.std has a negative or non-finite value")
 
@@ -130,7 +141,11 @@ class Scaling:
         """The same scaling with statistics of the physical values and where they come from."""
         return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)), stats_source=source)
 
-    @property
+    def without_stats(self) -> "Scaling":
+        """Only the step from raw to physical values."""
+        return replace(self, mean=None, std=None, stats_source=None)
+
+    @cached_property
     def constant(self) -> tuple[str, ...]:
         """Names of the bands whose std is under 1e-6 of their physical range; they are fed as 0."""
         if self.std is None:
@@ -153,13 +168,9 @@ class Scaling:
         self._check_bands(raw_chw)
         # int32 and float64 raw values would lose digits as float32 before the factor, so those go through float64.
         wide = raw_chw.dtype.itemsize > 4 or raw_chw.dtype in (np.int32, np.uint32)
-        work = np.float64 if wide else np.float32
+        work: Any = np.float64 if wide else np.float32
         out = raw_chw.astype(work) * _column(self.scale, work) + _column(self.offset, work)
-        if any(c is not None for c in self.clip):
-            low = _column([-np.inf if c is None else c[0] for c in self.clip], work)
-            high = _column([np.inf if c is None else c[1] for c in self.clip], work)
-            out = np.clip(out, low, high)
-        return out.astype(np.float32, copy=False)
+        return self._clipped(out)
 
     def normalise(self, raw_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None) -> Float:
         """Raw numbers to the input of a model.
@@ -169,26 +180,34 @@ class Scaling:
             valid_hw: (..., H, W), False where there is no measurement; those pixels become 0, the mean.
 
         Returns:
-            (..., C, H, W) float32.
+            (..., C, H, W) float32; bands without variance are 0.
 
         Raises:
             ConfigError: there are no statistics.
             DataError: another number of bands, or a valid pixel is not finite.
         """
-        return self.normalise_physical(self.physical(raw_chw), valid_hw)
+        return self._standardised(self.physical(raw_chw), valid_hw)
 
-    def normalise_physical(self, physical_chw: Float, valid_hw: NDArray[np.bool_] | None = None) -> Float:
-        """Like `normalise`, from values that are already physical."""
-        if self.mean is None or self.std is None:
-            raise ConfigError(
-                "this scaling has no statistics: pass --stats scene, --stats dataset, or a head trained on the sensor"
-            )
+    def normalise_physical(self, physical_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None) -> Float:
+        """Like `normalise`, from values that are already physical (they are clipped here too)."""
         self._check_bands(physical_chw)
-        dead = self.constant
-        if dead:
-            warnings.warn(f"bands without variance are fed as 0: {', '.join(dead)}", ConstantBandWarning, stacklevel=2)
-        inverse = [0.0 if b in dead else 1.0 / s for b, s in zip(self.bands, self.std, strict=True)]
-        out = (physical_chw - _column(self.mean)) * _column(inverse)
+        return self._standardised(self._clipped(physical_chw), valid_hw)
+
+    def _clipped(self, physical_chw: NDArray[Any]) -> Float:
+        out = physical_chw
+        if any(c is not None for c in self.clip):
+            low = _column([-np.inf if c is None else c[0] for c in self.clip], out.dtype)
+            high = _column([np.inf if c is None else c[1] for c in self.clip], out.dtype)
+            out = np.clip(out, low, high)
+        return np.asarray(out, np.float32)
+
+    def _standardised(self, physical_chw: Float, valid_hw: NDArray[np.bool_] | None) -> Float:
+        if self.mean is None or self.std is None:
+            raise ConfigError(f"this scaling has no statistics: {CURES}")
+        if self.constant:
+            _name_constant(self.constant)
+        inverse = [0.0 if b in self.constant else 1.0 / s for b, s in zip(self.bands, self.std, strict=True)]
+        out: Float = (physical_chw - _column(self.mean)) * _column(inverse)
         if valid_hw is not None:
             out = np.where(np.asarray(valid_hw, bool)[..., None, :, :], out, np.float32(0))
         if not np.isfinite(out).all():
@@ -196,7 +215,7 @@ class Scaling:
                 f"{int((~np.isfinite(out)).sum())} values are NaN or infinite where pixels count as valid: "
                 "mark them in the validity mask or declare the nodata value"
             )
-        return out.astype(np.float32, copy=False)
+        return out
 
     def denormalise(self, normalised_chw: NDArray[Any]) -> Float:
         """Normalised values back to physical ones; a constant band comes back as its mean."""
@@ -204,7 +223,8 @@ class Scaling:
             raise ConfigError("this scaling has no statistics to undo")
         self._check_bands(normalised_chw)
         std = [0.0 if b in self.constant else s for b, s in zip(self.bands, self.std, strict=True)]
-        return (normalised_chw.astype(np.float32) * _column(std) + _column(self.mean)).astype(np.float32, copy=False)
+        out: Float = normalised_chw.astype(np.float32) * _column(std) + _column(self.mean)
+        return out
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, for JSON and YAML."""
@@ -222,7 +242,18 @@ class Scaling:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Scaling":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a key is missing or unknown, or figures do not fit.
+        """
+        fields = cls.__dataclass_fields__
+        missing = [k for k in fields if k not in data and k not in ("mean", "std", "stats_source")]
+        unknown = [k for k in data if k not in fields]
+        if missing or unknown:
+            words = [f"lacks {', '.join(missing)}"] if missing else []
+            words += [f"has the unknown key {k!r} ({nearest(str(k), fields)})" for k in unknown]
+            raise ConfigError(f"scaling {' and '.join(words)}")
 
         def numbers(key: str) -> tuple[float, ...] | None:
             return None if data.get(key) is None else tuple(float(v) for v in data[key])
@@ -245,6 +276,89 @@ class Scaling:
                 f"image of shape {array.shape} does not have the {len(self.bands)} bands {', '.join(self.bands[:8])}"
                 f"{' …' if len(self.bands) > 8 else ''} on its third axis from the end"
             )
+
+
+def resolve_physical(
+    user: Scaling | None, file: Scaling | None, product: Scaling | None, what: str = "this image"
+) -> Scaling:
+    """The step from raw to physical values: what the user says, then the file's own tags, then the sensor's product.
+
+    Raises:
+        ConfigError: nobody says; the three cures are named.
+    """
+    ranked: list[tuple[Source, Scaling | None]] = [("user", user), ("file", file), ("catalogue", product)]
+    for source, scaling in ranked:
+        if scaling is not None:
+            return replace(scaling.without_stats(), physical_source=source)
+    raise ConfigError(
+        f"{what}: nothing says what its numbers mean: pass a scaling with its unit, write scale, offset and unit tags "
+        "into the file, or name a sensor whose product defines them"
+    )
+
+
+def resolve_stats(
+    physical: Scaling,
+    sensor: str,
+    *,
+    head: Scaling | None = None,
+    stats: Scaling | None = None,
+    checkpoint: Mapping[str, Scaling | None] | None = None,
+    store: Scaling | None = None,
+    force: bool = False,
+) -> Scaling:
+    """Whose statistics normalise a sensor's bands: the head's, then `--stats`, the checkpoint's, the store's.
+
+    Args:
+        physical: the bands wanted and their physical values; its own statistics, if any, are ignored.
+        sensor: its name, for the checkpoint and the error.
+        head: the scaling of a head folder.
+        stats: what `--stats` says, its `stats_source` telling where from.
+        checkpoint: the scalings of a model's config.json by sensor name.
+        store: the scaling of a packed corpus.
+        force: let `stats` win over a head.
+
+    Returns:
+        `physical` with mean and std; a band without a clip of its own takes the one its statistics were measured with.
+
+    Raises:
+        ConfigError: `stats` beside a head without `force`; no statistics at all; a band is missing; another unit.
+    """
+    if head is not None and stats is not None and not force:
+        raise ConfigError(
+            "a head carries the statistics it was trained with: leave out --stats, or force it to feed the head others"
+        )
+    known = {name: s for name, s in (checkpoint or {}).items() if s is not None and s.mean is not None}
+    ranked: list[tuple[Source, Scaling | None]] = [
+        ("head", None if stats is not None else head),
+        ((stats and stats.stats_source) or "user", stats),
+        ("checkpoint", known.get(sensor)),
+        ("corpus", store),
+    ]
+    found = next(((source, s) for source, s in ranked if s is not None and s.mean is not None), None)
+    if found is None:
+        knows = f"it knows {', '.join(sorted(known))}" if known else "it knows none"
+        raise ConfigError(f"sensor {sensor} has no statistics in this checkpoint ({knows}): {CURES}")
+    source, chosen = found
+    missing = [b for b in physical.bands if b not in chosen.bands]
+    if missing:
+        raise ConfigError(
+            f"the statistics of sensor {sensor} ({source}) lack band {', '.join(missing[:8])}: leave the band out, or "
+            f"{CURES}"
+        )
+    if chosen.unit != physical.unit:
+        raise ConfigError(
+            f"sensor {sensor} is in {physical.unit}, its statistics ({source}) in {chosen.unit}: convert the values "
+            f"with dofa.pixels.convert_units, or {CURES}"
+        )
+    chosen = chosen.select(physical.bands)
+    clip = tuple(own or theirs for own, theirs in zip(physical.clip, chosen.clip, strict=True))
+    return replace(physical, clip=clip, mean=chosen.mean, std=chosen.std, stats_source=source)
+
+
+@cache
+def _name_constant(bands: tuple[str, ...]) -> None:
+    """Warn of these bands, once in a process."""
+    warnings.warn(f"bands without variance are fed as 0: {', '.join(bands)}", ConstantBandWarning, stacklevel=4)
 
 
 def _column(values: Sequence[float], dtype: Any = np.float32) -> NDArray[Any]:

@@ -1,0 +1,32 @@
+"""The only place that changes pixel values: raw numbers, physical values, other units, the input of a model."""
+
+from dofa.pixels.scaling import (
+    CONSTANT_SHARE,
+    UNIT_SPAN,
+    Clip,
+    ConstantBandWarning,
+    Scaling,
+    Source,
+    resolve_physical,
+    resolve_stats,
+)
+from dofa.pixels.statistics import RunningStats
+from dofa.pixels.units import UNIT_MAPS, Float, Unit, UnitMap, convert_units, unit_map
+
+__all__ = [
+    "CONSTANT_SHARE",
+    "UNIT_MAPS",
+    "UNIT_SPAN",
+    "Clip",
+    "ConstantBandWarning",
+    "Float",
+    "RunningStats",
+    "Scaling",
+    "Source",
+    "Unit",
+    "UnitMap",
+    "convert_units",
+    "resolve_physical",
+    "resolve_stats",
+    "unit_map",
+]
