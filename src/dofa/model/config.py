@@ -30,6 +30,12 @@ class TrainedSensor:
     gsd_m: float | None = None
     platform: str = ""
 
+    def __post_init__(self) -> None:
+        if len(self.wavelength_um) != len(self.bands):
+            raise ConfigError(f"trained sensor: {len(self.wavelength_um)} wavelengths for {len(self.bands)} bands")
+        if self.scaling is not None and self.scaling.bands != self.bands:
+            raise ConfigError(f"trained sensor: scaling is for bands {self.scaling.bands}, not {self.bands}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for config.json."""
         return {
@@ -50,6 +56,21 @@ class TrainedSensor:
             gsd_m=data.get("gsd_m"),
             platform=data.get("platform", ""),
         )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from and on what terms; it travels with a model from `load` to `save`.
+
+    Attributes:
+        licence: SPDX identifier, empty if nobody said.
+        attribution: whom the licence wants named.
+        provenance: source file and digest, corpus, steps: whatever tells how the weights came about.
+    """
+
+    licence: str = ""
+    attribution: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

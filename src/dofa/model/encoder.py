@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dofa.errors import ConfigError, DataError
-from dofa.model.config import POLARISATIONS, EncoderConfig, TrainedSensor
+from dofa.model.config import POLARISATIONS, EncoderConfig, Origin, TrainedSensor
 from dofa.model.kernels import DynamicPatchEmbedding, embed_patches, encode_wavelengths
 from dofa.model.vit import Grid, Intermediates, VisionTransformer, interpolate_positions
 from dofa.sensors import Band, Sensor, check_wavelength_um
@@ -30,6 +30,7 @@ class DOFA(VisionTransformer):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
+        self.origin = Origin()  # licence and provenance of loaded weights, written again by checkpoint.save
         self.patch_embed = DynamicPatchEmbedding(config.width, config.patch, config.patch_offset, config.wave_dim)
         if config.polarisation_embedding:
             # Zero at first: a new model starts with one kernel for VV and VH and learns to tell them apart.
