@@ -6,21 +6,22 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.model.config import POLARISATIONS, EncoderConfig, Origin, TrainedSensor
 from dofa.model.kernels import DynamicPatchEmbedding, embed_patches, encode_wavelengths
 from dofa.model.vit import Grid, Intermediates, VisionTransformer, interpolate_positions
 from dofa.sensors import Band, Sensor, check_wavelength_um
 
-Wavelengths = Tensor | Sequence[float] | Sensor | Sequence[Band]
+Wavelengths = Tensor | Sequence[float] | Sensor | str | Sequence[Band]
 
 
 class DOFA(VisionTransformer):
     """One Vision Transformer for images of any bands.
 
     `model(x, wavelengths)` is `forward_head(forward_features(x, wavelengths))`. x is (B, C, H, W), normalised, of any
-    size from one patch on; wavelengths are micrometres, one a band in the order of the bands, or a `Sensor`, or a
-    sequence of `Band`.
+    size from one patch on; wavelengths are micrometres, one a band in the order of the bands, or a `Sensor` (or the
+    name of a catalogued one), or a sequence of `Band`.
 
     Args:
         config: sizes and conventions; see `dofa.model.config.preset` for the named ones.
@@ -51,16 +52,18 @@ class DOFA(VisionTransformer):
         band by band (name or alias). A SAR band has no wavelength; the config's number stands for it.
 
         Args:
-            wavelengths: micrometres, a Sensor, or Bands (which carry no sensor's name: their own wavelengths).
+            wavelengths: micrometres, a Sensor or its name, or Bands (which tell no sensor: their own wavelengths).
 
         Returns:
             (C,) wavelengths in µm, and (C,) long: 0 for a band without polarisation, else 1 + its place in
             POLARISATIONS. Plain numbers carry none.
 
         Raises:
-            ConfigError: no band, or a wavelength outside 0.2–20 µm.
+            ConfigError: no band, an unknown sensor, or a wavelength outside 0.2–20 µm.
         """
         device = self.cls_token.device
+        if isinstance(wavelengths, str):
+            wavelengths = sensors.get(wavelengths)
         if isinstance(wavelengths, Tensor):
             if wavelengths.ndim != 1:
                 raise ConfigError(f"wavelengths have shape {tuple(wavelengths.shape)}; one number a band, (C,)")

@@ -107,11 +107,10 @@ class WeightGenerator(nn.Module):
         self.fc_bias = None if bias_out is None else nn.Linear(dim, bias_out)
         nn.init.normal_(self.weight_tokens, std=0.02)
         nn.init.normal_(self.bias_token, std=0.02)
-        # A band's state z is a layer-normed vector plus dim/2 points of the unit circle: |z|² ≈ 1.5·dim. This standard
-        # deviation lets one band of unit variance alone contribute 0.1 to an output whatever the patch or decoder
-        # width ("hyperfan-in", Chang et al., ICLR 2020). Bands add up almost coherently, so that tokens run from
-        # about 0.15 (two bands) to a few units (202) around the 0.7 of the positions.
-        nn.init.normal_(self.fc_weight.weight, std=0.1 / (KERNEL_SCALE * math.sqrt(1.5 * dim * fan_in)))
+        # A band's state z has |z|² ≈ 3·dim (measured). With this deviation one band of unit variance contributes 0.1
+        # to an output whatever the patch or the decoder's width ("hyperfan-in", Chang et al., ICLR 2020). Bands add up
+        # almost coherently: tokens run from 0.2 (two bands) over 0.5 (nine) to 9 (202) beside positions of 0.7.
+        nn.init.normal_(self.fc_weight.weight, std=0.1 / (KERNEL_SCALE * math.sqrt(3 * dim * fan_in)))
         nn.init.zeros_(self.fc_weight.bias)
 
     def forward(self, waves: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,7 +1,7 @@
 """Masked image modelling with any bands: the encoder sees a few patches, a dynamic decoder predicts the others.
 
 Only visible patches are embedded and only masked ones predicted; the result equals the dense computation, the cost does
-not. Source: arXiv 2403.15356, section 3.3; He et al. 2022.
+not. Sources: arXiv 2403.15356; He et al. 2022 for masking and per-patch targets.
 """
 
 from typing import NamedTuple
