@@ -239,7 +239,8 @@ def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     """
     if indices is None:
         return list(range(depth))
-    wanted = list(range(depth - indices, depth)) if isinstance(indices, int) else list(indices)
+    # A count beyond the depth starts below −depth, where there is no block, and is refused with the others.
+    wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
     if not wanted or any(not -depth <= i < depth for i in wanted):
         raise ConfigError(f"indices {indices} do not name blocks of a model that has {depth} (0 to {depth - 1})")
     return [i % depth for i in wanted]

@@ -1,0 +1,66 @@
+"""bf16 against float32: some processors compute bf16 `conv2d` wrongly for 4, 6, 8, 10 or 12 bands (design.md section 7)."""
+
+import pytest
+import torch
+
+from dofa.model.config import DecoderConfig, EncoderConfig
+from dofa.model.encoder import DOFA
+from dofa.model.mae import MaskedAutoencoder
+
+BANDS = [*range(1, 17), 202]
+
+
+def relative_l2(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value.float() - reference).norm() / reference.norm())
+
+
+@pytest.fixture(scope="module")
+def model() -> DOFA:
+    torch.manual_seed(0)
+    return DOFA(EncoderConfig(192, 6, 3, 16, image_size=64, num_classes=7)).eval()
+
+
+@pytest.mark.parametrize("bands", BANDS)
+def test_bf16_is_within_one_percent_of_float32_for_any_number_of_bands(model, bands):
+    image = torch.randn(2, bands, 64, 64, generator=torch.Generator().manual_seed(bands))
+    wavelengths = torch.linspace(0.42, 2.4, bands)
+    static = model.specialize(wavelengths)
+
+    def outputs() -> dict[str, torch.Tensor]:
+        return {
+            "embedding": model.patch_embed(image, model.encode_bands(wavelengths))[0],
+            "features": model.forward_features(image, wavelengths),
+            "pooled": model.forward_head(model.forward_features(image, wavelengths), pre_logits=True),
+            "static": static.forward_features(image),
+        }
+
+    with torch.no_grad():
+        plain = outputs()
+        with torch.autocast("cpu", torch.bfloat16):
+            half = outputs()
+    worst = {name: relative_l2(half[name], plain[name]) for name in plain}
+    assert max(worst.values()) <= 1e-2, worst
+
+
+@pytest.mark.parametrize("bands", [2, 4, 12, 202])
+def test_bf16_predictions_and_loss_are_close_to_float32(bands):
+    torch.manual_seed(1)
+    mae = MaskedAutoencoder(DOFA(EncoderConfig(96, 4, 3, 8, image_size=32)), DecoderConfig(64, 2, 4)).eval()
+    image, noise = torch.randn(2, bands, 32, 32), torch.rand(2, 16)
+    wavelengths = torch.linspace(0.42, 2.4, bands)
+    with torch.no_grad():
+        plain = mae(image, wavelengths, noise)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = mae(image, wavelengths, noise)
+    assert relative_l2(half["pred"], plain["pred"]) <= 2e-2  # a second network of the same rounding on top
+    assert half["loss"].dtype == torch.float32
+    assert relative_l2(half["loss"], plain["loss"]) <= 1e-3
+
+
+def test_a_model_cast_to_bfloat16_takes_a_float32_image(model):
+    small = DOFA(EncoderConfig(48, 2, 3, 8, image_size=32)).eval().requires_grad_(False)
+    image, wavelengths = torch.randn(1, 4, 32, 32), [0.49, 0.56, 0.665, 0.842]
+    plain = small(image, wavelengths)
+    half = small.bfloat16()(image, wavelengths)
+    assert half.dtype == torch.bfloat16
+    assert relative_l2(half, plain) <= 3e-2  # weights are rounded too, the generated kernel's twice
