@@ -1,0 +1,365 @@
+"""What a pretraining run is told, as nested dataclasses that check themselves and read from YAML.
+
+Nothing here imports torch: the command line shows, prints and refuses configurations at once.
+"""
+
+import types
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dofa.errors import ConfigError, nearest
+from dofa.model.config import DecoderConfig, MaskConfig, preset
+
+FORMAT_VERSION = 1
+# What may differ between a run and its continuation without changing a single weight.
+HOUSEKEEPING = frozenset(
+    {
+        "data.stores",  # compared by content, so a moved corpus continues
+        "run.out",
+        "run.workers",
+        "run.save_every",
+        "run.keep",
+        "run.log_every",
+        "run.evaluate_every",
+        "run.evaluate_images",
+        "run.pictures_every",
+        "run.strategy",
+        "run.device",
+        "run.devices",
+        "run.nodes",
+    }
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is trained.
+
+    Attributes:
+        size: tiny, small, base, large, huge, plus-small, plus-base or plus-large.
+        changes: fields of the encoder that differ from that size, such as patch and image_size.
+        decoder: of masked image modelling.
+        mask: the hidden share.
+        gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
+        init: a model folder or released name to start from; `size` and `changes` are then left alone.
+    """
+
+    size: str = "base"
+    changes: dict[str, Any] = field(default_factory=dict)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    gradient_checkpointing: bool = False
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        preset(self.size, **self.changes)
+        if self.init is not None and self.changes:
+            raise ConfigError("model.init brings its own architecture: leave model.changes empty")
+
+
+@dataclass(frozen=True)
+class JitterConfig:
+    """Spectral jitter of normalised input, x·exp(gain·ε) + offset·ε′ with one ε and ε′ a band (reference §8).
+
+    Without it a small corpus' average spectrum is memorised instead of read off the visible patches.
+
+    Attributes:
+        share: of the samples that are jittered; 0 for none.
+        gain: standard deviation of the logarithm of the factor.
+        offset: standard deviation of what is added, in standard deviations of the band.
+        smooth_um: length in µm over which ε and ε′ are correlated in hyperspectral images (more than 32 bands).
+    """
+
+    share: float = 0.0
+    gain: float = 0.2
+    offset: float = 0.35
+    smooth_um: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"data.jitter.share is {self.share}; a share of the samples, 0 to 1")
+        if self.gain < 0 or self.offset < 0 or self.smooth_um <= 0:
+            raise ConfigError("data.jitter: gain and offset are at least 0, smooth_um is above 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the model sees.
+
+    Attributes:
+        stores: packed corpora (`dofa pack`), local folders or URLs.
+        crop: side of the training image in pixels, one number or one a sensor. Without crop_area it is cut at the
+            image's own resolution, and a smaller image gives the largest multiple of the patch that it holds.
+        crop_area: share of the image's area that a random crop covers before it is resized to `crop`; None cuts
+            without resizing.
+        flips: none, horizontal, or both axes.
+        batch: images of a micro-batch, one number or one a sensor.
+        weights: share of the micro-batches per sensor; None follows the number of images.
+        band_keep: least share of the bands kept; every micro-batch of more than two bands draws its own subset.
+        jitter: spectral jitter.
+    """
+
+    stores: tuple[str, ...] = ()
+    crop: int | dict[str, int] = 224
+    crop_area: tuple[float, float] | None = None
+    flips: Literal["none", "horizontal", "both"] = "both"
+    batch: int | dict[str, int] = 64
+    weights: dict[str, float] | None = None
+    band_keep: float = 1.0
+    jitter: JitterConfig = field(default_factory=JitterConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "batch"):
+            value = getattr(self, name)
+            numbers = value.values() if isinstance(value, dict) else [value]
+            if any(n < 1 for n in numbers):
+                raise ConfigError(f"data.{name} is {value}; every number is at least 1")
+        if self.crop_area is not None and not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ConfigError(f"data.crop_area is {self.crop_area}; (low, high) shares of the area, above 0, at most 1")
+        if not 0 < self.band_keep <= 1:
+            raise ConfigError(f"data.band_keep is {self.band_keep}; a share of the bands, above 0, at most 1")
+        if self.weights is not None and (any(w < 0 for w in self.weights.values()) or not sum(self.weights.values())):
+            raise ConfigError("data.weights are shares: none below 0, one at least above")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and half a cosine.
+
+    Attributes:
+        lr: highest learning rate, as it is (no scaling by batch).
+        betas: of Adam.
+        weight_decay: of matrices; biases, norms, tokens and positions have none.
+        warmup_updates: over which the rate grows from 0 to lr; the first update already moves.
+        min_lr: what the cosine ends at.
+        clip: largest norm of the gradient, None for no limit.
+    """
+
+    lr: float = 1.5e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup_updates: int = 0
+    min_lr: float = 0.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"optim: lr {self.lr} is above 0 and min_lr {self.min_lr} between 0 and lr")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"optim.betas are {self.betas}; each at least 0 and below 1")
+        if self.weight_decay < 0 or self.warmup_updates < 0 or (self.clip is not None and self.clip <= 0):
+            raise ConfigError("optim: weight_decay and warmup_updates are at least 0, clip is above 0 or null")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, where and how often.
+
+    Attributes:
+        out: the run folder: model/, checkpoints/, log.jsonl, log.csv, pictures/.
+        updates: steps of the optimiser; give this or epochs.
+        epochs: passes over the samples that the weights imply.
+        micro_batches: of one update, over all processes together: a multiple of their number.
+        precision: 32-true or bf16-mixed.
+        seed: of every draw.
+        save_every: updates between checkpoints; the end always saves.
+        keep: newest checkpoints kept.
+        log_every: updates between log lines.
+        evaluate_every: updates between measurements on the held-out split; 0 for none.
+        evaluate_images: of each sensor, at most.
+        pictures_every: updates between reconstruction pictures; 0 for none.
+        workers: processes a rank that read and augment.
+        strategy: auto (DDP where there is more than one process), ddp, or fully-shard.
+        device: auto, cpu or cuda.
+        devices: processes a node; torchrun's number holds under torchrun.
+        nodes: torchrun's number holds under torchrun.
+    """
+
+    out: str = "runs/pretrain"
+    updates: int | None = None
+    epochs: float | None = None
+    micro_batches: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    seed: int = 0
+    save_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+    evaluate_every: int = 0
+    evaluate_images: int = 64
+    pictures_every: int = 0
+    workers: int = 0
+    strategy: Literal["auto", "ddp", "fully-shard"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = 1
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.updates is None) == (self.epochs is None):
+            raise ConfigError("run: give updates or epochs, one of them")
+        if (self.updates is not None and self.updates < 1) or (self.epochs is not None and self.epochs <= 0):
+            raise ConfigError("run: updates are at least 1, epochs above 0")
+        for name in ("micro_batches", "save_every", "keep", "log_every", "evaluate_images", "devices", "nodes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"run.{name} is {getattr(self, name)}; at least 1")
+        for name in ("seed", "evaluate_every", "pictures_every", "workers"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"run.{name} is {getattr(self, name)}; at least 0")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A whole pretraining run: `load_config` reads it, `dofa.train.pretrain.pretrain` runs it."""
+
+    format_version: int = FORMAT_VERSION
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(epochs=1))
+
+    def __post_init__(self) -> None:
+        if self.format_version > FORMAT_VERSION:
+            raise ConfigError(
+                f"this configuration has format_version {self.format_version}, newer than the {FORMAT_VERSION} this "
+                "dofa reads: update dofa"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mappings, lists and numbers, whole."""
+        return _plain(asdict(self))  # type: ignore[no-any-return]
+
+
+def from_dict(data: dict[str, Any], origin: str = "configuration") -> PretrainConfig:
+    """A configuration from nested mappings; what is absent has its default.
+
+    Raises:
+        ConfigError: a key nobody knows (the nearest known one is said), a value of another type, settings that do not
+            hold together, or a format version from the future.
+    """
+    import jsonargparse  # takes a tenth of a second
+
+    # A newer format may have keys this version does not know, so its version is looked at first.
+    version = data.get("format_version", FORMAT_VERSION)
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        PretrainConfig(format_version=version)
+    _check_keys(data, PretrainConfig, origin, "")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainConfig, None)
+    try:
+        return PretrainConfig(**vars(parser.instantiate(parser.parse_object(data))))
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(f"{origin}: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> PretrainConfig:
+    """A run's configuration from a YAML file, or from one of the package's recipes by its name.
+
+    Args:
+        path: a YAML file, or cpu-tiny, dofa-base-mim, dofa-large-mim.
+        overrides: settings that win over the file, as `key.key=value` with a YAML value: `data.stores=[a, b]`.
+
+    Raises:
+        ConfigError: like `from_dict`; also no such file or recipe, or a file that is not YAML.
+    """
+    text = _recipe_text(path)
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no mapping of settings")
+    for override in overrides or []:
+        _override(data, override)
+    return from_dict(data, str(path))
+
+
+def print_config(config: PretrainConfig) -> None:
+    """Print the whole configuration, defaults included, as YAML that `load_config` reads."""
+    print(to_yaml(config), end="")
+
+
+def to_yaml(config: PretrainConfig) -> str:
+    """The whole configuration, defaults included, as YAML that `load_config` reads."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("dofa") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
+    """Settings that matter to the weights and differ, each as `key: before -> now`."""
+    old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in HOUSEKEEPING)
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed]
+
+
+def _recipe_text(path: str | Path) -> str:
+    file = Path(path)
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    if file.suffix in (".yaml", ".yml") or len(file.parts) > 1:
+        raise ConfigError(f"no configuration file {file}")
+    if str(path) not in recipes():
+        raise ConfigError(f"no file and no recipe {str(path)!r}: {nearest(str(path), recipes())}")
+    return (resources.files("dofa") / "recipes" / f"{path}.yaml").read_text(encoding="utf-8")
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key.key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {}  # also replaces a single number by one a sensor: data.crop.naip-rgb=64
+        data = data[parent]
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {' '.join(str(error).split())}") from None
+
+
+def _check_keys(data: Any, owner: type, origin: str, where: str) -> None:
+    """Refuse unknown keys and nulls where none may stand: jsonargparse names no neighbours and lets nulls through."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: {where.rstrip('.')} is {data!r}; a mapping of settings")
+    hints = get_type_hints(owner)
+    known = {f.name for f in fields(owner)}
+    for key, value in data.items():
+        if key not in known:
+            raise ConfigError(f"{origin}: unknown key {where}{key}: {nearest(str(key), known)}")
+        hint = hints[key]
+        if is_dataclass(hint) and isinstance(hint, type):
+            _check_keys(value, hint, origin, f"{where}{key}.")
+        elif value is None and not (get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)):
+            raise ConfigError(f"{origin}: {where}{key} is empty")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, entry in value.items():
+        # The settings one a sensor and the encoder's changes are one setting each.
+        if isinstance(entry, dict) and f"{prefix}{key}" not in (
+            "data.crop",
+            "data.batch",
+            "data.weights",
+            "model.changes",
+        ):
+            out |= _flat(entry, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = entry
+    return out

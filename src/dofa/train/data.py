@@ -1,0 +1,378 @@
+"""From stores to micro-batches: crops, flips, band subsets, spectral jitter and masks.
+
+Every draw is a function of the run's seed, the update and the position in the global batch, never of the process or
+loader worker that happens to make it (design.md section 3, Randomness).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from dofa.corpus.mixture import MicroBatch, Mixture
+from dofa.corpus.store import SensorStore
+from dofa.errors import ConfigError, DataError, nearest
+from dofa.pixels import Scaling
+from dofa.sensors import Band, Sensor
+from dofa.train.config import DataConfig, JitterConfig, PretrainConfig
+
+Float = NDArray[np.float32]
+ASPECT = (3 / 4, 4 / 3)  # of a random resized crop, as everyone draws it
+HYPERSPECTRAL = 32  # more bands than that are samples of a curve rather than bands of their own
+
+
+@dataclass(frozen=True)
+class Source:
+    """One sensor of a run: where its images are and what is done to them.
+
+    Attributes:
+        sensor: with its bands in the order of the store.
+        scaling: raw to normalised.
+        shape: (C, H, W) of the stored images.
+        train: indices of the training split.
+        val: indices of the held-out split.
+        side: of the training image in pixels.
+        batch: images of a micro-batch.
+    """
+
+    sensor: Sensor
+    scaling: Scaling
+    shape: tuple[int, int, int]
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    side: int
+    batch: int
+
+    def held_out(self, limit: int) -> NDArray[np.int64]:
+        """At most `limit` held-out images, evenly spread, so that neighbours from one place do not fill the sample."""
+        if len(self.val) <= limit:
+            return self.val
+        chosen: NDArray[np.int64] = self.val[np.linspace(0, len(self.val) - 1, limit).round().astype(int)]
+        return chosen
+
+
+def describe_sources(
+    stores: dict[str, SensorStore], scalings: dict[str, Scaling], data: DataConfig, patch: int
+) -> dict[str, Source]:
+    """What a run does with every sensor of its stores.
+
+    Args:
+        stores: by sensor name.
+        scalings: by sensor name, with the statistics the model is trained with.
+        data: crops, batches and weights; those given one a sensor must name sensors of the stores.
+        patch: side of a patch in pixels.
+
+    Raises:
+        ConfigError: a setting names another sensor, misses one, or asks for crops smaller than two patches.
+        DataError: a sensor has no image to train on.
+    """
+    for name in ("crop", "batch", "weights"):
+        given = getattr(data, name)
+        for sensor in given if isinstance(given, dict) else ():
+            if sensor not in stores:
+                raise ConfigError(f"data.{name} names {sensor!r}: {nearest(sensor, stores)}")
+    sources = {}
+    for name, store in stores.items():
+        channels, height, width = store.shape
+        crop = _one(data.crop, name, "crop")
+        if data.crop_area is not None and crop % patch:
+            raise ConfigError(f"data.crop of {name} is {crop}; a multiple of the patch of {patch} pixels")
+        side = crop if data.crop_area is not None else min(crop, height, width) // patch * patch
+        if side < 2 * patch:
+            raise ConfigError(
+                f"sensor {name}: images of {height}×{width} pixels and data.crop {crop} leave {side} pixels, "
+                f"less than two patches of {patch}"
+            )
+        train = np.asarray(store.indices("train"))
+        if not len(train):
+            raise DataError(f"sensor {name} has no training images in {', '.join(data.stores)}")
+        sources[name] = Source(
+            sensor=store.sensor,
+            scaling=scalings[name],
+            shape=(channels, height, width),
+            train=train,
+            val=np.asarray(store.indices("val")),
+            side=side,
+            batch=_one(data.batch, name, "batch"),
+        )
+    return sources
+
+
+def make_mixture(sources: dict[str, Source], config: PretrainConfig) -> Mixture:
+    """The plan of a run: which images stand in which micro-batch of which update."""
+    return Mixture(
+        counts={name: len(s.train) for name, s in sources.items()},
+        batch={name: s.batch for name, s in sources.items()},
+        micro_batches_per_update=config.run.micro_batches,
+        weights=config.data.weights,
+        seed=config.run.seed,
+    )
+
+
+class MicroBatches(Dataset[dict[str, Any]]):
+    """The micro-batches of one process, numbered over the whole run: item u·A + a is the a-th of update u.
+
+    An item is a dict: `image` (B, C, h, w) float32, normalised; `valid` (B, h, w) bool or None where every pixel is;
+    `noise` (B, N) float32, which draws the mask; `sensor` its name; `bands` indices of the C bands kept; `indices` of
+    the images in the store; `order` of the micro-batch within the update over all processes.
+
+    Args:
+        config: of the run.
+        stores: by sensor name.
+        sources: by sensor name.
+        mixture: the plan.
+        patch: side of a patch in pixels.
+        rank: of this process.
+        ranks: how many there are; they share the update's micro-batches evenly.
+
+    Raises:
+        ConfigError: the micro-batches of an update cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        stores: dict[str, SensorStore],
+        sources: dict[str, Source],
+        mixture: Mixture,
+        patch: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        if config.run.micro_batches % ranks:
+            raise ConfigError(
+                f"run.micro_batches is {config.run.micro_batches}, not a multiple of the {ranks} processes"
+            )
+        self.config, self.stores, self.sources = config, stores, sources
+        self.mixture, self.patch = mixture, patch
+        self.rank, self.ranks = rank, ranks
+        self.accumulation = config.run.micro_batches // ranks
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        update, micro = divmod(item, self.accumulation)
+        # Neighbours in the plan are mostly of one sensor: dealt round, no process waits for another's 202 bands.
+        order = micro * self.ranks + self.rank
+        return self.make(update, order, self.mixture.plan(update)[order])
+
+    def make(self, update: int, order: int, planned: MicroBatch) -> dict[str, Any]:
+        """Read and augment one micro-batch of an update."""
+        data, seed = self.config.data, self.config.run.seed
+        source = self.sources[planned.sensor]
+        store = self.stores[planned.sensor]
+        # One subset for the whole micro-batch, for its images share one set of generated kernels.
+        bands = keep_bands(generator(seed, update, order, 1), source.shape[0], data.band_keep)
+        names = [source.sensor.band_names[b] for b in bands]
+        scaling = source.scaling.select(names)
+        jitter = jitter_basis([source.sensor.bands[b] for b in bands], data.jitter)
+        images, valids, noises = [], [], []
+        for index, position in zip(planned.indices, planned.positions, strict=True):
+            rng = generator(seed, update, position, 0)
+            where = int(source.train[index])
+            top, left, height, width = draw_window(rng, source.shape[1:], source.side, data.crop_area)
+            raw, valid = store.read(
+                where, top, left, height, width, None if len(bands) == source.shape[0] else list(map(int, bands))
+            )
+            try:
+                image = scaling.normalise(raw, valid)
+            except DataError as error:
+                raise DataError(f"{planned.sensor}, {store.sources([where])[0]}: {error}") from None
+            image, valid = resize(image, valid, source.side)
+            image, valid = flip(rng, image, valid, data.flips)
+            images.append(spectral_jitter(rng, image, valid, data.jitter, jitter))
+            valids.append(valid)
+            noises.append(rng.random((source.side // self.patch) ** 2, dtype=np.float32))
+        whole = all(v is None or v.all() for v in valids)
+        full = np.ones((source.side, source.side), bool)
+        return {
+            "image": torch.from_numpy(np.stack(images)),
+            "valid": None if whole else torch.from_numpy(np.stack([full if v is None else v for v in valids])),
+            "noise": torch.from_numpy(np.stack(noises)),
+            "sensor": planned.sensor,
+            "bands": tuple(map(int, bands)),
+            "indices": tuple(int(source.train[i]) for i in planned.indices),
+            "order": order,
+        }
+
+    def describe(self, batch: dict[str, Any]) -> str:
+        """Sensor and sources of a micro-batch, for error messages."""
+        sources = list(dict.fromkeys(map(str, self.stores[batch["sensor"]].sources(list(batch["indices"])))))
+        more = f" and {len(sources) - 8} more" if len(sources) > 8 else ""
+        return f"sensor {batch['sensor']}, sources {', '.join(sources[:8])}{more}"
+
+    def loader(self, start: int, updates: int) -> "DataLoader[dict[str, Any]]":
+        """A loader of the updates from `start` to the end, in order, whatever the number of workers."""
+        workers = self.config.run.workers
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(start * self.accumulation, updates * self.accumulation),
+            num_workers=workers,
+            worker_init_fn=_ignore_sigterm if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def generator(*numbers: int) -> np.random.Generator:
+    """A random generator that is a function of the numbers alone, well mixed."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
+
+
+def draw_window(
+    rng: np.random.Generator, shape: Sequence[int], side: int, area: tuple[float, float] | None
+) -> tuple[int, int, int, int]:
+    """A random window (top, left, height, width) within an image.
+
+    Args:
+        rng: source of the draw.
+        shape: (H, W) of the image.
+        side: of the window where `area` is None; it fits into the image.
+        area: range of the window's share of the image's area; its aspect lies between 3/4 and 4/3.
+    """
+    height, width = shape
+    h = w = side
+    if area is not None:
+        pixels = rng.uniform(*area) * height * width
+        aspect = np.exp(rng.uniform(*np.log(ASPECT)))
+        h = int(np.clip(round(np.sqrt(pixels / aspect)), 1, height))
+        w = int(np.clip(round(np.sqrt(pixels * aspect)), 1, width))
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+def resize(image: Float, valid: NDArray[np.bool_] | None, side: int) -> tuple[Float, NDArray[np.bool_] | None]:
+    """(C, h, w) to (C, side, side), bicubic with antialiasing; a pixel that an invalid one reached is invalid."""
+    if image.shape[1:] == (side, side):
+        return image, valid
+
+    def scale(array: NDArray[Any], mode: str) -> Tensor:
+        return functional.interpolate(
+            torch.from_numpy(np.ascontiguousarray(array, np.float32))[None],
+            size=(side, side),
+            mode=mode,
+            align_corners=False,
+            antialias=True,
+        )[0]
+
+    out: Float = scale(image, "bicubic").numpy()
+    if valid is None or valid.all():
+        return out, None
+    reached = scale(~valid[None], "bilinear")[0].numpy() > 1e-3
+    out[:, reached] = 0
+    return out, ~reached
+
+
+def flip(
+    rng: np.random.Generator, image: Float, valid: NDArray[np.bool_] | None, axes: str
+) -> tuple[Float, NDArray[np.bool_] | None]:
+    """Mirror left to right, and for `both` top to bottom too, each with probability ½."""
+    across, down = rng.random(2) < 0.5
+    steps = (
+        slice(None, None, -1 if down and axes == "both" else 1),
+        slice(None, None, -1 if across and axes != "none" else 1),
+    )
+    return image[:, steps[0], steps[1]], None if valid is None else valid[steps]
+
+
+def keep_bands(rng: np.random.Generator, count: int, least: float) -> NDArray[np.int64]:
+    """A random subset of at least the share `least` of the bands, in their order."""
+    kept = int(rng.integers(int(np.ceil(least * count - 1e-9)), count + 1))
+    return np.sort(rng.permutation(count)[:kept])
+
+
+def spectral_jitter(
+    rng: np.random.Generator,
+    image: Float,
+    valid: NDArray[np.bool_] | None,
+    jitter: JitterConfig,
+    basis: Float | None,
+) -> Float:
+    """x·exp(gain·ε) + offset·ε′ with one ε and ε′ a band, for a share of the images.
+
+    Args:
+        rng: source of the draw.
+        image: (C, h, w) normalised.
+        valid: (h, w); what is not stays 0.
+        jitter: its share and strengths.
+        basis: (C, C) that correlates ε and ε′ along the spectrum (`jitter_basis`), or None.
+    """
+    chosen = rng.random() < jitter.share
+    draws = rng.standard_normal((2, len(image)), dtype=np.float32)
+    if not chosen:
+        return np.ascontiguousarray(image)
+    if basis is not None:
+        draws = draws @ basis.T
+    out = image * np.exp(jitter.gain * draws[0])[:, None, None] + (jitter.offset * draws[1])[:, None, None]
+    return out if valid is None else np.where(valid, out, np.float32(0))
+
+
+@lru_cache(maxsize=64)
+def _basis(wavelengths_um: tuple[float, ...], smooth_um: float) -> Float:
+    distance = np.subtract.outer(wavelengths_um, wavelengths_um) / smooth_um
+    # The ridge keeps the factorisation of nearly equal neighbours positive; it is a hundredth in amplitude.
+    covariance = np.exp(-0.5 * distance**2) + 1e-4 * np.eye(len(wavelengths_um))
+    factor: Float = np.linalg.cholesky(covariance / (1 + 1e-4)).astype(np.float32)
+    return factor
+
+
+def jitter_basis(bands: Sequence[Band], jitter: JitterConfig) -> Float | None:
+    """(C, C) that turns independent draws into smooth curves of unit variance, for hyperspectral bands; else None."""
+    wavelengths = [b.wavelength_um for b in bands]
+    if jitter.share == 0 or len(wavelengths) <= HYPERSPECTRAL or any(w is None for w in wavelengths):
+        return None
+    return _basis(tuple(w for w in wavelengths if w is not None), jitter.smooth_um)
+
+
+def held_out_batch(
+    store: SensorStore, source: Source, patch: int, indices: NDArray[np.int64], seed: int, masks: int = 1
+) -> dict[str, Any]:
+    """Images for judging: crops from their middle, unaltered, under masks that depend on image and seed alone.
+
+    Args:
+        store: of the sensor.
+        source: what a run does with it.
+        patch: side of a patch in pixels.
+        indices: of k images in the store.
+        seed: of the masks.
+        masks: of each image.
+
+    Returns:
+        `image`, `valid` and `noise` as in `MicroBatches`, of k·masks samples, an image's masks next to each other.
+    """
+    side = min(source.side, *source.shape[1:])
+    top, left = ((n - side) // 2 for n in source.shape[1:])
+    images, valids, noises = [], [], []
+    for index in indices:
+        raw, valid = store.read(int(index), top, left, side, side)
+        image, valid = resize(source.scaling.normalise(raw, valid), valid, source.side)
+        images.append(image)
+        valids.append(np.ones(image.shape[1:], bool) if valid is None else valid)
+        shape = masks, (source.side // patch) ** 2
+        noises.append(generator(seed, int(index), 0, 2).random(shape, dtype=np.float32))
+    valid_khw = np.stack(valids)
+    return {
+        "image": torch.from_numpy(np.stack(images)).repeat_interleave(masks, 0),
+        "valid": None if valid_khw.all() else torch.from_numpy(valid_khw).repeat_interleave(masks, 0),
+        "noise": torch.from_numpy(np.concatenate(noises)),
+    }
+
+
+def _one(value: int | dict[str, int], sensor: str, name: str) -> int:
+    if isinstance(value, int):
+        return value
+    if sensor not in value:
+        raise ConfigError(f"data.{name} has no entry for {sensor}, only for {', '.join(value)}")
+    return value[sensor]
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """A scheduler may signal every process of the job: the one that trains decides, its workers leave with it."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,116 @@
+"""What a run tells: JSON lines and CSV always, TensorBoard where it is installed, progress on the terminal."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Appends rows of numbers to log.jsonl and log.csv of a run folder, and shows them.
+
+    Args:
+        folder: of the run.
+        columns: of the CSV; a row may leave some out.
+        done: updates of the checkpoint that is continued; later rows are dropped, for they will be made again.
+        updates: of the whole run.
+        enabled: False on all processes but one, which then write and show nothing.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[str], done: int, updates: int, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._progress = Progress(
+            TextColumn("update"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not (enabled and sys.stderr.isatty()),
+        )
+        self._task = self._progress.add_task("update", total=updates, completed=done)
+        self._board: Any = None
+        if not enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._json, self._csv, self._columns = folder / "log.jsonl", folder / "log.csv", list(columns)
+        rows = [row for row in read_log(folder) if row["update"] <= done]
+        _replace(self._json, "".join(json.dumps(row) + "\n" for row in rows))
+        _replace(self._csv, "")
+        with self._csv.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        self._board = _tensorboard(folder / "tensorboard", done)
+
+    def __enter__(self) -> "RunLog":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def advance(self, update: int) -> None:
+        """Move the progress bar."""
+        self._progress.update(self._task, completed=update)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Keep one row; it has `update`, and numbers under names of the columns."""
+        if not self._enabled:
+            return
+        with self._json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        with self._csv.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "update":
+                    self._board.add_scalar(name, value, row["update"])
+        self.say(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+
+    def say(self, text: str) -> None:
+        """One line for people: above the bar on a terminal, plain otherwise."""
+        if not self._enabled:
+            return
+        if self._progress.disable:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._progress.console.print(text, highlight=False)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a run's log.jsonl; a last line that a killed process left unfinished is passed over."""
+    file = folder / "log.jsonl"
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def _tensorboard(folder: Path, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        return None
+    return SummaryWriter(str(folder), purge_step=done + 1)

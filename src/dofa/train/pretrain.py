@@ -1,0 +1,355 @@
+"""Masked pretraining on packed stores, from one process on a laptop to many nodes: `pretrain` reads top to bottom."""
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.strategies.strategy import Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from dofa import figures
+from dofa.corpus.store import SensorStore, open_stores
+from dofa.errors import ConfigError
+from dofa.train.config import PretrainConfig, RunConfig, differences, from_dict, to_yaml
+from dofa.train.data import MicroBatches, Source, describe_sources, held_out_batch, make_mixture
+from dofa.train.evaluate import evaluate
+from dofa.train.log import RunLog
+from dofa.train.loop import Step, sigterm_flag, train
+from dofa.train.objective import (
+    MaskedImageModelling,
+    build_model,
+    code_version,
+    learn_sensors,
+    save_model,
+    store_digest,
+)
+from dofa.train.optim import adamw, learning_rate
+from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state
+
+TERMINATED = 143  # exit status after SIGTERM, 128 + 15 as a shell says it: saved, not finished, to be resumed
+EVALUATION_BATCH = 16
+
+
+def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
+    """Train a masked autoencoder on the stores of a configuration.
+
+    Under torchrun every process calls it. The run folder gets config.yaml, log.jsonl and log.csv, checkpoints/ with
+    the training state, pictures/, and model/, the native model folder, written with every checkpoint.
+
+    Args:
+        config: of the run (`load_config`).
+        resume: continue from the newest checkpoint of `config.run.out`; starts anew where there is none yet.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: settings that do not fit the stores, or to the run that is continued.
+        DataError: a loss that is not finite; nothing written before is touched.
+        CheckpointError: a checkpoint that cannot be read, or of a format from the future.
+        SystemExit: 143 after SIGTERM, with the state saved.
+    """
+    run, out = config.run, Path(config.run.out)
+    newest = find_checkpoint(config, resume)
+    if not config.data.stores:
+        raise ConfigError("data.stores is empty: name at least one packed corpus (dofa pack makes them)")
+    stores = open_stores(list(config.data.stores))
+    fabric = launch(run)
+
+    torch.manual_seed(run.seed)
+    mae = build_model(config.model)
+    mae.set_grad_checkpointing(config.model.gradient_checkpointing)
+    scalings = learn_sensors(mae, stores)
+    patch = mae.encoder.config.patch
+    sources = describe_sources(stores, scalings, config.data, patch)
+    digests = {name: store_digest(store) for name, store in stores.items()}
+
+    mixture = make_mixture(sources, config)
+    updates = run.updates or mixture.updates(run.epochs or 0)
+    data = MicroBatches(config, stores, sources, mixture, patch, fabric.global_rank, fabric.world_size)
+
+    objective = MaskedImageModelling(mae.train(), {name: s.sensor for name, s in sources.items()})
+    model = fabric.setup_module(objective)
+    adam = adamw(objective, config.optim)  # after sharding, so that it holds what this process holds
+    optimizer = fabric.setup_optimizers(adam)
+    done = images = 0
+    if newest is not None:
+        facts = load_state(newest, objective, adam)
+        check_stores(facts["stores"], digests)
+        done, images = facts["update"], facts["images"]
+
+    writes = fabric.is_global_zero
+    if writes:
+        out.mkdir(parents=True, exist_ok=True)
+        remove_partial(out / "checkpoints")
+        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    window = Window()
+    with RunLog(out, columns(list(sources)), done, updates, enabled=writes) as log, sigterm_flag() as told:
+        log.say(introduce(sources, updates, mixture.updates_per_epoch, done, fabric))
+
+        def keep(update: int) -> None:
+            facts = {"images": images, "stores": digests, "config": config.to_dict()}
+            save_state(out / "checkpoints", update, objective, adam, facts, keep=run.keep, write=writes)
+            provenance = {"code": code_version(), "updates": update, **facts}
+            save_model(objective, out / "model", provenance, write=writes)
+
+        for step in train(
+            fabric,
+            model,
+            optimizer,
+            data.loader(done, updates),
+            sensors=list(sources),
+            start=done,
+            updates=updates,
+            accumulation=data.accumulation,
+            rate=lambda update: learning_rate(update, updates, config.optim),
+            clip=config.optim.clip,
+            seed=run.seed,
+            describe=data.describe,
+            stop=told,
+        ):
+            update, last = step.update, step.update == updates
+            images += step.images
+            window.add(step)
+            log.advance(update)
+            row: dict[str, Any] = {}
+            if due(update, run.log_every) or last:
+                row = window.row(step, update / mixture.updates_per_epoch)
+                window = Window()
+            if due(update, run.evaluate_every) or (last and run.evaluate_every):
+                row |= measure(objective, fabric, stores, sources, config)
+            if row:
+                log.write({"update": update, **row})
+            if due(update, run.pictures_every) or (last and run.pictures_every):
+                draw(objective, fabric, stores, sources, config, out / "pictures" / f"update-{update:08d}.png")
+            if due(update, run.save_every) or last or step.stop:
+                keep(update)
+            if step.stop and not last:
+                log.say(f"stopped by SIGTERM after update {update}; the state is saved: resume to continue")
+                raise SystemExit(TERMINATED)
+        if done >= updates:
+            keep(done)  # a run killed between its last checkpoint and its model folder
+    return out
+
+
+def launch(run: RunConfig) -> Fabric:
+    """Devices, precision and strategy; under torchrun its numbers of processes and nodes hold."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", run.devices))
+    world = int(os.environ.get("WORLD_SIZE", local * run.nodes))
+    strategy: Strategy | str = "auto"
+    if run.strategy == "fully-shard":
+        strategy = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
+    elif run.strategy == "ddp" or world > 1:
+        strategy = DDPStrategy()
+    fabric = Fabric(
+        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[run.device],
+        devices=local,
+        num_nodes=world // local,
+        strategy=strategy,
+        precision=run.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shard parameters over the processes, block by block: each gathers one block at a time."""
+    if not isinstance(module, MaskedImageModelling):
+        raise TypeError(f"cannot shard {type(module).__name__}")
+    for block in (*module.mae.encoder.blocks, *module.mae.decoder_blocks):
+        fully_shard(block, mesh=mesh["data_parallel"])
+    fully_shard(module, mesh=mesh["data_parallel"])
+    return module
+
+
+def find_checkpoint(config: PretrainConfig, resume: bool) -> Path | None:
+    """The newest checkpoint to continue from; None to start anew.
+
+    Raises:
+        ConfigError: the run folder holds a run and `resume` was not asked for, or its settings are others.
+    """
+    out = Path(config.run.out)
+    found = checkpoints(out / "checkpoints")
+    if not found:
+        return None
+    if not resume:
+        raise ConfigError(
+            f"{out} already holds a run ({found[-1].name}): continue it with --resume, or choose another run.out"
+        )
+    changed = differences(from_dict(read_facts(found[-1])["config"], f"the configuration in {found[-1]}"), config)
+    if changed:
+        raise ConfigError(
+            f"{out} was begun with other settings ({'; '.join(changed)}): continue with the same, or choose another "
+            "run.out"
+        )
+    return found[-1]
+
+
+def check_stores(before: dict[str, str], now: dict[str, str]) -> None:
+    """Refuse to continue on other data.
+
+    Raises:
+        ConfigError: a sensor came, went, or has other images, splits or statistics.
+    """
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        raise ConfigError(
+            f"the stores of {', '.join(changed)} are not those the run was begun with: give the same, or start a new "
+            "run with model.init"
+        )
+
+
+def due(update: int, every: int) -> bool:
+    """Whether something done every so many updates is done now; 0 is never."""
+    return bool(every) and update % every == 0
+
+
+@dataclass
+class Window:
+    """Updates since the last line of the log."""
+
+    since: float = field(default_factory=time.perf_counter)
+    images: int = 0
+    losses: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, step: Step) -> None:
+        """Count one update."""
+        self.images += step.images
+        for sensor, loss in step.losses.items():
+            self.losses[sensor].append(loss)
+
+    def row(self, last: Step, epoch: float) -> dict[str, float]:
+        """Means over the window, and the rate and gradient of its last update."""
+        return {
+            "epoch": epoch,
+            "lr": last.lr,
+            "grad_norm": last.grad_norm,
+            "images_per_second": self.images / max(time.perf_counter() - self.since, 1e-9),
+            **{f"loss/{sensor}": sum(v) / len(v) for sensor, v in self.losses.items()},
+        }
+
+
+def columns(sensors: list[str]) -> list[str]:
+    """Of log.csv."""
+    kinds = ("loss", "held_out", "floor", "difference")
+    return [
+        "update",
+        "epoch",
+        "lr",
+        "grad_norm",
+        "images_per_second",
+        *(f"{kind}/{sensor}" for kind in kinds for sensor in sensors),
+    ]
+
+
+def measure(
+    objective: MaskedImageModelling,
+    fabric: Fabric,
+    stores: dict[str, SensorStore],
+    sources: dict[str, Source],
+    config: PretrainConfig,
+) -> dict[str, float]:
+    """Held-out error, floor and their paired difference for every sensor that has held-out images.
+
+    Every process measures everything: the forward pass of sharded parameters needs all of them.
+    """
+    row: dict[str, float] = {}
+    mae = objective.mae
+    objective.eval()
+    for name, source in sources.items():
+        held = source.held_out(config.run.evaluate_images)
+        if len(held):
+            result = evaluate(
+                partial(_judge, objective, fabric, name),
+                stores[name],
+                source,
+                held,
+                mae.encoder.config.patch,
+                mae.mask_config.ratio,
+                masks=1,
+                batch=EVALUATION_BATCH,
+                seed=config.run.seed,
+            ).summary()
+            row |= {f"held_out/{name}": result["error"], f"floor/{name}": result["floor"]}
+            row[f"difference/{name}"] = result["difference"]
+    objective.train()
+    return row
+
+
+def _judge(objective: MaskedImageModelling, fabric: Fabric, sensor: str, sample: dict[str, Any]) -> torch.Tensor:
+    loss: torch.Tensor = objective(fabric.to_device({**sample, "sensor": sensor}), want="image_loss")
+    return loss
+
+
+@torch.no_grad()
+def draw(
+    objective: MaskedImageModelling,
+    fabric: Fabric,
+    stores: dict[str, SensorStore],
+    sources: dict[str, Source],
+    config: PretrainConfig,
+    path: Path,
+) -> None:
+    """Original, masked and reconstructed pictures of one held-out (or else training) image of each sensor."""
+    patch, ratio = objective.mae.encoder.config.patch, objective.mae.mask_config.ratio
+    rows = []
+    objective.eval()
+    for name, source in sources.items():
+        shown = source.held_out(1) if len(source.val) else source.train[:1]
+        sample = held_out_batch(stores[name], source, patch, shown, config.run.seed)
+        made = objective(fabric.to_device({**sample, "sensor": name}), want="reconstruction").float().cpu().numpy()[0]
+        image = sample["image"].numpy()[0]
+        side = source.side // patch
+        seen = sample["noise"][0].argsort(stable=True)[: config.model.mask.visible(side * side)]
+        hidden = torch.ones(side * side, dtype=torch.bool).index_fill(0, seen, False).view(side, side).numpy()
+        valid = None if sample["valid"] is None else sample["valid"].numpy()[0]
+        three = rendering(source)
+        limits = figures.stretch_limits(image, three, valid_hw=valid)
+        original = figures.composite(image, three, valid_hw=valid, limits=limits)
+        rows.append(
+            figures.Row(
+                f"{name}",
+                [
+                    ("original", original),
+                    (f"{ratio:.0%} hidden", figures.hide_patches(original, hidden, patch)),
+                    ("reconstruction", figures.composite(made, three, valid_hw=valid, limits=limits)),
+                ],
+            )
+        )
+    objective.train()
+    if fabric.is_global_zero:
+        figures.reconstruction_panel(path, rows)
+
+
+def rendering(source: Source) -> list[int]:
+    """Bands drawn as red, green and blue: the sensor's RGB proxy, or the first, middle and last."""
+    if source.sensor.renderings:
+        return source.sensor.index(next(iter(source.sensor.renderings.values())))
+    bands = len(source.sensor.bands)
+    return [0, bands // 2, bands - 1]
+
+
+def introduce(sources: dict[str, Source], updates: int, per_epoch: float, done: int, fabric: Fabric) -> str:
+    """What the run is about to do, in a line for each sensor."""
+    lines = [
+        f"{updates} updates ({updates / per_epoch:.2f} epochs) on {fabric.world_size} × {fabric.device.type}"
+        + (f", continuing after {done}" if done else "")
+    ]
+    for name, s in sources.items():
+        lines.append(
+            f"  {name}: {len(s.train)} images to train on, {len(s.val)} held out, "
+            f"{s.shape[0]} bands, crops of {s.side}, micro-batches of {s.batch}"
+        )
+        if s.scaling.constant:
+            lines.append(f"  {name}: bands without variance are fed as 0: {', '.join(s.scaling.constant)}")
+    return "\n".join(lines)
