@@ -21,9 +21,10 @@ class CheckpointError(DofaError, ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The closest known names as a phrase for an error message, or the whole list if nothing is close."""
-    names = sorted(known)
+    """The closest known names, whatever the case, as a phrase for an error message; if nothing is close, what there is."""
+    names = {known_name.lower(): known_name for known_name in sorted(known)}
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"known: {', '.join(names)}"
+        return f"did you mean {' or '.join(names[key] for key in close)}?"
+    listed = list(names.values())
+    return f"known: {', '.join(listed[:30])}{f' and {len(listed) - 30} more' if len(listed) > 30 else ''}"
