@@ -71,7 +71,9 @@ class Mixture:
                 raise ConfigError(f"{what} names sensor {unknown[0]}: {nearest(unknown[0], counts)}")
             missing = [] if given is None else [s for s in counts if s not in given]
             if missing:
-                raise ConfigError(f"{what} says nothing about sensor {missing[0]}{' (0 leaves it out)' * (what == 'weights')}")
+                raise ConfigError(
+                    f"{what} says nothing about sensor {missing[0]}{' (0 leaves it out)' * (what == 'weights')}"
+                )
         for sensor, count in counts.items():
             if count < 1:
                 raise ConfigError(f"sensor {sensor} has no training samples")

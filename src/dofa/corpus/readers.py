@@ -69,6 +69,7 @@ class Reading:
         dtype: of the raw numbers in the store.
         class_names: of the labels, by index.
         refused: files that could not even be opened.
+        notes: what the user should know about the files.
     """
 
     sensor: Sensor
@@ -77,6 +78,7 @@ class Reading:
     dtype: str
     class_names: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(

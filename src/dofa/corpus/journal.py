@@ -1,0 +1,88 @@
+"""The journal of a pack: how far it came, written so that it is true at any moment it may be killed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from dofa.corpus.loading import Loaded
+from dofa.corpus.readers import Item, Split
+from dofa.pixels import RunningStats
+
+
+@dataclass
+class Line:
+    """What one shard holds and which images were refused on the way."""
+
+    items: int = 0
+    source: list[str] = field(default_factory=list)
+    place: list[str] = field(default_factory=list)
+    split: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    partly_valid: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, item: Item, split: Split, loaded: Loaded) -> None:
+        """One more image."""
+        self.source.append(item.source)
+        self.place.append(item.place)
+        self.split.append(split)
+        self.labels.append(loaded.label)
+        self.partly_valid += loaded.valid is not None
+
+
+class Journal:
+    """One line a shard, appended and synced after the shard is on disk; a torn last line counts for nothing."""
+
+    def __init__(self, path: Path, bands: Sequence[str]) -> None:
+        self.path = path
+        self.total = Line()
+        self.stats = RunningStats(bands)
+        self.digest = ""
+        whole = 0
+        for text in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+            if not text.endswith(b"\n"):
+                break
+            whole += len(text)
+            entry = json.loads(text)
+            self._add(Line(**entry["line"]))
+            self.digest = entry["digest"]
+            self.stats = RunningStats.from_dict(entry["stats"])
+        self._file = path.open("ab")
+        self._file.truncate(whole)
+
+    @property
+    def items(self) -> int:
+        """Items dealt with, packed or refused."""
+        return self.total.items
+
+    @property
+    def images(self) -> int:
+        """Images packed."""
+        return len(self.total.source)
+
+    def append(self, line: Line, shard: Sequence[Loaded]) -> None:
+        """Say that a shard is on disk."""
+        for piece in shard:  # in order, so that the sums do not depend on the workers
+            if piece.stats is not None:
+                self.stats.merge(piece.stats)
+            self.digest = hashlib.sha256(self.digest.encode() + piece.digest).hexdigest()
+        entry = {"line": asdict(line), "digest": self.digest, "stats": self.stats.to_dict()}
+        self._file.write(json.dumps(entry).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._add(line)
+
+    def _add(self, line: Line) -> None:
+        self.total.items += line.items
+        self.total.partly_valid += line.partly_valid
+        for name in ("source", "place", "split", "labels", "refused"):
+            getattr(self.total, name).extend(getattr(line, name))
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()

@@ -1,0 +1,94 @@
+"""Loading and checking images ahead of the one that writes them, in threads and in order."""
+
+import hashlib
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.corpus.readers import Item, Reading, Refusal, Split
+from dofa.errors import DataError
+from dofa.pixels import RunningStats, Scaling
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One image, checked and measured."""
+
+    image: NDArray[Any]
+    valid: NDArray[np.bool_] | None
+    label: int
+    stats: RunningStats | None
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads and checks images in threads, ahead of where they are consumed and in their order."""
+
+    reading: Reading
+    scaling: Scaling
+    min_valid: float
+    workers: int
+
+    def run(self, work: Sequence[tuple[Item, Split]]) -> Generator[tuple[Item, Split, Loaded | Refusal]]:
+        """Every item with its split and what came of it, in order."""
+        waiting: deque[tuple[Item, Split, Future[Loaded | Refusal]]] = deque()
+        rest = iter(work)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dofa-pack")
+        try:
+            while True:
+                for item, split in islice(rest, 2 * self.workers - len(waiting)):
+                    waiting.append((item, split, pool.submit(self.load, item, split)))
+                if not waiting:
+                    return
+                item, split, future = waiting.popleft()
+                yield item, split, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def load(self, item: Item, split: Split) -> Loaded | Refusal:
+        """Read one image; a reason where it cannot be packed."""
+        try:
+            sample = item.load()
+            image, valid = self._check(sample.image, sample.valid)
+            stats = None
+            if split == "train":
+                stats = RunningStats(self.scaling.bands)
+                stats.update(self.scaling.physical(image), valid)
+        except DataError as error:
+            return Refusal(item.source, " ".join(str(error).split()))
+        digest = hashlib.sha256(np.ascontiguousarray(image).data)
+        if valid is not None:
+            digest.update(np.ascontiguousarray(valid).data)
+        return Loaded(image, valid, -1 if sample.label is None else sample.label, stats, digest.digest())
+
+    def _check(
+        self, image: NDArray[Any], valid: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        bands, height, width = len(self.reading.sensor.bands), *self.reading.tile
+        if image.ndim != 3 or len(image) != bands:
+            raise DataError(f"has {len(image)} bands; sensor {self.reading.sensor.name} has {bands}")
+        if image.shape[1:] != (height, width):
+            raise DataError(f"is {image.shape[1]}×{image.shape[2]} pixels, not {height}×{width}")
+        if valid is not None and valid.all():
+            valid = None
+        if valid is not None:
+            share = float(valid.mean())
+            if not share:
+                raise DataError("has no valid pixel: all nodata")
+            if share < self.min_valid:
+                raise DataError(f"has {share:.1%} valid pixels, less than the {self.min_valid:.1%} asked for")
+        if image.dtype.kind == "f":
+            bad = ~np.isfinite(image).all(axis=0)
+            count = int((bad if valid is None else bad & valid).sum())
+            if count:
+                raise DataError(f"has {count} NaN or infinite pixels where pixels count as valid")
+        if not np.can_cast(image.dtype, self.reading.dtype, "same_kind"):
+            raise DataError(f"is of type {image.dtype}; the store holds {self.reading.dtype}")
+        return image.astype(self.reading.dtype, copy=False), valid

@@ -1,0 +1,399 @@
+"""Writing packed corpora: parallel, interruptible at any moment, the same bytes whatever the number of workers.
+
+Images are loaded ahead by threads and consumed in order, one shard of samples at a time. A shard is written whole, then
+a line of the journal says what it holds; an interrupted pack continues after the last such line. The journal becomes
+the store's columns at the end, and `complete` is set last.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from zarr.codecs import BloscCodec
+
+from dofa.corpus.journal import Journal, Line
+from dofa.corpus.loading import Loaded, Loader
+from dofa.corpus.readers import Item, Reading, Refusal, Split
+from dofa.corpus.split import SplitConfig, assign, held_out_places
+from dofa.corpus.store import FORMAT, FORMAT_VERSION, SensorStore, check_format, read_attributes
+from dofa.errors import ConfigError, DataError
+from dofa.pixels import RunningStats
+
+DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
+SHARD_BYTES = 32 * 2**20  # raw: one shard is held in memory, and what an interruption loses at most
+CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
+JOURNAL = "journal.jsonl"
+
+
+@dataclass
+class PackReport:
+    """What a pack wrote and what it refused.
+
+    Attributes:
+        store: the folder.
+        sensor: the group in it.
+        images: number of images by split.
+        places: number of places by split.
+        refused: images left out, with the reason.
+        gap: images left out because they lie between training and held-out blocks.
+        notes: what the user should know.
+        constant: bands without variance in the training split.
+        seconds: it took.
+    """
+
+    store: str
+    sensor: str
+    images: dict[str, int]
+    places: dict[str, int]
+    refused: list[Refusal]
+    gap: int = 0
+    notes: list[str] = field(default_factory=list)
+    constant: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        parts = [f"{n} {split} ({self.places[split]} places)" for split, n in self.images.items()]
+        out = [f"{self.store}: {self.sensor}, {sum(self.images.values())} images: {', '.join(parts)}"]
+        if self.gap:
+            out.append(f"{self.gap} images lie in the gap between training and held-out blocks and are left out")
+        if self.constant:
+            out.append(f"bands without variance, fed to models as 0: {', '.join(self.constant)}")
+        out += self.notes
+        if self.refused:
+            out.append(f"{len(self.refused)} refused, all listed in {self.store}/{self.sensor}/refused.jsonl:")
+            out += [f"  {r.source}: {r.reason}" for r in self.refused[:5]]
+        return out
+
+
+def pack(
+    reading: Reading,
+    out: str | Path,
+    *,
+    split: SplitConfig | None = None,
+    workers: int | None = None,
+    chunk: int | None = None,
+    min_valid: float = 0.0,
+    resume: bool = True,
+    progress: bool = True,
+) -> PackReport:
+    """Write the images of one sensor into a store, beside the sensors it already holds.
+
+    Args:
+        reading: the images.
+        out: the store's folder, made where it does not exist.
+        split: what is held out; by default a tenth of the places.
+        workers: threads that load and check images; the processors where absent. The result does not depend on it.
+        chunk: side of a chunk in pixels, the smallest piece that is read; by default at most 64, less for many bands.
+        min_valid: least share of valid pixels; an image without a single one is always refused.
+        resume: continue an interrupted pack; False begins anew.
+        progress: show it, as a bar on a terminal and as plain lines elsewhere.
+
+    Returns:
+        What was written and refused; that of the finished store if there was nothing left to do.
+
+    Raises:
+        DataError: not one image could be packed, the folder holds something else, or other images or options.
+        ConfigError: a setting that does not hold.
+    """
+    began = time.monotonic()
+    split = split or SplitConfig()
+    sensor, scaling = reading.sensor, reading.sensor.scaling
+    if scaling is None:
+        raise DataError(f"sensor {sensor.name} has no default scaling: give the reader the scaling of its files")
+    if reading.dtype not in DTYPES:
+        raise DataError(f"images of type {reading.dtype} are not packed; {', '.join(DTYPES)} are")
+    if not 0 <= min_valid <= 1:
+        raise ConfigError(f"min_valid is {min_valid}; a share, 0 to 1")
+    if Path(sensor.name).name != sensor.name or sensor.name.startswith("."):
+        raise ConfigError(f"sensor name {sensor.name!r} cannot name a folder")
+    splits = assign(reading.items, split)
+    work = [(item, s) for item, s in zip(reading.items, splits, strict=True) if s is not None]
+    if not work:
+        raise DataError(_nothing(reading.refused))
+    shape = (len(sensor.bands), *reading.tile)
+    chunk = chunk or _chunk_side(shape, np.dtype(reading.dtype).itemsize)
+    shard_size = max(1, min(SHARD_BYTES // (int(np.prod(shape)) * np.dtype(reading.dtype).itemsize), len(work)))
+    begun = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "sensor": sensor.to_dict(),
+        "tile": list(reading.tile),
+        "dtype": reading.dtype,
+        "class_names": list(reading.class_names),
+        "packing": {"split": asdict(split), "min_valid": min_valid, "chunk": chunk, "shard": shard_size},
+        "items": _fingerprint(work, reading.refused),
+        "complete": False,
+    }
+    folder = Path(out) / sensor.name
+    if _begin(Path(out), sensor.name, begun, resume):
+        (folder / JOURNAL).unlink(missing_ok=True)
+        return _report(Path(out), sensor.name, reading, began)
+
+    images, masks = _arrays(folder, len(work), shape, reading.dtype, chunk, shard_size)
+    loader = Loader(reading, scaling, min_valid, workers or os.cpu_count() or 1)
+    with (
+        Journal(folder / JOURNAL, scaling.bands) as journal,
+        closing(loader.run(work[journal.items :])) as pieces,
+        _Progress(f"packing {sensor.name}", len(work), journal.items, progress) as bar,
+    ):
+        while journal.items < len(work):
+            shard: list[Loaded] = []
+            line = Line()
+            for item, part, loaded in pieces:
+                line.items += 1
+                if isinstance(loaded, Refusal):
+                    line.refused.append((loaded.source, loaded.reason))
+                    bar.advance()
+                else:
+                    shard.append(loaded)
+                    line.add(item, part, loaded)
+                    bar.advance(loaded.image.nbytes)
+                if len(shard) == shard_size:
+                    break
+            if shard:
+                start = journal.images
+                _write_shard(folder / "images", images, start, np.stack([s.image for s in shard]))
+                if any(s.valid is not None for s in shard):
+                    whole = np.ones(reading.tile, bool)
+                    _write_shard(
+                        folder / "valid", masks, start, np.stack([whole if s.valid is None else s.valid for s in shard])
+                    )
+            journal.append(line, shard)
+    _finish(folder, journal, reading, split)
+    return _report(Path(out), sensor.name, reading, began)
+
+
+def _begin(out: Path, name: str, begun: dict[str, Any], resume: bool) -> bool:
+    """Make or take up the group of a sensor; True where it is complete."""
+    if out.exists() and not (out / "zarr.json").exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} holds other files: give a new folder or a store")
+    root = read_attributes(str(out))
+    if root is not None:
+        check_format(root, str(out))
+    there = read_attributes(str(out), name) if root is not None else None
+    if there is not None:
+        check_format(there, f"{out}, {name}")
+        same = all(there[key] == value for key, value in json.loads(json.dumps(begun)).items() if key != "complete")
+        if same and (there["complete"] or resume):
+            return bool(there["complete"])
+        if there["complete"] or resume:
+            raise DataError(
+                f"{out} already holds {name}, {'packed' if there['complete'] else 'begun'} from other images or with "
+                f"other options: pack into a new store, or delete {out / name} first"
+            )
+    shutil.rmtree(out / name, ignore_errors=True)
+    group = zarr.open_group(str(out), mode="a", zarr_format=3)
+    names = sorted({*(root or {}).get("sensors", ()), name})
+    group.require_group(name).attrs.put(begun)
+    group.attrs.put({"format": FORMAT, "format_version": FORMAT_VERSION, "sensors": names})
+    return False
+
+
+def _arrays(
+    folder: Path, count: int, shape: tuple[int, ...], dtype: str, chunk: int, shard: int
+) -> tuple[zarr.Array[Any], zarr.Array[Any]]:
+    """The arrays of pixels, sized for all images; what is refused is cut off at the end."""
+    bands, *tile = shape
+    sides = [min(chunk, side) for side in tile]
+    cover = [-(-side // c) * c for side, c in zip(tile, sides, strict=True)]
+    for name, middle, kind, fill in (("images", [bands], dtype, 0), ("valid", [], "bool", True)):
+        if not (folder / name / "zarr.json").exists():
+            zarr.create_array(
+                folder / name,
+                shape=(count, *middle, *tile),
+                dtype=kind,
+                chunks=(1, *middle, *sides),
+                shards=(shard, *middle, *cover),
+                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
+                fill_value=fill,
+            )
+    return _array(folder / "images"), _array(folder / "valid")
+
+
+def _array(path: Path) -> zarr.Array[Any]:
+    # Chunks of zeros are written too: Zarr reads a chunk that is not there as zeros, so none may be missing by intent.
+    # A mask that is True everywhere, on the other hand, takes no file.
+    return zarr.open_array(path, mode="r+", config={"write_empty_chunks": path.name == "images"})
+
+
+def _write_shard(folder: Path, array: zarr.Array[Any], start: int, values: NDArray[Any]) -> None:
+    """Write the samples of one shard as one whole file, and see it on disk."""
+    assert array.shards is not None
+    number = start // array.shards[0]
+    file = folder.joinpath("c", str(number), *["0"] * (values.ndim - 1))
+    file.unlink(missing_ok=True)  # of an interrupted pack; a part of it must not be merged
+    array[start : start + len(values)] = values
+    if file.exists():
+        _sync(file)
+
+
+def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig) -> None:
+    """Cut the arrays to size, write the columns, and say that the store is complete."""
+    group = zarr.open_group(folder, mode="r+", zarr_format=3)
+    total, count = journal.total, journal.images
+    refused = [*reading.refused, *(Refusal(*r) for r in total.refused)]
+    if not count:
+        raise DataError(_nothing(refused))
+    images, masks = _array(folder / "images"), _array(folder / "valid")
+    for array in (images, masks):
+        array.resize((count, *array.shape[1:]))
+    scaling = reading.sensor.scaling
+    assert scaling is not None  # checked by pack
+    stats = journal.stats
+    kept = set(total.split)
+    places = set(total.place)
+    if split.method == "place" and len(places) > 1 and not {"train", "val"} <= kept:
+        # Every image of one side was refused, which is known only now: deal the places that are left.
+        held_out = held_out_places(places, split)
+        total.split = ["val" if p in held_out else "train" for p in total.place]
+        stats = RunningStats(scaling.bands)
+        for n in range(count):
+            if total.split[n] == "train":
+                stats.update(scaling.physical(np.asarray(images[n])), np.asarray(masks[n], bool))
+    if not total.partly_valid:
+        shutil.rmtree(folder / "valid")
+    columns = {
+        "source": np.array(total.source, np.dtypes.StringDType()),
+        "place": np.array(total.place, np.dtypes.StringDType()),
+        "split": np.array(total.split, np.dtypes.StringDType()),
+        "labels": np.array(total.labels, np.int64),
+    }
+    for name, values in columns.items():
+        group.create_array(name, data=values, chunks=(min(count, 65536),), overwrite=True)
+    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in refused)
+    part = folder / "refused.jsonl.part"
+    part.write_text(lines, encoding="utf-8")
+    _sync(part)
+    os.replace(part, folder / "refused.jsonl")
+    group.update_attributes(
+        {
+            "scaling": scaling.with_stats(list(stats.mean), list(stats.std), "corpus").to_dict(),
+            "statistics": {"pixels": stats.count, "minimum": stats.minimum.tolist(), "maximum": stats.maximum.tolist()},
+            "counts": {
+                "images": count,
+                "splits": dict(sorted(Counter(total.split).items())),
+                "places": {
+                    s: len({p for p, q in zip(total.place, total.split, strict=True) if q == s})
+                    for s in sorted(set(total.split))
+                },
+                "refused": len(refused),
+                "gap": len(reading.items) - total.items,
+                "partly_valid": total.partly_valid,
+                "labelled": sum(label >= 0 for label in total.labels),
+            },
+            "digest": journal.digest,
+        }
+    )
+    for file in folder.rglob("zarr.json"):
+        _sync(file)
+    group.update_attributes({"complete": True})
+    _sync(folder / "zarr.json")
+    journal.path.unlink()
+
+
+def _report(out: Path, name: str, reading: Reading, began: float) -> PackReport:
+    """What a finished store says about itself."""
+    attributes = read_attributes(str(out), name)
+    assert attributes is not None  # just written or just checked
+    counts = attributes["counts"]
+    notes = list(reading.notes)
+    if len(counts["splits"]) == 1 and attributes["packing"]["split"]["method"] == "place":
+        notes.append("all images show one place, so nothing is held out: split blocks holds out a part of it")
+    lines = (out / name / "refused.jsonl").read_text(encoding="utf-8").splitlines()
+    return PackReport(
+        store=str(out),
+        sensor=name,
+        images=counts["splits"],
+        places=counts["places"],
+        refused=[Refusal(**json.loads(line)) for line in lines],
+        gap=counts["gap"],
+        notes=notes,
+        constant=SensorStore(str(out), name, attributes).scaling.constant,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _nothing(refused: Sequence[Refusal]) -> str:
+    if not refused:
+        return "nothing to pack: no image was found"
+    return (
+        f"nothing to pack: all {len(refused)} images are refused, the first, {refused[0].source}: {refused[0].reason}"
+    )
+
+
+def _fingerprint(work: Sequence[tuple[Item, Split]], refused: Sequence[Refusal]) -> str:
+    """Names the images of a pack, so that only the same pack continues it."""
+    digest = hashlib.sha256()
+    for item, split in work:
+        digest.update(json.dumps([item.source, item.place, split]).encode())
+    digest.update(json.dumps([asdict(r) for r in refused]).encode())
+    return digest.hexdigest()
+
+
+def _chunk_side(shape: tuple[int, ...], itemsize: int) -> int:
+    """The largest power of two up to 64 whose chunk of all bands stays under a megabyte."""
+    side = 64
+    while side > 8 and shape[0] * side * side * itemsize > CHUNK_BYTES:
+        side //= 2
+    return side
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+class _Progress:
+    """A bar on a terminal, a line every ten seconds elsewhere, nothing where it is not wanted."""
+
+    def __init__(self, title: str, total: int, done: int, wanted: bool) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=console) if wanted and console.is_terminal else None
+        self.task = self.bar.add_task(title, total=total, completed=done, speed="") if self.bar else None
+        self.lines = console if wanted and not console.is_terminal else None
+        self.title, self.total, self.done = title, total, done
+        self.fresh = self.bytes = 0
+        self.began = self.said = time.monotonic()
+
+    def advance(self, nbytes: int = 0) -> None:
+        """One more image, of so many raw bytes; 0 for a refused one."""
+        self.done, self.fresh, self.bytes = self.done + 1, self.fresh + 1, self.bytes + nbytes
+        now = time.monotonic()
+        seconds = max(now - self.began, 1e-6)
+        speed = f"{self.fresh / seconds:.0f} images/s, {self.bytes / seconds / 1e6:.0f} MB/s"
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=self.done, speed=speed)
+        elif self.lines and (now - self.said > 10 or self.done == self.total):
+            left = (self.total - self.done) * seconds / self.fresh
+            self.lines.print(f"{self.title}: {self.done}/{self.total}, {speed}, {left:.0f} s left", highlight=False)
+            self.said = now
+
+    def __enter__(self) -> "_Progress":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
