@@ -346,7 +346,7 @@ def test_parameter_counts_are_the_published_ones(name, published):
 
 @pytest.mark.parametrize("nanometres", [[665, 560, 490], torch.tensor([665.0, 560.0, 490.0])])
 def test_wavelengths_in_nanometres_are_refused_with_a_hint(nanometres):
-    with pytest.raises(ConfigError, match="this looks like nanometres: divide by 1000, 0.665"):
+    with pytest.raises(ConfigError, match=r"this looks like nanometres: divide by 1000, 0\.665"):
         build()(torch.randn(1, 3, 32, 32), nanometres)
 
 

@@ -1,4 +1,4 @@
-"""bf16 against float32: some processors compute bf16 `conv2d` wrongly for 4, 6, 8, 10 or 12 bands (design.md section 7)."""
+"""bf16 against float32, for every number of bands: some processors compute bf16 `conv2d` wrongly for 4, 6, 8 …"""
 
 import pytest
 import torch
