@@ -97,8 +97,10 @@ class DataConfig:
         crop_area: share of the image's area that a random crop covers before it is resized to `crop`; None cuts
             without resizing.
         flips: none, horizontal, or both axes.
-        batch: images of a micro-batch, one number or one a sensor.
-        weights: share of the micro-batches per sensor; None follows the number of images.
+        batch: images of a micro-batch, one number or one a sensor. In both mappings `default` stands for the sensors
+            that are not named, and catalogued sensors that are not in the stores may be named.
+        weights: share of the micro-batches of every sensor; natural gives every image the same chance, equal every
+            sensor.
         band_keep: least share of the bands kept; every micro-batch of more than two bands draws its own subset.
         jitter: spectral jitter.
     """
@@ -108,7 +110,7 @@ class DataConfig:
     crop_area: tuple[float, float] | None = None
     flips: Literal["none", "horizontal", "both"] = "both"
     batch: int | dict[str, int] = 64
-    weights: dict[str, float] | None = None
+    weights: Literal["natural", "equal"] | dict[str, float] = "natural"
     band_keep: float = 1.0
     jitter: JitterConfig = field(default_factory=JitterConfig)
 
@@ -122,7 +124,7 @@ class DataConfig:
             raise ConfigError(f"data.crop_area is {self.crop_area}; (low, high) shares of the area, above 0, at most 1")
         if not 0 < self.band_keep <= 1:
             raise ConfigError(f"data.band_keep is {self.band_keep}; a share of the bands, above 0, at most 1")
-        if self.weights is not None and (any(w < 0 for w in self.weights.values()) or not sum(self.weights.values())):
+        if isinstance(self.weights, dict) and (min(self.weights.values(), default=0) < 0 or not any(self.weights.values())):
             raise ConfigError("data.weights are shares: none below 0, one at least above")
 
 
@@ -161,7 +163,7 @@ class RunConfig:
 
     Attributes:
         out: the run folder: model/, checkpoints/, log.jsonl, log.csv, pictures/.
-        updates: steps of the optimiser; give this or epochs.
+        updates: steps of the optimiser; give this or epochs, one epoch where both are absent.
         epochs: passes over the samples that the weights imply.
         micro_batches: of one update, over all processes together: a multiple of their number.
         precision: 32-true or bf16-mixed.
@@ -198,8 +200,8 @@ class RunConfig:
     nodes: int = 1
 
     def __post_init__(self) -> None:
-        if (self.updates is None) == (self.epochs is None):
-            raise ConfigError("run: give updates or epochs, one of them")
+        if self.updates is not None and self.epochs is not None:
+            raise ConfigError("run: give updates or epochs, not both")
         if (self.updates is not None and self.updates < 1) or (self.epochs is not None and self.epochs <= 0):
             raise ConfigError("run: updates are at least 1, epochs above 0")
         for name in ("micro_batches", "save_every", "keep", "log_every", "evaluate_images", "devices", "nodes"):
@@ -218,7 +220,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=lambda: RunConfig(epochs=1))
+    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         if self.format_version > FORMAT_VERSION:

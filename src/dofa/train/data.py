@@ -20,7 +20,7 @@ from dofa.corpus.mixture import MicroBatch, Mixture
 from dofa.corpus.store import SensorStore
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import Scaling
-from dofa.sensors import Band, Sensor
+from dofa.sensors import Band, Sensor, catalogue
 from dofa.train.config import DataConfig, JitterConfig, PretrainConfig
 
 Float = NDArray[np.float32]
@@ -75,8 +75,9 @@ def describe_sources(
     """
     for name in ("crop", "batch", "weights"):
         given = getattr(data, name)
+        known = {*stores, "default", *catalogue()} if name != "weights" else {*stores}
         for sensor in given if isinstance(given, dict) else ():
-            if sensor not in stores:
+            if sensor not in known:
                 raise ConfigError(f"data.{name} names {sensor!r}: {nearest(sensor, stores)}")
     sources = {}
     for name, store in stores.items():
@@ -107,11 +108,13 @@ def describe_sources(
 
 def make_mixture(sources: dict[str, Source], config: PretrainConfig) -> Mixture:
     """The plan of a run: which images stand in which micro-batch of which update."""
+    given = config.data.weights
+    weights = given if isinstance(given, dict) else dict.fromkeys(sources, 1.0) if given == "equal" else None
     return Mixture(
         counts={name: len(s.train) for name, s in sources.items()},
         batch={name: s.batch for name, s in sources.items()},
         micro_batches_per_update=config.run.micro_batches,
-        weights=config.data.weights,
+        weights=weights,
         seed=config.run.seed,
     )
 
@@ -365,9 +368,10 @@ def held_out_batch(
 def _one(value: int | dict[str, int], sensor: str, name: str) -> int:
     if isinstance(value, int):
         return value
-    if sensor not in value:
-        raise ConfigError(f"data.{name} has no entry for {sensor}, only for {', '.join(value)}")
-    return value[sensor]
+    found = value.get(sensor, value.get("default"))
+    if found is None:
+        raise ConfigError(f"data.{name} has no entry for {sensor} and no default, only {', '.join(value)}")
+    return found
 
 
 def _ignore_sigterm(worker: int) -> None:

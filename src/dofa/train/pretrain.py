@@ -75,7 +75,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     digests = {name: store_digest(store) for name, store in stores.items()}
 
     mixture = make_mixture(sources, config)
-    updates = run.updates or mixture.updates(run.epochs or 0)
+    updates = run.updates or mixture.updates(run.epochs or 1)
     data = MicroBatches(config, stores, sources, mixture, patch, fabric.global_rank, fabric.world_size)
 
     objective = MaskedImageModelling(mae.train(), {name: s.sensor for name, s in sources.items()})
