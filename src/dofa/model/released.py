@@ -7,9 +7,10 @@ from dofa.model.config import SAR_WAVELENGTH_V1, SAR_WAVELENGTH_V2, TrainedSenso
 
 LICENCE = "CC-BY-4.0"
 ATTRIBUTION = (
-    "DOFA weights by Zhitong Xiong, Yi Wang, Fahong Zhang, Adam J. Stewart, Joëlle Hanna, Damian Borth, Ioannis Papoutsis, "
-    "Bertrand Le Saux, Gustau Camps-Valls and Xiao Xiang Zhu (arXiv 2403.15356), https://huggingface.co/earthflow/DOFA, "
-    "CC-BY-4.0; changed in form only by dofa: keys renamed, those the model does not use left out"
+    "DOFA weights by Zhitong Xiong, Yi Wang, Fahong Zhang, Adam J. Stewart, Joëlle Hanna, Damian Borth, "
+    "Ioannis Papoutsis, Bertrand Le Saux, Gustau Camps-Valls and Xiao Xiang Zhu (arXiv 2403.15356), "
+    "https://huggingface.co/earthflow/DOFA, CC-BY-4.0; changed in form only by dofa: keys renamed, those the model "
+    "does not use left out"
 )
 
 
@@ -54,11 +55,11 @@ RELEASED: dict[str, ReleasedFile] = {
     "dofa-v2-large": ReleasedFile("earthflow/DOFA", "dofav2_vit_large_e150.pth", 16),
 }
 
-# Heads by width, as published: arXiv 2403.15356 and its code (huge has 16, not the 20 that 64 channels a head would say).
+# Heads by width, as published: arXiv 2403.15356 and its code; huge has 16, not the 20 of 64 channels a head.
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
 
-# What stood for each band in the published training script. The true centres differ (catalogue), the weights do not know them.
+# What stood for each band in the published training script. The true centres (catalogue) differ.
 _SENTINEL_2 = {
     "B04": 0.665,
     "B03": 0.56,
@@ -92,7 +93,7 @@ _ENMAP_202 = (
 
 
 def trained_sensors(version: int) -> dict[str, TrainedSensor]:
-    """The five sensors of the released weights, by catalogue name, with the numbers and statistics they were trained with.
+    """The five sensors of the released weights by catalogue name, with the numbers and statistics they learned with.
 
     Args:
         version: 1 or 2. The authors' v2 examples change the SAR number alone; Gaofen-2 and EnMAP are taken to follow.

@@ -1,0 +1,270 @@
+"""The model folder, config.json and model.safetensors: written whole or not at all, read strictly."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import dofa
+from dofa.errors import CheckpointError, ConfigError, nearest
+from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin
+from dofa.model.encoder import DOFA
+from dofa.model.mae import MaskedAutoencoder
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_KEYS = (
+    "format_version",
+    "encoder",
+    "decoder",
+    "mask",
+    "legacy_layout",
+    "licence",
+    "attribution",
+    "provenance",
+    "weights_sha256",
+)
+_SHOWN = 4  # names in an error line, before it only counts them
+
+
+def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dict[str, Any] | None = None) -> Path:
+    """Writes a model folder.
+
+    Both files are complete on the disk before the first takes its final name, so an interruption leaves the folder as
+    it was; config.json holds the digest of its model.safetensors, so a pair that was torn all the same is refused.
+
+    Args:
+        model: an encoder, or a masked autoencoder with its decoder.
+        folder: created if need be; a model already in it is replaced.
+        provenance: how these weights came about (corpus and hash, steps, …), JSON values. What the model was loaded
+            from stays beside it under `initialised_from`; licence and attribution are carried along from there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = model.encoder if isinstance(model, MaskedAutoencoder) else model
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise CheckpointError(f"not saved to {folder}: NaN or infinite values in {_names(broken)}")
+    temporary = folder / f".{WEIGHTS}.tmp"
+    save_file(state, temporary, metadata={"format": "pt"})
+    record: dict[str, Any] = {"format_version": FORMAT_VERSION, "encoder": encoder.config.to_dict()}
+    if isinstance(model, MaskedAutoencoder):
+        record["decoder"] = asdict(model.decoder_config)
+        record["mask"] = asdict(model.mask_config)
+        record["legacy_layout"] = model.legacy_layout
+    record["licence"] = encoder.origin.licence
+    record["attribution"] = encoder.origin.attribution
+    record["provenance"] = _provenance(encoder.origin, provenance)
+    record["weights_sha256"] = file_sha256(temporary)
+    (folder / f".{CONFIG}.tmp").write_text(_pretty(record) + "\n", encoding="utf-8")
+    for name in (WEIGHTS, CONFIG):
+        with (folder / f".{name}.tmp").open("rb+") as file:
+            os.fsync(file.fileno())
+    for name in (WEIGHTS, CONFIG):
+        os.replace(folder / f".{name}.tmp", folder / name)
+    _sync_folder(folder)
+    return folder
+
+
+def load_encoder(folder: Path) -> DOFA:
+    """The encoder of a model folder, whether or not a decoder lies beside it; in eval mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: not a model folder, from a newer dofa, half written, or keys or shapes that do not fit.
+    """
+    model = _load(folder)
+    if isinstance(model, DOFA):
+        return model
+    # The autoencoder froze what no reconstruction reaches; a user of the encoder trains it.
+    model.encoder.fc_norm.requires_grad_(True)
+    model.encoder.head.requires_grad_(True)
+    return model.encoder
+
+
+def load_autoencoder(folder: Path) -> MaskedAutoencoder:
+    """The masked autoencoder of a model folder; in eval mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: as `load_encoder`, or the folder holds an encoder without a decoder.
+    """
+    model = _load(folder)
+    if isinstance(model, DOFA):
+        raise CheckpointError(f"{folder} holds an encoder without a decoder: load it with dofa.load")
+    return model
+
+
+def encoder_sha256(model: DOFA | MaskedAutoencoder) -> str:
+    """Digest of what makes an encoder's features: its weights and the conventions no tensor shows.
+
+    The classification head is left out: a head folder replaces it. Saving and loading changes nothing; one changed
+    weight does, and so does another number type.
+    """
+    encoder = model.encoder if isinstance(model, MaskedAutoencoder) else model
+    config = encoder.config
+    digest = hashlib.sha256(f"{config.heads} {config.patch_offset} {config.sar_wavelength}".encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        if not name.startswith("head."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Puts tensors into a model, every key accounted for.
+
+    Args:
+        model: may lie on the meta device; afterwards it holds float32 copies of the tensors.
+        tensors: by the model's own names.
+        what: names the source in an error.
+
+    Raises:
+        CheckpointError: missing, unexpected or misshapen keys, named in one line, or integers where weights belong.
+    """
+    expected = model.state_dict()
+    faults = []
+    if missing := [k for k in expected if k not in tensors]:
+        faults.append(f"missing {_names(missing)}")
+    if extra := [k for k in tensors if k not in expected]:
+        faults.append(f"unexpected {_names(extra)}")
+    shared = [k for k in expected if k in tensors]
+    if wrong := [k for k in shared if tensors[k].shape != expected[k].shape]:
+        told = [f"{k} {tuple(tensors[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
+        faults.append(f"misshapen {_names(told)}")
+    if odd := [k for k in shared if not tensors[k].is_floating_point()]:
+        faults.append(f"not floating point {_names(odd)}")
+    if faults:
+        raise CheckpointError(f"{what} does not fit the model: {'; '.join(faults)}")
+    # Copies: a tensor read from a file may be a view of it, and would change with the file.
+    copies = {k: v.to(torch.float32, copy=True) for k, v in tensors.items()}
+    model.load_state_dict(copies, strict=True, assign=True)
+
+
+def build_encoder(config: EncoderConfig) -> DOFA:
+    """An encoder without storage, to be filled: a random start for 100 million weights takes seconds."""
+    with torch.device("meta"):
+        return DOFA(config)
+
+
+def build_autoencoder(
+    config: EncoderConfig, decoder: DecoderConfig, mask: MaskConfig, legacy_layout: bool
+) -> MaskedAutoencoder:
+    """Like `build_encoder`, with its decoder."""
+    with torch.device("meta"):
+        return MaskedAutoencoder(DOFA(config), decoder, mask, legacy_layout)
+
+
+def _load(folder: Path) -> DOFA | MaskedAutoencoder:
+    record = _read_record(folder)
+    try:
+        config = EncoderConfig.from_dict(record["encoder"])
+        if "decoder" in record:
+            decoder, mask = DecoderConfig(**record["decoder"]), MaskConfig(**record["mask"])
+            model: DOFA | MaskedAutoencoder = build_autoencoder(config, decoder, mask, record["legacy_layout"])
+        else:
+            model = build_encoder(config)
+        origin = Origin(record.get("licence", ""), record.get("attribution", ""), record.get("provenance", {}))
+    except KeyError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error.args[0]} is missing") from None
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    fill(model, _read_weights(folder, record.get("weights_sha256")), str(folder / WEIGHTS))
+    (model.encoder if isinstance(model, MaskedAutoencoder) else model).origin = origin
+    return model.eval()
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: {CONFIG} is missing")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path} has no format_version: not a model of dofa")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format_version {version}; dofa {dofa.__version__} reads up to {FORMAT_VERSION}: "
+            "install a newer dofa"
+        )
+    for key in record:
+        if key not in _KEYS:
+            raise CheckpointError(f"{path}: unknown key {key!r}: {nearest(key, _KEYS)}")
+    return dict(record)
+
+
+def _read_weights(folder: Path, sha256: str | None) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: {WEIGHTS} is missing")
+    if sha256 is not None and (found := file_sha256(path)) != sha256:
+        raise CheckpointError(
+            f"{path} is not the file its {CONFIG} describes (sha256 {found[:8]}…, expected {sha256[:8]}…): "
+            "a truncated copy, an interrupted save, or one of the two was replaced; copy or save both again"
+        )
+    return read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: it is none, or truncated.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is no safetensors file, or truncated: {error}") from None
+
+
+def _provenance(origin: Origin, given: dict[str, Any] | None) -> dict[str, Any]:
+    version = {"dofa_version": dofa.__version__}
+    if given is None:
+        return version | origin.provenance
+    return version | given | ({"initialised_from": origin.provenance} if origin.provenance else {})
+
+
+def _pretty(value: Any, indent: str = "") -> str:
+    """JSON with one line a key and each list on its own line: 202 wavelengths stay readable."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    inner = indent + "  "
+    lines = [f"{inner}{json.dumps(key, ensure_ascii=False)}: {_pretty(v, inner)}" for key, v in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n" + indent + "}"
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new names themselves survive a power cut, where folders can be synced."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
