@@ -21,7 +21,7 @@ class CheckpointError(DofaError, ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The closest known names, whatever the case, as a phrase for an error message; if nothing is close, what there is."""
+    """The closest known names, whatever the case, as a phrase for an error message; all names if nothing is close."""
     names = {known_name.lower(): known_name for known_name in sorted(known)}
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     if close:
