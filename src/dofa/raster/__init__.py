@@ -1,0 +1,9 @@
+"""Opening files as named bands with physical values, a validity mask and a place.
+
+`open_raster` reads anything GDAL opens: `gdal` collects what a file says, `bands` decides which band is which, `words`
+what the numbers mean, and `file` reads pixels.
+"""
+
+from dofa.raster.file import PixelWindow, Raster, open_raster
+
+__all__ = ["PixelWindow", "Raster", "open_raster"]

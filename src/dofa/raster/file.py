@@ -1,0 +1,353 @@
+"""One raster file, opened once and read from any thread."""
+
+import math
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from dofa import sensors
+from dofa.errors import ConfigError, DataError
+from dofa.pixels import Float, Scaling, resolve_physical
+from dofa.raster import gdal, words
+from dofa.raster.bands import Said, recognise
+from dofa.sensors import Sensor
+
+SAMPLE_SIDE = 384  # files up to this side are looked at whole on opening, larger ones in nine windows of a third of it
+SAMPLE_PIXELS = 20_000  # enough for the 0.1 percentile of a band
+
+PixelWindow: TypeAlias = Window | tuple[tuple[int, int], tuple[int, int]]
+
+
+def open_raster(
+    path: str | Path,
+    sensor: Sensor | str | None = None,
+    bands: Sequence[str | None] | None = None,
+    wavelengths_um: Sequence[float] | None = None,
+    scaling: Scaling | None = None,
+    *,
+    dn_offset: float | None = None,
+    nodata: float | None = None,
+    strict: bool = False,
+) -> "Raster":
+    """Open a file as named bands with physical values.
+
+    Args:
+        path: a file or anything else GDAL opens.
+        sensor: what took it, by name or as a Sensor; None to find it from descriptions or wavelength tags.
+        bands: names in the file's order, None for a band to leave out; they override what the file says.
+        wavelengths_um: micrometres in the file's order; without a sensor they are enough.
+        scaling: what the numbers mean; overrides tags and product.
+        dn_offset: added to the numbers before the factor, in place of the file's offset: −1000 for Sentinel-2 of
+            baseline ≥ 04.00, 0 to say that there is none.
+        nodata: the number that stands for no measurement; overrides the file's.
+        strict: whatever would be assumed, or looks wrong, is an error instead of a warning.
+
+    Returns:
+        A Raster, to be used as a context manager.
+
+    Raises:
+        DataError: the file cannot be read, contradicts the sensor, or says too little; one line with the cure.
+        ConfigError: an unknown sensor or band, or settings that do not go together.
+    """
+    if isinstance(sensor, str):
+        sensor = sensors.get(sensor)
+    if scaling is not None and dn_offset is not None:
+        raise ConfigError("scaling already says the offset: give scaling or dn_offset, not both")
+    raster = Raster(path, nodata, strict)
+    try:
+        raster._understand(sensor, bands, wavelengths_um, scaling, dn_offset)
+    except (ConfigError, DataError) as error:
+        raster.close()
+        text = str(error)
+        raise type(error)(text if raster._name in text else f"{raster._name}: {text}") from None
+    return raster
+
+
+class Raster:
+    """An open file. Made by `open_raster`; several threads may read it at once, each through a handle of its own.
+
+    A pixel is valid where every band read has a measurement: by the nodata value, an internal or external mask, an
+    alpha band, and, for floating-point numbers, by being finite. In 8-bit pictures a nodata value counts only where all
+    bands read have it, since 0 and 255 are ordinary numbers of a single band. Bands without one measurement in the
+    whole file are left out on opening, and named in `warnings`.
+
+    Attributes:
+        path: as given.
+        sensor: with only the bands recognised, in the file's order.
+        scaling: from raw to physical values of these bands, without statistics.
+        crs: coordinate reference system, or None.
+        transform: affine, from (column, row) to coordinates; rotated ones are fine.
+        width: pixels.
+        height: pixels.
+        dtype: of the raw numbers.
+        nodata: the number that stands for no measurement, or None.
+        gsd_m: metres a pixel at the centre, None without a place.
+        warnings: what was assumed, left out or looks wrong, each "name: file: what, and the cure".
+    """
+
+    sensor: Sensor
+    scaling: Scaling
+
+    def __init__(self, path: str | Path, nodata: float | None, strict: bool) -> None:
+        self.path = str(path)
+        self.warnings: list[str] = []
+        self._name = self.path.rsplit("/", 1)[-1]
+        self._strict = strict
+        self._handles: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._empty: tuple[str, ...] = ()
+        dataset = self._dataset()
+        try:
+            gdal.check_kind(dataset)
+            self.width, self.height = int(dataset.width), int(dataset.height)
+            self.crs, self.transform = dataset.crs, dataset.transform
+            self.gsd_m = gdal.gsd_m(dataset)
+            self.dtype = np.dtype(dataset.dtypes[0])
+            if nodata is not None and not gdal.fits(nodata, self.dtype):
+                raise ConfigError(f"nodata {nodata:g} is no {self.dtype} number")
+            self.nodata: float | None = dataset.nodata if nodata is None else float(nodata)
+            # One mask for all bands: internal, a .msk file, alpha, or a nodata value for each band (NODATA_VALUES).
+            self._masked = "per_dataset" in {flag.name for flag in dataset.mask_flag_enums[0]}
+        except (ConfigError, DataError) as error:
+            self.close()
+            raise type(error)(f"{self._name}: {error}") from None
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _understand(
+        self,
+        sensor: Sensor | None,
+        bands: Sequence[str | None] | None,
+        wavelengths_um: Sequence[float] | None,
+        scaling: Scaling | None,
+        dn_offset: float | None,
+    ) -> None:
+        """Recognise the bands, leave out the empty ones, and settle what the numbers mean."""
+        dataset = self._dataset()
+        found = recognise(
+            gdal.file_bands(dataset),
+            sensor,
+            names=bands,
+            wavelengths_um=wavelengths_um,
+            gsd_m=self.gsd_m or 1.0,
+            dtype=self.dtype.name,
+            alpha_is_mask=lambda: self._alpha_is_mask(dataset),
+        )
+        for said in found.notes:
+            self._note(said)
+        for said in found.assumptions:
+            self._assume(said)
+        self.sensor, self._numbers = found.sensor, found.numbers
+        if "alpha" in {c.name for n, c in enumerate(dataset.colorinterp, 1) if n in self._numbers}:
+            self._masked = False  # that "alpha" is a band, so it masks nothing
+        sample = self._leave_out_empty(dataset, self._sample(dataset, self._numbers))
+        masked = np.concatenate([self._mask(dataset, w).ravel() for w in self._sample_windows()])
+        sample = sample[:, self._valid_of(sample) & masked]
+        self._settle(dataset, scaling, dn_offset, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
+
+    def _leave_out_empty(self, dataset: Any, sample: NDArray[Any]) -> NDArray[Any]:
+        """Drop the bands that hold no measurement anywhere, which would leave no pixel valid; (C, n) likewise."""
+        if self.dtype == np.uint8 or (self.nodata is None and self.dtype.kind != "f"):
+            return sample
+        empty = [n for n, row in zip(self._numbers, self._measured(sample), strict=True) if not row.any()]
+        unseen = dataset.block_windows(1) if sample.shape[1] < self.width * self.height else ()
+        for _, window in unseen:
+            if not empty:
+                break
+            rows = self._measured(self._decode(dataset, empty, window))
+            empty = [n for n, row in zip(empty, rows, strict=True) if not row.any()]
+        kept = [i for i, n in enumerate(self._numbers) if n not in empty]
+        if not empty or not kept:
+            return sample
+        names = self.sensor.band_names
+        self._empty = tuple(names[i] for i in range(len(names)) if i not in kept)
+        self._note(("bands-left-out", f"bands without any measurement are left out: {', '.join(self._empty)}"))
+        self.sensor = self.sensor.select([names[i] for i in kept])
+        self._numbers = [self._numbers[i] for i in kept]
+        return sample[kept]
+
+    def _settle(self, dataset: Any, user: Scaling | None, dn_offset: float | None, sample: NDArray[Any]) -> None:
+        """Decide the physical scaling: the user's word ends the matter, any other is checked against (C, n) pixels."""
+        names, product = self.sensor.band_names, self.sensor.scaling
+        if user is not None:
+            self.scaling = resolve_physical(user.select(names), None, None)
+            return
+        numbers = gdal.file_numbers(dataset, self._numbers)
+        own = words.file_scaling(numbers, names, product, self.dtype.name)
+        self.scaling = resolve_physical(None, own, product, self._name)
+        if dn_offset is not None:
+            base = replace(self.scaling, offset=product.offset if product else (0.0,) * len(names))
+            self.scaling = replace(words.with_dn_offset(base, [dn_offset] * len(names)), physical_source="user")
+        elif words.is_sentinel2(self.sensor, self.dtype.name) and not any(numbers.offsets):
+            offset = words.sentinel2_offset(numbers, names)
+            if offset is not None:
+                self.scaling = replace(words.with_dn_offset(self.scaling, offset), physical_source="file")
+            elif doubt := words.offset_doubt(numbers, sample):
+                self._assume(doubt)
+        if doubt := words.scale_doubt(self.scaling, sample, self.sensor.name):
+            self._assume(doubt)
+
+    def _note(self, said: Said) -> None:
+        self.warnings.append(f"{said[0]}: {self._name}: {said[1]}")
+
+    def _assume(self, said: Said) -> None:
+        if self._strict:
+            raise DataError(f"{said[1]} ({said[0]} is an error under strict)")
+        self._note(said)
+
+    def _alpha_is_mask(self, dataset: Any) -> bool:
+        number = next(n for n, c in enumerate(dataset.colorinterp, 1) if c.name == "alpha")
+        return set(np.unique(self._sample(dataset, [number])).tolist()) <= {0, 255}
+
+    def _sample_windows(self) -> list[Window]:
+        """All of a small file, nine windows spread over a large one."""
+        if max(self.width, self.height) <= SAMPLE_SIDE:
+            return [Window(0, 0, self.width, self.height)]
+        height, width = min(self.height, SAMPLE_SIDE // 3), min(self.width, SAMPLE_SIDE // 3)
+        tops = sorted({round(f * (self.height - height)) for f in (0.05, 0.5, 0.95)})
+        lefts = sorted({round(f * (self.width - width)) for f in (0.05, 0.5, 0.95)})
+        return [Window(left, top, width, height) for top in tops for left in lefts]
+
+    def _sample(self, dataset: Any, numbers: list[int]) -> NDArray[Any]:
+        """(C, n) raw numbers of the sample windows."""
+        raw = [self._decode(dataset, numbers, w).reshape(len(numbers), -1) for w in self._sample_windows()]
+        return np.concatenate(raw, axis=1)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(
+        self, window: PixelWindow | None = None, bands: Sequence[str] | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Raw numbers and where they are measurements.
+
+        Args:
+            window: a rasterio Window or ((row, row), (column, column)) in whole pixels, inside the file; None for all.
+            bands: names or aliases in the order wanted; None for all, in the file's order.
+
+        Returns:
+            (C, h, w) in the file's type, and (h, w) bool, False where any band read lacks a measurement.
+
+        Raises:
+            DataError: a window outside the file, a band it does not hold, or pixels that cannot be decoded.
+        """
+        dataset = self._dataset()
+        window = self._window(window)
+        raw = self._decode(dataset, [self._numbers[i] for i in self._positions(bands)], window)
+        return raw, self._valid_of(raw) & self._mask(dataset, window)
+
+    def read_physical(
+        self, window: PixelWindow | None = None, bands: Sequence[str] | None = None
+    ) -> tuple[Float, NDArray[np.bool_]]:
+        """Like `read`, in physical values of `scaling.unit`: (C, h, w) float32, NaN where not valid."""
+        raw, valid = self.read(window, bands)
+        names = [self.sensor.band_names[i] for i in self._positions(bands)]
+        physical = self.scaling.select(names).physical(raw)
+        physical[:, ~valid] = np.nan  # whoever forgets the mask shall notice
+        return physical, valid
+
+    def _positions(self, bands: Sequence[str] | None) -> list[int]:
+        if bands is None:
+            return list(range(len(self._numbers)))
+        empty = [b for b in bands if b in self._empty]
+        if empty:
+            raise DataError(f"{self._name}: band {', '.join(empty)} holds no measurement in this file")
+        return self.sensor.index(bands)
+
+    def _window(self, window: PixelWindow | None) -> Window:
+        if window is None:
+            return Window(0, 0, self.width, self.height)
+        if isinstance(window, tuple):
+            (top, bottom), (left, right) = window
+            window = Window(left, top, right - left, bottom - top)
+        left, top, width, height = (getattr(window, k) for k in ("col_off", "row_off", "width", "height"))
+        whole = all(float(v).is_integer() for v in (left, top, width, height))
+        inside = left >= 0 and top >= 0 and left + width <= self.width and top + height <= self.height
+        if not (whole and inside and width > 0 and height > 0):
+            raise DataError(
+                f"{self._name}: window rows {top:g}–{top + height:g}, columns {left:g}–{left + width:g} does not lie "
+                f"in its {self.height} × {self.width} pixels"
+            )
+        return window
+
+    def _decode(self, dataset: Any, numbers: list[int], window: Window) -> NDArray[Any]:
+        try:
+            with rasterio.Env(**gdal.OPTIONS):
+                raw: NDArray[Any] = dataset.read(numbers, window=window)
+        except RasterioError as error:
+            raise DataError(f"{self._name}: truncated or damaged, cannot be decoded: {gdal.reason(error)}") from None
+        return raw
+
+    def _mask(self, dataset: Any, window: Window) -> NDArray[np.bool_]:
+        """(h, w): what the mask of all bands says."""
+        if not self._masked:
+            return np.ones((int(window.height), int(window.width)), bool)
+        try:
+            with rasterio.Env(**gdal.OPTIONS):
+                return np.asarray(dataset.read_masks(self._numbers[0], window=window) != 0)
+        except RasterioError as error:
+            raise DataError(f"{self._name}: its mask cannot be decoded: {gdal.reason(error)}") from None
+
+    def _measured(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where each number is a measurement, by itself."""
+        good = np.isfinite(raw) if self.dtype.kind == "f" else np.ones(raw.shape, bool)
+        if self.nodata is not None and not math.isnan(self.nodata) and gdal.fits(self.nodata, self.dtype):
+            good &= raw != self.dtype.type(self.nodata)
+        return good
+
+    def _valid_of(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
+        good = self._measured(raw)
+        return np.asarray(good.any(axis=0) if self.dtype == np.uint8 else good.all(axis=0))
+
+    # -- place and handles --------------------------------------------------------------------------------------------
+
+    @property
+    def bounds_lonlat(self) -> tuple[float, float, float, float] | None:
+        """(west, south, east, north) in degrees, west > east across the date line; None without a place."""
+        return gdal.bounds_lonlat(self.crs, self.transform, self.width, self.height)
+
+    @property
+    def centre_lonlat(self) -> tuple[float, float] | None:
+        """(longitude, latitude) of the centre in degrees; None without a place."""
+        return gdal.point_lonlat(self.crs, self.transform * (self.width / 2, self.height / 2))
+
+    def _dataset(self) -> Any:
+        """This thread's handle. A forked child opens its own: a shared file position would mix up their reads."""
+        key = (os.getpid(), threading.get_ident())
+        with self._lock:
+            if self._closed:
+                raise DataError(f"{self._name}: the raster is closed")
+            handle = self._handles.get(key)
+        if handle is None:
+            try:
+                with rasterio.Env(**gdal.OPTIONS):
+                    handle = rasterio.open(self.path)
+            except RasterioError as error:
+                raise DataError(f"{self.path} cannot be opened: {gdal.reason(error)}") from None
+            with self._lock:
+                self._handles[key] = handle
+        return handle
+
+    def close(self) -> None:
+        """Close every handle; reading afterwards is an error."""
+        with self._lock:
+            self._closed = True
+            handles, self._handles = self._handles, {}
+        for (pid, _), handle in handles.items():
+            if pid == os.getpid():
+                handle.close()
+
+    def __enter__(self) -> "Raster":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,165 @@
+"""What GDAL knows of a file, in the words of the rest of the package; its options are set here and nowhere else."""
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.warp import transform, transform_bounds
+
+from dofa.errors import DataError
+from dofa.raster.bands import IN_BRACKETS, FileBand
+from dofa.raster.words import FileNumbers
+
+OPTIONS: dict[str, Any] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # no listing of folders of 100,000 tiles; side files are still found
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # the lost part of a truncated JPEG would be filled with grey
+}
+METRES_PER_DEGREE = 111_320.0
+
+# Many pictures have no place; `Raster.crs` says so, without a warning for each file.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+def check_kind(dataset: Any) -> None:
+    """Refuse files whose numbers are no measurements of bands.
+
+    Raises:
+        DataError: no bands, bands of several types, complex numbers, a colour table or a bit mask.
+    """
+    if dataset.count == 0:
+        parts = dataset.subdatasets
+        raise DataError(f"open one of its {len(parts)} parts, such as {parts[0]}" if parts else "it holds no bands")
+    if len(set(dataset.dtypes)) > 1:
+        raise DataError(f"its bands have several types ({', '.join(sorted(set(dataset.dtypes)))}): split it by type")
+    if dataset.dtypes[0].startswith("complex"):
+        raise DataError("its numbers are complex (single-look SAR): detect them to power or amplitude first")
+    if dataset.colorinterp[0].name == "palette":
+        raise DataError("its numbers are indices of a colour table: expand it first (gdal_translate -expand rgb)")
+    if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
+        raise DataError("one bit a pixel is a mask, not a band of measurements")
+
+
+def file_bands(dataset: Any) -> list[FileBand]:
+    """What the file says of each band.
+
+    Wavelengths come from tags named wavelength or central_wavelength with a unit tag, GDAL's IMAGERY domain, the header
+    of ENVI files, or brackets in the description, "B4 (665 nm)".
+
+    Raises:
+        DataError: a wavelength whose unit is not known.
+    """
+    header = {k.lower(): v for k, v in dataset.tags(ns="ENVI").items()}
+    of_file = {**{k.lower(): v for k, v in dataset.tags().items()}, **header}
+    listed = {key: _list(header.get(key), dataset.count) for key in ("wavelength", "fwhm", "bbl")}
+    descriptions, colours = dataset.descriptions, dataset.colorinterp  # each access walks over all bands
+    bands = []
+    for i in range(dataset.count):
+        tags = {k.lower(): v for k, v in dataset.tags(i + 1).items()}
+        imagery = {k.lower(): v for k, v in dataset.tags(i + 1, ns="IMAGERY").items()}
+        unit = tags.get("wavelength_units") or tags.get("wavelength_unit") or of_file.get("wavelength_units")
+        description = descriptions[i] or ""
+        bracket = IN_BRACKETS.search(description)
+        wave = _um(tags.get("wavelength") or tags.get("central_wavelength") or listed["wavelength"][i], unit)
+        if wave is None:  # three decimals only, so after the tags
+            wave = _um(imagery.get("central_wavelength_um"), "um")
+        if wave is None and bracket:
+            wave = _um(bracket[1], bracket[2])
+        fwhm = _um(tags.get("fwhm") or listed["fwhm"][i], unit, like=wave) or _um(imagery.get("fwhm_um"), "um")
+        bands.append(
+            FileBand(i + 1, description, wave, fwhm or None, colours[i].name, bad=listed["bbl"][i] in ("0", "0.0"))
+        )
+    return bands
+
+
+def file_numbers(dataset: Any, numbers: Sequence[int]) -> FileNumbers:
+    """What the file says of the numbers in these bands."""
+    scales, offsets, units = dataset.scales, dataset.offsets, dataset.units
+    return FileNumbers(
+        scales=tuple(float(scales[n - 1]) for n in numbers),
+        offsets=tuple(float(offsets[n - 1]) for n in numbers),
+        units=tuple(units[n - 1] or "" for n in numbers),
+        tags={k.upper(): v for k, v in dataset.tags().items()},
+        band_tags=tuple({k.upper(): v for k, v in dataset.tags(n).items()} for n in numbers),
+        envi={k.lower(): v for k, v in dataset.tags(ns="ENVI").items()},
+    )
+
+
+def fits(value: float, dtype: np.dtype[Any]) -> bool:
+    """Whether a number of this type can have the value."""
+    if dtype.kind == "f":
+        return True
+    info = np.iinfo(dtype)
+    return bool(math.isfinite(value) and float(value).is_integer() and info.min <= value <= info.max)
+
+
+def reason(error: Exception) -> str:
+    """GDAL's own reason on one line; rasterio hides it behind a general sentence."""
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def gsd_m(dataset: Any) -> float | None:
+    """Metres a pixel at the centre: the root of its area; None without a place."""
+    crs, affine = dataset.crs, dataset.transform
+    if crs is None or not affine.determinant:
+        return None
+    side = math.sqrt(abs(affine.determinant))
+    if crs.is_projected:
+        return float(side * crs.linear_units_factor[1])
+    centre = point_lonlat(crs, affine * (dataset.width / 2, dataset.height / 2))
+    return None if centre is None else side * METRES_PER_DEGREE * math.sqrt(max(math.cos(math.radians(centre[1])), 0))
+
+
+def point_lonlat(crs: Any, point: tuple[float, float]) -> tuple[float, float] | None:
+    """(longitude, latitude) of a point; None where the reference system leads to none."""
+    if crs is None:
+        return None
+    try:
+        (lon,), (lat,) = transform(crs, "EPSG:4326", [point[0]], [point[1]])
+    except (CRSError, RasterioError):
+        return None
+    return (float(lon), float(lat)) if math.isfinite(lon) and math.isfinite(lat) else None
+
+
+def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float, float, float, float] | None:
+    """(west, south, east, north) of all four corners, so that rotated grids are inside."""
+    if crs is None:
+        return None
+    corners = [affine * corner for corner in ((0, 0), (width, 0), (0, height), (width, height))]
+    xs, ys = zip(*corners, strict=True)
+    try:
+        west, south, east, north = transform_bounds(crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
+    except (CRSError, RasterioError):
+        return None
+    return west, south, east, north
+
+
+def _um(text: str | None, unit: str | None, like: float | None = None) -> float | None:
+    """A length in micrometres.
+
+    Without a unit a wavelength of 200 or more is in nanometres and one up to 20 in micrometres: no band lies in both. A
+    width without a unit has that of its wavelength, which is what `like` stands for.
+    """
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    word = (unit or "").strip().lower()
+    if re.match(r"nm|nanom", word):
+        return value / 1000
+    if re.match(r"[uµμ]m|microm|micron", word):
+        return value
+    if word not in ("", "unknown"):
+        raise DataError(f"its wavelengths are in {unit!r}: give wavelengths_um, in micrometres")
+    if like is not None:
+        return value / 1000 if value > like else value
+    return value / 1000 if value >= 200 else value
+
+
+def _list(text: str | None, count: int) -> list[str | None]:
+    """The entries of an ENVI header's list, one a band; nothing if their number is another."""
+    parts = [p.strip() for p in (text or "").strip().strip("{}").split(",")]
+    return [*parts] if len(parts) == count else [None] * count
