@@ -1,5 +1,6 @@
 """The model folder: what is saved is loaded, bit for bit, or refused in one line."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -228,11 +229,12 @@ def test_nan_weights_are_not_saved_over_good_ones(saved):
 def killed_save(folder, seed, call, nth):
     """Saves in a process that kills itself, without a word, at the nth call of an os function."""
 
-    def die(*args, _inner=getattr(os, call), _left=[nth], **kwargs):  # noqa: B006 (a counter)
-        _left[0] -= 1
-        if _left[0] == 0:
+    function, calls = getattr(os, call), itertools.count(1)
+
+    def die(*args, **kwargs):
+        if next(calls) == nth:
             os.kill(os.getpid(), signal.SIGKILL)
-        return _inner(*args, **kwargs)
+        return function(*args, **kwargs)
 
     setattr(os, call, die)
     torch.manual_seed(seed)

@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -263,7 +264,7 @@ def test_full_weight_converts_with_its_decoder_and_without_the_teacher(state, wr
 
 def test_full_weight_without_a_word_on_its_layout_is_refused(state, write, tmp_path):
     path = write(state("full"), wrap=lambda s: {"model": s})
-    with pytest.raises(CheckpointError, match="holds a decoder.*legacy_layout"):
+    with pytest.raises(CheckpointError, match=r"holds a decoder.*legacy_layout"):
         convert(path, tmp_path / "out", num_heads=3, decoder_num_heads=2)
     assert not (tmp_path / "out").exists()
     with pytest.raises(TypeError, match="legacy_layout"):
@@ -312,11 +313,9 @@ def one_line(caught):
 def test_a_file_that_does_not_fit_is_one_line_naming_its_keys(state, layout, change, told):
     source = state(layout)
     change(source)
+    whole = partial(mae_from_released, num_heads=3, decoder_num_heads=2, legacy_layout=True)
     with pytest.raises(CheckpointError, match=told) as caught:
-        if layout == "full":
-            mae_from_released(source, 3, 2, legacy_layout=True)
-        else:
-            from_released(source, num_heads=2)
+        (whole if layout == "full" else partial(from_released, num_heads=2))(source)
     one_line(caught)
 
 
@@ -432,7 +431,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line_and_runs_nothing(tmp_path, cap
 def test_a_truncated_file_is_one_line(state, write, tmp_path, name):
     path = write(state("v1"), name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="truncated|damaged") as caught:
+    with pytest.raises(CheckpointError, match=r"truncated|damaged") as caught:
         convert(path, tmp_path / "out", num_heads=2)
     one_line(caught)
 

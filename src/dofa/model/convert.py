@@ -89,9 +89,8 @@ class Conversion:
             console.print(table)
             return
         for fate, key, reason in (*self.lines(), ("written", str(self.folder), f"from {origin}, sha256 {self.sha256}")):
-            console.print(
-                f"{fate:8} {key}" + f"  {reason}" * bool(reason), markup=False, highlight=False, soft_wrap=True
-            )
+            line = f"{fate:8} {key}  {reason}".rstrip()
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def from_released(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> DOFA:

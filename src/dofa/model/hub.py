@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from dofa.errors import CheckpointError
 from dofa.model.convert import convert
 from dofa.model.native import CONFIG, FORMAT_VERSION, WEIGHTS, file_sha256
-from dofa.model.released import RELEASED
+from dofa.model.released import RELEASED, ReleasedFile
 
 # OSError and the base of the HTTP library's own errors, which is another library in each version of the hub's client.
 _FETCH_ERRORS: Any = HfHubHTTPError.__bases__
@@ -43,12 +43,8 @@ def fetch_released(name: str) -> Path:
     if (folder / CONFIG).is_file():
         return folder
     source = _download(file.repo, file.file, name)
-    if file.sha256 is not None and (found := file_sha256(source)) != file.sha256:
-        raise CheckpointError(
-            f"{file.repo}/{file.file} has sha256 {found[:12]}…, but {name} is {file.sha256[:12]}…: another file lies "
-            f"there now, or the copy is damaged; delete {source} and try again, or convert it at your own word: "
-            f"dofa convert {source}"
-        )
+    if file.sha256 is not None:
+        source = _checked(source, file, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Converted beside and moved in whole: several processes may do this at once, and each may be killed.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as beside:
@@ -60,6 +56,21 @@ def fetch_released(name: str) -> Path:
                 shutil.rmtree(folder)
                 os.rename(converted, folder)
     return folder
+
+
+def _checked(source: Path, file: ReleasedFile, name: str) -> Path:
+    """The download if it is the file the name stands for; a damaged copy is fetched again."""
+    found = file_sha256(source)
+    # The cache calls large files by their digest: under its own name, this is whole and another file.
+    if found != file.sha256 and source.resolve().name != found:
+        source = _download(file.repo, file.file, name, force=True)
+        found = file_sha256(source)
+    if found != file.sha256:
+        raise CheckpointError(
+            f"{file.repo}/{file.file} has sha256 {found[:12]}…, but {name} is {str(file.sha256)[:12]}…: another file "
+            f"lies there now; if you trust it, convert it yourself: dofa convert {source}"
+        )
+    return source
 
 
 def fetch_repository(name: str, revision: str | None = None) -> Path:
@@ -80,10 +91,10 @@ def fetch_repository(name: str, revision: str | None = None) -> Path:
     return _download(name, WEIGHTS, name, commit).parent
 
 
-def _download(repo: str, file: str, name: str, revision: str | None = None) -> Path:
+def _download(repo: str, file: str, name: str, revision: str | None = None, force: bool = False) -> Path:
     where = f"{constants.ENDPOINT}/{repo}"
     try:
-        return Path(hf_hub_download(repo, file, revision=revision))
+        return Path(hf_hub_download(repo, file, revision=revision, force_download=force))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise CheckpointError(
             f"{name}: {file} is not in the cache ({constants.HF_HUB_CACHE}) and {where} cannot be reached: "
@@ -99,6 +110,6 @@ def _download(repo: str, file: str, name: str, revision: str | None = None) -> P
         ) from None
     except HFValidationError as error:
         raise CheckpointError(f"{name} is no repository name: {error}") from None
-    except _FETCH_ERRORS as error:
+    except (*_FETCH_ERRORS, ValueError) as error:  # ValueError: a forced download that found no server
         told = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name}: fetching {file} from {where} failed: {told}") from None

@@ -31,7 +31,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         batch, length, width = x.shape
-        q, k, v = self.qkv(x).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        # A bias of the keys shifts all scores of a query alike, which softmax ignores. Its gradient is rounding noise
+        # that Adam would scale up to full steps, different ones on every machine: it stays as it was loaded.
+        to_q, to_k, to_v = self.qkv.bias.chunk(3)
+        qkv = F.linear(x, self.qkv.weight, torch.cat([to_q, to_k.detach(), to_v]))
+        q, k, v = qkv.reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, length, width)))
 

@@ -1,0 +1,326 @@
+"""Weights by name: the hub's real client against a real HTTP server on this machine."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from dofa.errors import CheckpointError
+from dofa.model import hub
+from dofa.model.checkpoint import encoder_sha256, load, load_mae, save
+from dofa.model.config import DecoderConfig, EncoderConfig
+from dofa.model.convert import UnverifiedWeightsWarning
+from dofa.model.encoder import DOFA
+from dofa.model.mae import MaskedAutoencoder
+from dofa.model.released import RELEASED, ReleasedFile
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILE = "DOFA_ViT_tiny_e100.pth"
+
+
+class Hub(ThreadingHTTPServer):
+    """What the client needs of huggingface.co: /{repo}/resolve/{revision}/{file} with its headers and byte ranges."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, bytes] = {}  # "owner/model/file": content
+        self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
+        self.cut_once_at: int | None = None  # bytes after which the next download loses its connection
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+
+class Answer(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        hub_server, span = self.server, self.headers.get("Range")
+        hub_server.requests.append((self.command, self.path, span))
+        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
+        repo, revision, file = match.groups() if match else ("", "", "")
+        fault = None
+        if not any(name.startswith(f"{repo}/") for name in hub_server.files):
+            fault = "RepoNotFound"
+        elif revision not in ("main", "v1.0", COMMIT):
+            fault = "RevisionNotFound"
+        elif f"{repo}/{file}" not in hub_server.files:
+            fault = "EntryNotFound"
+        if fault:
+            self.send_response(404)
+            self.send_header("X-Error-Code", fault)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = hub_server.files[f"{repo}/{file}"]
+        start = int(re.fullmatch(r"bytes=(\d+)-", span)[1]) if span else 0
+        self.send_response(206 if span else 200)
+        if span:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Linked-Size", str(len(content)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if not body:
+            return
+        if hub_server.cut_once_at is not None and len(content) > hub_server.cut_once_at:
+            self.wfile.write(content[start : hub_server.cut_once_at])
+            hub_server.cut_once_at = None
+            self.close_connection = True
+            return
+        self.wfile.write(content[start:])
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A hub on this machine, which the client of this process uses with an empty cache."""
+    server = Hub()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A small file in the released v1 layout, as bytes, and the encoder in it."""
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        32, 2, 2, 8, image_size=64, patch_offset=1, sar_wavelength=3.75, polarisation_embedding=False
+    )
+    model = DOFA(config)
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("fc_norm.")}
+    state |= {"mask_token": torch.zeros(1, 1, 512), "projector.weight": torch.zeros(32, 32)}
+    path = tmp_path_factory.mktemp("released") / FILE
+    torch.save(state, path)
+    return path.read_bytes(), model
+
+
+@pytest.fixture
+def named(server, released, monkeypatch):
+    """The file on the server under the name dofa-v1-tiny, its digest known."""
+    content, model = released
+    server.files[f"earthflow/DOFA/{FILE}"] = content
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(RELEASED, "dofa-v1-tiny", ReleasedFile("earthflow/DOFA", FILE, 2, digest))
+    return model
+
+
+@pytest.fixture
+def repository(server, tmp_path):
+    """A repository me/tiny in the native format."""
+    torch.manual_seed(1)
+    model = MaskedAutoencoder(DOFA(EncoderConfig(16, 1, 2, 8, image_size=32)), DecoderConfig(8, 1, 2))
+    folder = save(model, tmp_path / "made")
+    for path in folder.iterdir():
+        server.files[f"me/tiny/{path.name}"] = path.read_bytes()
+    return model
+
+
+def one_line(caught):
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 600
+    return text
+
+
+def downloads(server):
+    return [(path.rsplit("/", 1)[1], span) for method, path, span in server.requests if method == "GET"]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("error::dofa.model.convert.UnverifiedWeightsWarning")
+def test_a_released_name_is_fetched_converted_and_right(server, named, tmp_path):
+    model = load("dofa-v1-tiny")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(x, [0.665, 0.56, 0.49]), named.eval()(x, [0.665, 0.56, 0.49]))
+    assert model.origin.licence == "CC-BY-4.0"
+    assert model.origin.provenance["recognised_as"] == "dofa-v1-tiny"
+    assert model.origin.provenance["dropped_keys"] == ["mask_token", "projector.weight"]
+    assert [p.name for p in (tmp_path / "assets" / "dofa").iterdir()] == ["dofa-v1-tiny-format1"]
+
+
+def test_the_second_time_nothing_is_asked_of_the_network(server, named):
+    first = encoder_sha256(load("dofa-v1-tiny"))
+    asked = len(server.requests)
+    assert encoder_sha256(load("dofa-v1-tiny")) == first
+    assert len(server.requests) == asked
+    server.stop()
+    assert encoder_sha256(load("dofa-v1-tiny")) == first
+
+
+def test_an_interrupted_download_is_resumed_where_it_broke_and_ends_right(server, named, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    server.cut_once_at = len(server.files[f"earthflow/DOFA/{FILE}"]) // 2
+    model = load("dofa-v1-tiny")
+    (_, first), (_, second) = downloads(server)
+    assert first is None
+    assert int(re.fullmatch(r"bytes=(\d+)-", second)[1]) > 1 << 16
+    assert torch.equal(model.pos_embed, named.pos_embed)
+
+
+def test_another_file_under_a_known_name_is_refused_and_not_cached(server, named, released, tmp_path):
+    server.files[f"earthflow/DOFA/{FILE}"] = released[0] + b" "
+    with pytest.raises(CheckpointError, match=r"sha256 \w+…, but dofa-v1-tiny is \w+….*dofa convert") as caught:
+        load("dofa-v1-tiny")
+    one_line(caught)
+    assert len(downloads(server)) == 1
+    assert not (tmp_path / "assets" / "dofa").exists()
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(server, named, tmp_path):
+    source = Path(hub.hf_hub_download("earthflow/DOFA", FILE))
+    with source.open("rb+") as file:
+        file.write(b"damaged")
+    assert torch.equal(load("dofa-v1-tiny").pos_embed, named.pos_embed)
+    with source.open("rb+") as file:
+        file.write(b"damaged")
+    shutil.rmtree(tmp_path / "assets")
+    server.stop()
+    with pytest.raises(CheckpointError, match=f"fetching {FILE} from .* failed") as caught:
+        load("dofa-v1-tiny")
+    one_line(caught)
+
+
+def test_a_name_without_a_known_digest_loads_with_a_warning(server, named, monkeypatch):
+    monkeypatch.setitem(RELEASED, "dofa-v1-tiny", ReleasedFile("earthflow/DOFA", FILE, 2))
+    with pytest.warns(UnverifiedWeightsWarning, match="none of the released files"):
+        model = load("dofa-v1-tiny")
+    content = server.files[f"earthflow/DOFA/{FILE}"]
+    assert model.origin.provenance["source_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_released_file_that_is_not_there_is_one_line(server, named):
+    server.files["earthflow/DOFA/README.md"] = server.files.pop(f"earthflow/DOFA/{FILE}")
+    with pytest.raises(CheckpointError, match=f"earthflow/DOFA has no file {FILE}") as caught:
+        load("dofa-v1-tiny")
+    one_line(caught)
+
+
+def test_processes_that_ask_at_once_get_one_model(server, named, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        digests = set(pool.map(lambda _: encoder_sha256(load("dofa-v1-tiny")), range(4)))
+    assert len(digests) == 1
+    assert [p.name for p in (tmp_path / "assets" / "dofa").iterdir()] == ["dofa-v1-tiny-format1"]
+
+
+def test_a_conversion_that_was_killed_is_done_again(server, named, tmp_path):
+    half = tmp_path / "assets" / "dofa" / "dofa-v1-tiny-format1"
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"half")
+    assert torch.equal(load("dofa-v1-tiny").pos_embed, named.pos_embed)
+
+
+def test_a_repository_is_loaded_with_and_without_its_decoder(server, repository):
+    assert encoder_sha256(load("me/tiny")) == encoder_sha256(repository)
+    assert torch.equal(load_mae("me/tiny").mask_token, repository.mask_token)
+    assert [name for name, _ in downloads(server)] == ["config.json", "model.safetensors"]
+    assert {path.split("/")[4] for _, path, _ in server.requests if path.endswith("safetensors")} == {COMMIT}
+
+
+def test_a_repository_comes_from_the_cache_when_the_hub_is_down(server, repository):
+    before = encoder_sha256(load("me/tiny"))
+    server.stop()
+    assert encoder_sha256(load("me/tiny")) == before
+
+
+def test_a_revision_is_asked_for_and_a_missing_one_is_one_line(server, repository):
+    load("me/tiny", revision="v1.0")
+    assert ("HEAD", "/me/tiny/resolve/v1.0/config.json", None) in server.requests
+    with pytest.raises(CheckpointError, match="me/tiny has no revision v9") as caught:
+        load("me/tiny", revision="v9")
+    one_line(caught)
+
+
+def test_a_missing_repository_or_file_is_one_line(server, repository):
+    with pytest.raises(CheckpointError, match=r"no repository .*nobody/nothing.* no such local folder") as caught:
+        load("nobody/nothing")
+    one_line(caught)
+    del server.files["me/tiny/model.safetensors"]
+    with pytest.raises(CheckpointError, match=r"me/tiny has no file model\.safetensors") as caught:
+        load("me/tiny")
+    one_line(caught)
+
+
+def test_a_repository_of_another_library_is_one_line(server):
+    server.files["me/bert/config.json"] = json.dumps({"architectures": ["Bert"]}).encode()
+    server.files["me/bert/model.safetensors"] = b"x"
+    with pytest.raises(CheckpointError, match="not a model of dofa") as caught:
+        load("me/bert")
+    one_line(caught)
+
+
+@pytest.mark.parametrize("name", ["dofa-v1-base", "me/tiny"])
+def test_offline_without_a_cache_is_one_line(server, monkeypatch, name):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"not in the cache .* cannot be reached: connect once") as caught:
+        load(name)
+    one_line(caught)
+    assert not server.requests
+
+
+def test_a_server_that_never_answers_right_is_one_line(server, repository, monkeypatch):
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full\nlong story")))
+    with pytest.raises(CheckpointError, match=r"fetching config\.json from .*/me/tiny failed: disk full$") as caught:
+        load("me/tiny")
+    one_line(caught)
+
+
+DRIVER = """
+import sys, dofa
+from dofa.model.checkpoint import encoder_sha256
+from dofa.model.released import RELEASED, ReleasedFile
+RELEASED["dofa-v1-tiny"] = ReleasedFile("earthflow/DOFA", sys.argv[1], 2, sys.argv[2])
+print(*(encoder_sha256(dofa.load(name)) for name in ("dofa-v1-tiny", "me/tiny")))
+"""
+
+
+def test_a_stranger_needs_only_HF_ENDPOINT_and_HF_HOME(server, named, repository, tmp_path):
+    """Untouched processes, as a user starts them: online, then with the hub gone."""
+    env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", DRIVER, FILE, RELEASED["dofa-v1-tiny"].sha256]
+
+    def run():
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+
+    first = run()
+    assert first[1] == encoder_sha256(repository)
+    assert Path(tmp_path / "home" / "assets" / "dofa" / "dofa-v1-tiny-format1" / "config.json").is_file()
+    server.stop()
+    start = time.monotonic()
+    assert run() == first
+    assert time.monotonic() - start < 60
