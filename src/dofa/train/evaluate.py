@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dofa.corpus.readers import Split
+from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore
 from dofa.errors import DataError
 from dofa.model.mae import MaskedAutoencoder, visible_mean_floor

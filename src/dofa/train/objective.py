@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import dofa
-from dofa.corpus.readers import Split
+from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore
 from dofa.model.checkpoint import create, load, load_mae, save
 from dofa.model.config import TrainedSensor
