@@ -1,4 +1,4 @@
-"""Published layouts and plain folders, read into what `dofa.corpus.packing.pack` writes: one image an item."""
+"""What readers hand to packing: images of one sensor, each with where it comes from and what it shows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

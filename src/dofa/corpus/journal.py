@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dofa.corpus.items import Item, Split
 from dofa.corpus.loading import Loaded
-from dofa.corpus.readers import Item, Split
 from dofa.pixels import RunningStats
 
 

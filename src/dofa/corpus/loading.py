@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.corpus.readers import Item, Reading, Refusal, Split
+from dofa.corpus.items import Item, Reading, Refusal, Split
 from dofa.errors import DataError
 from dofa.pixels import RunningStats, Scaling
 

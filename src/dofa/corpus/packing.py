@@ -19,22 +19,19 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from zarr.codecs import BloscCodec
 
+from dofa.corpus import shards
+from dofa.corpus.items import Item, Reading, Refusal, Split
 from dofa.corpus.journal import Journal, Line
 from dofa.corpus.loading import Loaded, Loader
-from dofa.corpus.readers import Item, Reading, Refusal, Split
-from dofa.corpus.split import SplitConfig, assign, held_out_places
+from dofa.corpus.progress import Progress
+from dofa.corpus.split import Method, SplitConfig, assign, held_out_places
 from dofa.corpus.store import FORMAT, FORMAT_VERSION, SensorStore, check_format, read_attributes
-from dofa.errors import ConfigError, DataError
+from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import RunningStats
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 SHARD_BYTES = 32 * 2**20  # raw: one shard is held in memory, and what an interruption loses at most
-CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
 JOURNAL = "journal.jsonl"
 
 
@@ -125,7 +122,7 @@ def pack(
     if not work:
         raise DataError(_nothing(reading.refused))
     shape = (len(sensor.bands), *reading.tile)
-    chunk = chunk or _chunk_side(shape, np.dtype(reading.dtype).itemsize)
+    chunk = chunk or shards.chunk_side(shape, np.dtype(reading.dtype).itemsize)
     shard_size = max(1, min(SHARD_BYTES // (int(np.prod(shape)) * np.dtype(reading.dtype).itemsize), len(work)))
     begun = {
         "format": FORMAT,
@@ -143,12 +140,12 @@ def pack(
         (folder / JOURNAL).unlink(missing_ok=True)
         return _report(Path(out), sensor.name, reading, began)
 
-    images, masks = _arrays(folder, len(work), shape, reading.dtype, chunk, shard_size)
+    images, masks = shards.create(folder, len(work), shape, reading.dtype, chunk, shard_size)
     loader = Loader(reading, scaling, min_valid, workers or os.cpu_count() or 1)
     with (
         Journal(folder / JOURNAL, scaling.bands) as journal,
         closing(loader.run(work[journal.items :])) as pieces,
-        _Progress(f"packing {sensor.name}", len(work), journal.items, progress) as bar,
+        Progress(f"packing {sensor.name}", len(work), journal.items, progress) as bar,
     ):
         while journal.items < len(work):
             shard: list[Loaded] = []
@@ -166,10 +163,10 @@ def pack(
                     break
             if shard:
                 start = journal.images
-                _write_shard(folder / "images", images, start, np.stack([s.image for s in shard]))
+                shards.write_shard(folder / "images", images, start, np.stack([s.image for s in shard]))
                 if any(s.valid is not None for s in shard):
                     whole = np.ones(reading.tile, bool)
-                    _write_shard(
+                    shards.write_shard(
                         folder / "valid", masks, start, np.stack([whole if s.valid is None else s.valid for s in shard])
                     )
             journal.append(line, shard)
@@ -203,44 +200,6 @@ def _begin(out: Path, name: str, begun: dict[str, Any], resume: bool) -> bool:
     return False
 
 
-def _arrays(
-    folder: Path, count: int, shape: tuple[int, ...], dtype: str, chunk: int, shard: int
-) -> tuple[zarr.Array[Any], zarr.Array[Any]]:
-    """The arrays of pixels, sized for all images; what is refused is cut off at the end."""
-    bands, *tile = shape
-    sides = [min(chunk, side) for side in tile]
-    cover = [-(-side // c) * c for side, c in zip(tile, sides, strict=True)]
-    for name, middle, kind, fill in (("images", [bands], dtype, 0), ("valid", [], "bool", True)):
-        if not (folder / name / "zarr.json").exists():
-            zarr.create_array(
-                folder / name,
-                shape=(count, *middle, *tile),
-                dtype=kind,
-                chunks=(1, *middle, *sides),
-                shards=(shard, *middle, *cover),
-                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"),
-                fill_value=fill,
-            )
-    return _array(folder / "images"), _array(folder / "valid")
-
-
-def _array(path: Path) -> zarr.Array[Any]:
-    # Chunks of zeros are written too: Zarr reads a chunk that is not there as zeros, so none may be missing by intent.
-    # A mask that is True everywhere, on the other hand, takes no file.
-    return zarr.open_array(path, mode="r+", config={"write_empty_chunks": path.name == "images"})
-
-
-def _write_shard(folder: Path, array: zarr.Array[Any], start: int, values: NDArray[Any]) -> None:
-    """Write the samples of one shard as one whole file, and see it on disk."""
-    assert array.shards is not None
-    number = start // array.shards[0]
-    file = folder.joinpath("c", str(number), *["0"] * (values.ndim - 1))
-    file.unlink(missing_ok=True)  # of an interrupted pack; a part of it must not be merged
-    array[start : start + len(values)] = values
-    if file.exists():
-        _sync(file)
-
-
 def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig) -> None:
     """Cut the arrays to size, write the columns, and say that the store is complete."""
     group = zarr.open_group(folder, mode="r+", zarr_format=3)
@@ -248,7 +207,7 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
     refused = [*reading.refused, *(Refusal(*r) for r in total.refused)]
     if not count:
         raise DataError(_nothing(refused))
-    images, masks = _array(folder / "images"), _array(folder / "valid")
+    images, masks = shards.open_array(folder / "images"), shards.open_array(folder / "valid")
     for array in (images, masks):
         array.resize((count, *array.shape[1:]))
     scaling = reading.sensor.scaling
@@ -277,7 +236,7 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
     lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in refused)
     part = folder / "refused.jsonl.part"
     part.write_text(lines, encoding="utf-8")
-    _sync(part)
+    shards.sync(part)
     os.replace(part, folder / "refused.jsonl")
     group.update_attributes(
         {
@@ -299,9 +258,9 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
         }
     )
     for file in folder.rglob("zarr.json"):
-        _sync(file)
+        shards.sync(file)
     group.update_attributes({"complete": True})
-    _sync(folder / "zarr.json")
+    shards.sync(folder / "zarr.json")
     journal.path.unlink()
 
 
@@ -344,56 +303,77 @@ def _fingerprint(work: Sequence[tuple[Item, Split]], refused: Sequence[Refusal])
     return digest.hexdigest()
 
 
-def _chunk_side(shape: tuple[int, ...], itemsize: int) -> int:
-    """The largest power of two up to 64 whose chunk of all bands stays under a megabyte."""
-    side = 64
-    while side > 8 and shape[0] * side * side * itemsize > CHUNK_BYTES:
-        side //= 2
-    return side
+def pack_command(
+    layout: str,
+    sources: list[str],
+    store: str,
+    sensor: str | None = None,
+    *,
+    tile: int | None = None,
+    stride: int | None = None,
+    bands: str | None = None,
+    place: str = "auto",
+    labels: bool = False,
+    dn_offset: float | None = None,
+    nodata: float | None = None,
+    split: Method = "place",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    min_valid: float = 0.0,
+    chunk: int | None = None,
+    workers: int | None = None,
+    resume: bool = True,
+) -> None:
+    """Pack images into a store and say what was packed and what was refused.
 
+    Args:
+        layout: images (GeoTIFF, PNG, JPEG, npz) or hyspecnet.
+        sources: folders, files, glob patterns, .txt lists of them.
+        store: folder to write.
+        sensor: name from `dofa sensors`, or a YAML file of your own; hyspecnet takes enmap-202 unless told.
+        tile: side in pixels of the tiles that images are cut into; by default they stay whole.
+        stride: pixels from tile to tile, by default the tile.
+        bands: of the files in their order, as names with commas between and - for a band to leave out, or as the name
+            of the sensor whose order they have.
+        place: what counts as one place: auto, georeference, path, folder, or a regular expression.
+        labels: the name of a file's folder is its class.
+        dn_offset: added to the raw numbers: -1000 for Sentinel-2 of baseline 04.00 or later, 0 for none.
+        nodata: the number that stands for no measurement, where files do not say it.
+        split: hold out whole places (place), blocks at one end of each place (blocks), or nothing (none).
+        val_fraction: share that is held out.
+        seed: which places or blocks.
+        min_valid: least share of valid pixels of an image.
+        chunk: side of the smallest piece that is read, in pixels.
+        workers: threads, by default one a processor.
+        resume: continue what was interrupted; false begins anew.
+    """
+    from dofa.corpus.readers import read_hyspecnet, read_images
 
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-class _Progress:
-    """A bar on a terminal, a line every ten seconds elsewhere, nothing where it is not wanted."""
-
-    def __init__(self, title: str, total: int, done: int, wanted: bool) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
+    if layout not in ("images", "hyspecnet"):
+        raise ConfigError(f"unknown layout {layout!r}: {nearest(layout, ('images', 'hyspecnet'))}")
+    config = SplitConfig(split, val_fraction, seed)
+    if layout == "hyspecnet":
+        taken = {"bands": bands, "nodata": nodata, "dn_offset": dn_offset, "labels": labels or None}
+        for name, value in taken.items():
+            if value is not None:
+                raise ConfigError(f"{name} belongs to the layout images; hyspecnet brings its own")
+        if len(sources) != 1 or place != "auto":
+            raise ConfigError("hyspecnet takes one folder, and its scenes as places")
+        reading = read_hyspecnet(sources[0], sensor or "enmap-202", tile=tile, stride=stride)
+    elif sensor is None:
+        raise ConfigError("say which sensor took the images: --sensor NAME (dofa sensors lists them)")
+    else:
+        named = bands if bands is None or "," not in bands else [b if b != "-" else None for b in bands.split(",")]
+        reading = read_images(
+            sources,
+            sensor,
+            tile=tile,
+            stride=stride,
+            bands=named,
+            dn_offset=dn_offset,
+            nodata=nodata,
+            place=place,
+            labels=labels,
         )
-        self.bar = Progress(*columns, console=console) if wanted and console.is_terminal else None
-        self.task = self.bar.add_task(title, total=total, completed=done, speed="") if self.bar else None
-        self.lines = console if wanted and not console.is_terminal else None
-        self.title, self.total, self.done = title, total, done
-        self.fresh = self.bytes = 0
-        self.began = self.said = time.monotonic()
-
-    def advance(self, nbytes: int = 0) -> None:
-        """One more image, of so many raw bytes; 0 for a refused one."""
-        self.done, self.fresh, self.bytes = self.done + 1, self.fresh + 1, self.bytes + nbytes
-        now = time.monotonic()
-        seconds = max(now - self.began, 1e-6)
-        speed = f"{self.fresh / seconds:.0f} images/s, {self.bytes / seconds / 1e6:.0f} MB/s"
-        if self.bar and self.task is not None:
-            self.bar.update(self.task, completed=self.done, speed=speed)
-        elif self.lines and (now - self.said > 10 or self.done == self.total):
-            left = (self.total - self.done) * seconds / self.fresh
-            self.lines.print(f"{self.title}: {self.done}/{self.total}, {speed}, {left:.0f} s left", highlight=False)
-            self.said = now
-
-    def __enter__(self) -> "_Progress":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar:
-            self.bar.stop()
+    report = pack(reading, store, split=config, workers=workers, chunk=chunk, min_valid=min_valid, resume=resume)
+    print(*report.lines(), sep="\n")

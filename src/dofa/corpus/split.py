@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dofa.corpus.readers import Item, Split
+from dofa.corpus.items import Item, Split
 from dofa.errors import ConfigError, DataError, nearest
 
 Method = Literal["place", "blocks", "none"]
@@ -86,8 +86,9 @@ def _blocks(place: str, items: list[Item], config: SplitConfig) -> list[Split | 
         spans = [(-high, -low) for low, high in spans]
     start = min(low for low, _ in spans)
     crop = max(high - low for low, high in spans)
-    reach = start + max(crop, config.val_fraction * sides[axis])
-    held_out = [(low + high) / 2 < reach for low, high in spans]
+    # Dates of one place may lie a few metres apart: a tenth of an image over the edge still counts as inside.
+    reach = start + max(crop, config.val_fraction * sides[axis]) + crop / 10
+    held_out = [high <= reach for _, high in spans]
     edge = max(high for (low, high), out in zip(spans, held_out, strict=True) if out)
     # A hair of tolerance: the same grid written to two files differs in the last digits.
     kept = [low >= edge + crop * (1 - 1e-6) for low, _ in spans]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import FsspecStore
 
-from dofa.corpus.readers import Split
+from dofa.corpus.items import Split
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor

@@ -1,0 +1,49 @@
+"""How a long job says how far it is."""
+
+import time
+
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+
+class Progress:
+    """A bar on a terminal, a line every ten seconds elsewhere, nothing where it is not wanted."""
+
+    def __init__(self, title: str, total: int, done: int, wanted: bool) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = rich.progress.Progress(*columns, console=console) if wanted and console.is_terminal else None
+        self.task = self.bar.add_task(title, total=total, completed=done, speed="") if self.bar else None
+        self.lines = console if wanted and not console.is_terminal else None
+        self.title, self.total, self.done = title, total, done
+        self.fresh = self.bytes = 0
+        self.began = self.said = time.monotonic()
+
+    def advance(self, nbytes: int = 0) -> None:
+        """One more image, of so many raw bytes; 0 for a refused one."""
+        self.done, self.fresh, self.bytes = self.done + 1, self.fresh + 1, self.bytes + nbytes
+        now = time.monotonic()
+        seconds = max(now - self.began, 1e-6)
+        speed = f"{self.fresh / seconds:.0f} images/s, {self.bytes / seconds / 1e6:.0f} MB/s"
+        if self.bar and self.task is not None:
+            self.bar.update(self.task, completed=self.done, speed=speed)
+        elif self.lines and (now - self.said > 10 or self.done == self.total):
+            left = (self.total - self.done) * seconds / self.fresh
+            self.lines.print(f"{self.title}: {self.done}/{self.total}, {speed}, {left:.0f} s left", highlight=False)
+            self.said = now
+
+    def __enter__(self) -> "Progress":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
