@@ -194,11 +194,10 @@ def test_within_a_pair_band_statistics_say_little_and_the_layout_much():
 
 def test_a_corpus_is_geotiffs_with_named_bands_a_folder_a_class_at_places_of_their_own(tmp_path):
     classes = CLASSES[:3]
-    paths = write_corpus(tmp_path / "a", OPTICAL, 2, seed=7, size=16, classes=classes)
-    again = write_corpus(tmp_path / "b", RADAR, 2, seed=7, size=16, classes=classes)
-    assert [p.parent.name for p in paths] == [c for c in classes for _ in range(2)]
+    paths = write_corpus(tmp_path, [OPTICAL, RADAR], 2, seed=7, size=16, classes=classes)
+    assert [p.parent.name for p in paths["optical-5"]] == [c for c in classes for _ in range(2)]
     corners = set()
-    for path, other in zip(paths, again, strict=True):
+    for path, other in zip(paths["optical-5"], paths["radar-2"], strict=True):
         with rasterio.open(path) as file, rasterio.open(other) as radar:
             assert file.descriptions == OPTICAL.band_names
             assert file.crs.to_epsg() == 32632
@@ -208,7 +207,7 @@ def test_a_corpus_is_geotiffs_with_named_bands_a_folder_a_class_at_places_of_the
             corners.add((file.transform.c, file.transform.f))
             expected = observe(landscape(path.parent.name, int(path.stem[-5:]), 16), OPTICAL)
             np.testing.assert_array_equal(file.read(), expected)
-    assert len(corners) == len(paths)
+    assert len(corners) == len(paths["optical-5"])
 
 
 def test_an_unknown_class_or_a_tiny_scene_is_one_clear_line():

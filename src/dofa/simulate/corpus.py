@@ -1,4 +1,4 @@
-"""Simulated scenes as files: one GeoTIFF each, a folder a class."""
+"""Simulated scenes as files: one GeoTIFF each, a folder a sensor and in it a folder a class."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,22 +15,22 @@ APART_M = 5_000.0
 
 def write_corpus(
     folder: str | Path,
-    sensor: Sensor,
+    sensors: Sequence[Sensor],
     count: int,
     seed: int = 0,
     size: int = 64,
     gsd_m: float = 10.0,
     classes: Sequence[str] = CLASSES,
-    progress: Callable[[], None] | None = None,
-) -> list[Path]:
-    """Write `count` scenes of every class as one sensor sees them.
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, list[Path]]:
+    """Write `count` scenes of every class as several sensors see them: the same ground at the same place.
 
-    The same seed gives the same ground for every sensor, at the same place: the files are co-registered. Scene i of a
-    class is landscape `seed + i`, so corpora whose seeds lie `count` or more apart share no landscape.
+    Scene i of a class is landscape `seed + i`: corpora whose seeds lie `count` or more apart share no landscape, and
+    a corpus of another sensor with the same seed is co-registered.
 
     Args:
-        folder: gets a folder a class with `CLASS_SEED.tif` in it.
-        sensor: who looks.
+        folder: gets SENSOR/CLASS/CLASS_SEED.tif.
+        sensors: who looks.
         count: scenes a class.
         seed: of the first scene.
         size: side in pixels.
@@ -39,7 +39,7 @@ def write_corpus(
         progress: called after every file.
 
     Returns:
-        the files, class by class. Band names are in their descriptions, `simulated` among their tags.
+        By sensor name, the files class by class. Band names are in their descriptions, `simulated` among their tags.
 
     Raises:
         ConfigError: rasterio is not installed, or a class is unknown.
@@ -49,29 +49,30 @@ def write_corpus(
     except ModuleNotFoundError:
         raise ConfigError('writing GeoTIFFs needs rasterio: pip install "dofa[scene]"') from None
 
-    paths = []
+    paths: dict[str, list[Path]] = {sensor.name: [] for sensor in sensors}
     for k, kind in enumerate(classes):
-        (Path(folder) / kind).mkdir(parents=True, exist_ok=True)
         for i in range(seed, seed + count):
-            image = observe(landscape(kind, i, size, gsd_m), sensor)
-            path = Path(folder) / kind / f"{kind}_{i:05d}.tif"
-            corner = (WEST_M + APART_M * (i % 100), NORTH_M - APART_M * (i // 100 * len(CLASSES) + k))
-            with rasterio.open(
-                path,
-                "w",
-                driver="GTiff",
-                width=size,
-                height=size,
-                count=len(image),
-                dtype=image.dtype,
-                crs="EPSG:32632",
-                transform=rasterio.Affine(gsd_m, 0, corner[0], 0, -gsd_m, corner[1]),
-                interleave="band",
-            ) as file:
-                file.write(image)
-                file.descriptions = sensor.band_names
-                file.update_tags(sensor=sensor.name, scene_class=kind, simulated="yes", seed=i)
-            paths.append(path)
-            if progress is not None:
+            ground = landscape(kind, i, size, gsd_m)
+            west, north = WEST_M + APART_M * (i % 100), NORTH_M - APART_M * (i // 100 * len(CLASSES) + k)
+            for sensor in sensors:
+                image = observe(ground, sensor)
+                path = Path(folder) / sensor.name / kind / f"{kind}_{i:05d}.tif"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with rasterio.open(
+                    path,
+                    "w",
+                    driver="GTiff",
+                    width=size,
+                    height=size,
+                    count=len(image),
+                    dtype=image.dtype,
+                    crs="EPSG:32632",
+                    transform=rasterio.Affine(gsd_m, 0, west, 0, -gsd_m, north),
+                    interleave="band",
+                ) as file:
+                    file.write(image)
+                    file.descriptions = sensor.band_names
+                    file.update_tags(sensor=sensor.name, scene_class=kind, simulated="yes", seed=i)
+                paths[sensor.name].append(path)
                 progress()
     return paths

@@ -7,6 +7,7 @@ they are no measurements and copy no spectral library.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,7 @@ COVERS = (
 COVER_NAMES = tuple(c.name for c in COVERS)
 
 
+@lru_cache(maxsize=64)
 def band_reflectance(bands: tuple[Band, ...]) -> NDArray[np.float64]:
     """Reflectance of every cover in the given bands, averaged over Gaussian responses of their centre and width.
 
@@ -108,6 +110,7 @@ def band_reflectance(bands: tuple[Band, ...]) -> NDArray[np.float64]:
     return curves() @ response(bands).T
 
 
+@lru_cache(maxsize=64)
 def response(bands: tuple[Band, ...]) -> NDArray[np.float64]:
     """(bands, GRID_UM) weights that add up to 1: what share of a band's signal comes from which wavelength."""
     centre = np.clip([b.wavelength_um or 0.0 for b in bands], GRID_UM[0], GRID_UM[-1])

@@ -49,10 +49,14 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> Fie
 
 def patchwork(rng: np.random.Generator, u: Field, v: Field, cells: int) -> tuple[NDArray[np.int64], Field]:
     """Voronoi fields: the index of each cell's field, and by how much the second nearest seed is farther."""
-    seeds = rng.uniform(-0.75, 0.75, (cells, 2))
-    distance = np.hypot(u[..., None] - seeds[:, 0], v[..., None] - seeds[:, 1])
-    nearest = np.partition(distance, 1, axis=-1)
-    return distance.argmin(axis=-1), nearest[..., 1] - nearest[..., 0]
+    field = np.zeros(u.shape, np.int64)
+    first, second = np.full_like(u, np.inf), np.full_like(u, np.inf)
+    for i, (x, y) in enumerate(rng.uniform(-0.75, 0.75, (cells, 2))):
+        distance = (u - x) ** 2 + (v - y) ** 2
+        field[distance < first] = i
+        second = np.minimum(second, np.maximum(first, distance))
+        first = np.minimum(first, distance)
+    return field, np.sqrt(second) - np.sqrt(first)
 
 
 def orchard_rows(rng: np.random.Generator, u: Field, v: Field) -> Field:
@@ -86,8 +90,8 @@ def scattered_farms(rng: np.random.Generator, u: Field, v: Field) -> Field:
     """Yards lying about in the fields, each of its own size."""
     yards = int(rng.integers(14, 26))
     at, size = rng.uniform(-0.7, 0.7, (yards, 2)), rng.uniform(0.6, 1.4, yards)
-    distance = np.maximum(np.abs(u[..., None] - at[:, 0]), np.abs(v[..., None] - at[:, 1])) / size
-    return np.asarray(0.01 * noise(rng, u.shape, 0.05) - distance.min(axis=-1))
+    distance = [np.maximum(np.abs(u - x), np.abs(v - y)) / s for (x, y), s in zip(at, size, strict=True)]
+    return np.asarray(0.01 * noise(rng, u.shape, 0.05) - np.min(distance, axis=0))
 
 
 def meandering_river(rng: np.random.Generator, u: Field, v: Field) -> Field:

@@ -18,6 +18,8 @@ from dofa.simulate.covers import (
 )
 from dofa.simulate.landscape import Landscape, pixel_mean
 
+Float = NDArray[np.float32]  # every step is in single precision: 202 bands are many numbers
+
 SPECKLE_LOOKS = 5.0  # equivalent number of looks, about that of Sentinel-1 IW GRD (4.4 to 4.9)
 NOISE_REFLECTANCE = 0.002
 NOISE_KELVIN = 0.15
@@ -53,7 +55,7 @@ def observe(landscape: Landscape, sensor: Sensor, seed: int = 0) -> NDArray[Any]
     scaling = sensor.scaling or Scaling.uniform("reflectance", sensor.band_names)
     rng = np.random.default_rng([landscape.seed, seed, zlib.crc32(sensor.name.encode())])
     weights = _abundance(landscape)
-    physical = np.empty((len(sensor.bands), landscape.size, landscape.size), np.float64)
+    physical = np.empty((len(sensor.bands), landscape.size, landscape.size), np.float32)
     for kind in ("optical", "thermal", "sar"):
         at = [i for i, b in enumerate(sensor.bands) if b.kind == kind]
         if at:
@@ -62,84 +64,86 @@ def observe(landscape: Landscape, sensor: Sensor, seed: int = 0) -> NDArray[Any]
     return _to_raw(physical, scaling)
 
 
-def _abundance(landscape: Landscape) -> NDArray[np.float32]:
+def _abundance(landscape: Landscape) -> Float:
     """(covers, 2, size, size): how much of each cover in its low and high state a pixel sees, blurred by the optics."""
     ones = np.stack([landscape.cover == i for i in range(len(COVERS))]).astype(np.float32) * landscape.light
-    pair = np.stack([ones * (1 - landscape.state), ones * landscape.state], axis=1)
-    out = pixel_mean(pair)
-    for axis in (-2, -1):  # a point spread function of about one pixel
-        padded = np.pad(out, [(0, 0)] * 2 + [(1, 1) if out.ndim + axis == a else (0, 0) for a in (2, 3)], mode="edge")
-        n = out.shape[axis]
-        before, after = (np.take(padded, range(k, k + n), axis=axis) for k in (0, 2))
-        out = 0.76 * out + 0.12 * (before + after)
-    return out
+    high = ones * landscape.state
+    out = pixel_mean(np.stack([ones - high, high], axis=1))
+    # A point spread function of about one pixel.
+    padded = np.pad(out, [(0, 0), (0, 0), (1, 1), (0, 0)], mode="edge")
+    out = 0.76 * out + 0.12 * (padded[..., :-2, :] + padded[..., 2:, :])
+    padded = np.pad(out, [(0, 0), (0, 0), (0, 0), (1, 1)], mode="edge")
+    return np.asarray(0.76 * out + 0.12 * (padded[..., :-2] + padded[..., 2:]), np.float32)
+
+
+def _mix(per_cover: NDArray[np.float64], weights: Float) -> Float:
+    """(covers, 2, bands) values and (covers, 2, h, w) weights to (bands, h, w)."""
+    bands, (height, width) = per_cover.shape[2], weights.shape[2:]
+    mixed = per_cover.reshape(-1, bands).T.astype(np.float32) @ weights.reshape(-1, height * width)
+    return np.asarray(mixed.reshape(bands, height, width))
 
 
 def _see_optical(
-    rng: np.random.Generator, weights: NDArray[np.float32], bands: tuple[Band, ...], scaling: Scaling, above_air: bool
-) -> NDArray[np.float64]:
-    reflectance = np.einsum("csb,cshw->bhw", band_reflectance(bands), weights, optimize=True)
-    reflectance *= rng.normal(1, 0.04)
-    um = np.clip([b.wavelength_um or 0.0 for b in bands], GRID_UM[0], GRID_UM[-1])
+    rng: np.random.Generator, weights: Float, bands: tuple[Band, ...], scaling: Scaling, above_air: bool
+) -> Float:
+    reflectance = _mix(band_reflectance(bands), weights) * np.float32(rng.normal(1, 0.04))
+    um = np.array([b.wavelength_um or 0.0 for b in bands])
     # At the surface a small error of the correction is left; at the top of the atmosphere all of the haze.
-    haze = rng.normal(0.0, 0.006) if not above_air else rng.uniform(0.03, 0.08)
-    air = haze * (0.5 / um) ** 2.5
+    haze = rng.uniform(0.03, 0.08) if above_air else rng.normal(0.0, 0.006)
     if above_air:
         through = np.prod([1 - d * np.exp(-0.5 * ((GRID_UM - c) / w) ** 2) for c, w, d in ABSORPTION], axis=0)
-        reflectance *= (response(bands) @ through)[:, None, None]
-    reflectance += air[:, None, None]
+        reflectance *= _column(response(bands) @ through)
+    reflectance += _column(haze * (0.5 / um) ** 2.5)
     sd = NOISE_REFLECTANCE + 0.008 * np.maximum(reflectance, 0)
-    return np.asarray(_from_reflectance(reflectance + sd * rng.standard_normal(reflectance.shape), um, scaling))
+    reflectance += sd * rng.standard_normal(reflectance.shape, np.float32)
+    if _eight_bits(scaling):
+        return reflectance * _column(255 / np.where(um < 0.69, FULL_8BIT_VISIBLE, FULL_8BIT_OTHER))
+    if scaling.unit == "dn":
+        return reflectance * np.float32(FULL_DN)
+    if scaling.unit == "radiance":
+        return reflectance * _column(0.8 * sunlight(um) / np.pi)
+    return reflectance
 
 
 def _see_thermal(
-    rng: np.random.Generator, weights: NDArray[np.float32], bands: tuple[Band, ...], scaling: Scaling, above_air: bool
-) -> NDArray[np.float64]:
+    rng: np.random.Generator, weights: Float, bands: tuple[Band, ...], scaling: Scaling, above_air: bool
+) -> Float:
     shares = weights / weights.sum(axis=(0, 1))  # slopes in the shade are not 30 K colder
-    kelvin = np.einsum("csb,cshw->bhw", brightness_kelvin(len(bands)), shares, optimize=True)
-    kelvin = kelvin + rng.normal(0, 3) + NOISE_KELVIN * rng.standard_normal(kelvin.shape)
+    kelvin = _mix(brightness_kelvin(len(bands)), shares) + np.float32(rng.normal(0, 3))
+    kelvin += NOISE_KELVIN * rng.standard_normal(kelvin.shape, np.float32)
     if scaling.unit == "kelvin":
-        return np.asarray(kelvin)
+        return kelvin
     low, high = KELVIN_8BIT
     return np.asarray((255 if _eight_bits(scaling) else FULL_DN) * (kelvin - low) / (high - low))
 
 
 def _see_sar(
-    rng: np.random.Generator, weights: NDArray[np.float32], bands: tuple[Band, ...], scaling: Scaling, above_air: bool
-) -> NDArray[np.float64]:
+    rng: np.random.Generator, weights: Float, bands: tuple[Band, ...], scaling: Scaling, above_air: bool
+) -> Float:
     names = tuple(b.polarisation or "VV" for b in bands)
-    power = np.einsum("csb,cshw->bhw", backscatter(names), weights, optimize=True)
-    power = power * 10 ** (rng.normal(0, 0.8) / 10) * rng.gamma(SPECKLE_LOOKS, 1 / SPECKLE_LOOKS, power.shape)
+    power = _mix(backscatter(names), weights) * np.float32(10 ** (rng.normal(0, 0.8) / 10))
+    power *= rng.standard_gamma(SPECKLE_LOOKS, power.shape, np.float32) / np.float32(SPECKLE_LOOKS)
     if scaling.unit == "linear_power":
-        return np.asarray(power)
+        return power
     db = 10 * np.log10(np.maximum(power, 1e-6))
     if scaling.unit == "dn":
         return np.asarray(10 ** ((db + DN_DB) / 20))
     if scaling.unit == "uint8":
-        low, high = np.array([DB_8BIT[n] for n in names]).T[:, :, None, None]
-        return np.asarray(255 * (db - low) / (high - low))
+        low, high = np.array([DB_8BIT[n] for n in names]).T
+        return np.asarray(255 * (db - _column(low)) / _column(high - low))
     return np.asarray(db)
 
 
 _SEE = {"optical": _see_optical, "thermal": _see_thermal, "sar": _see_sar}
 
 
-def _from_reflectance(
-    reflectance: NDArray[np.float64], wavelength_um: NDArray[np.float64], scaling: Scaling
-) -> NDArray[np.float64]:
-    """Reflectance to the unit of the product."""
-    if _eight_bits(scaling):
-        full = np.where(wavelength_um < 0.69, FULL_8BIT_VISIBLE, FULL_8BIT_OTHER)
-        return np.asarray(255 * reflectance / full[:, None, None])
-    if scaling.unit == "dn":
-        return reflectance * FULL_DN
-    if scaling.unit == "radiance":
-        return np.asarray(reflectance * (0.8 * sunlight(wavelength_um) / np.pi)[:, None, None])
-    return reflectance
-
-
 def _eight_bits(scaling: Scaling) -> bool:
     return scaling.unit == "uint8" or (scaling.unit == "dn" and all(c == (0, 255) for c in scaling.clip))
+
+
+def _column(values: Any) -> Float:
+    """(C, 1, 1), to broadcast over (C, H, W)."""
+    return np.asarray(values, np.float32)[:, None, None]
 
 
 def sunlight(wavelength_um: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -150,12 +154,11 @@ def sunlight(wavelength_um: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(spectral * SUN_SOLID_ANGLE * 1e-6)
 
 
-def _to_raw(physical: NDArray[np.float64], scaling: Scaling) -> NDArray[Any]:
-    scale, offset = (np.array(v)[:, None, None] for v in (scaling.scale, scaling.offset))
-    raw = (physical - offset) / scale
+def _to_raw(physical: Float, scaling: Scaling) -> NDArray[Any]:
+    raw = (physical - _column(scaling.offset)) / _column(scaling.scale)
     if _eight_bits(scaling):
         return np.asarray(np.clip(np.rint(raw), 0, 255), np.uint8)
-    if scaling.unit == "dn" or (scale != 1).any():
+    if scaling.unit == "dn" or any(s != 1 for s in scaling.scale):
         # 0 is the fill value of many products: the darkest measurement is 1.
         return np.asarray(np.clip(np.rint(raw), 1, 65535), np.uint16)
-    return np.asarray(raw, np.float32)
+    return raw
