@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dofa.errors import ConfigError, DataError
 from dofa.model.config import PRESETS, EncoderConfig, TrainedSensor, preset
-from dofa.model.encoder import DOFA
+from dofa.model.encoder import DOFA, check_finite
 from dofa.model.vit import interpolate_positions, sincos_positions
 from dofa.sensors import Band, Sensor
 
@@ -377,6 +377,16 @@ def test_an_image_that_does_not_fit_is_refused_in_one_line(image, says):
     with pytest.raises(DataError, match=says) as caught:
         model(image, RGB)
     assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_large_finite_values_are_no_infinities():
+    image = torch.full((1, 3, 32, 32), 3e38)
+    assert not torch.isfinite(image.sum())
+    check_finite(image, training=False)
+    image[0, 0, 0, 0], image[0, 0, 0, 1] = float("inf"), float("-inf")
+    with pytest.raises(DataError, match="2 NaN or infinite"):
+        check_finite(image, training=False)
 
 
 def test_the_model_compiles_without_a_graph_break():

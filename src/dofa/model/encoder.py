@@ -100,7 +100,8 @@ class DOFA(VisionTransformer):
         return waves
 
     def _embed(self, x: Tensor, wavelengths: Wavelengths, keep: Tensor | None = None) -> tuple[Tensor, Grid, Tensor]:
-        grid = check_image(x, self.config.patch, self.training)
+        grid = patch_grid(x, self.config.patch)
+        check_finite(x, self.training)
         waves = self.encode_bands(wavelengths)
         if x.shape[1] != len(waves):
             raise DataError(
@@ -215,7 +216,8 @@ class StaticViT(VisionTransformer):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(bands, config.width, config.patch, config.patch)})
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
-        grid = check_image(x, self.config.patch, self.training)
+        grid = patch_grid(x, self.config.patch)
+        check_finite(x, self.training)
         if x.shape[1] != self.bands:
             raise DataError(f"image has {x.shape[1]} bands; this model was specialised for {self.bands}")
         proj = self.patch_embed["proj"]
@@ -245,11 +247,11 @@ class StaticViT(VisionTransformer):
         return self.intermediates(tokens, grid, indices, norm, output_fmt, return_prefix_tokens, intermediates_only)
 
 
-def check_image(x: Tensor, patch: int, training: bool) -> Grid:
+def patch_grid(x: Tensor, patch: int) -> Grid:
     """The image's size in patches, rounded up.
 
     Raises:
-        DataError: not (B, C, H, W) of floating point numbers, smaller than a patch, or NaN or infinite values.
+        DataError: not (B, C, H, W) of floating point numbers, or smaller than a patch.
     """
     if x.ndim != 4:
         raise DataError(f"image has shape {tuple(x.shape)}; (batch, bands, height, width) is expected")
@@ -258,12 +260,19 @@ def check_image(x: Tensor, patch: int, training: bool) -> Grid:
     height, width = x.shape[-2:]
     if height < patch or width < patch:
         raise DataError(f"image of {height} × {width} pixels is smaller than a patch of {patch}: pad or resample it")
-    # On an accelerator the look at the values would wait for the device, so training leaves it to the loss.
-    looks = not torch.compiler.is_compiling() and (x.device.type == "cpu" or not training)
-    if looks and not bool(torch.isfinite(x).all()):
-        count = int((~torch.isfinite(x)).sum())
-        raise DataError(f"image holds {count} NaN or infinite values: mask them (dofa.Scaling.normalise takes a mask)")
     return -(-height // patch), -(-width // patch)
+
+
+def check_finite(x: Tensor, training: bool) -> None:
+    """Raise a DataError if the image holds NaN or infinite values.
+
+    On an accelerator a look at the values waits for the device, so that training leaves it to the loss there.
+    """
+    if torch.compiler.is_compiling() or (training and x.device.type != "cpu"):
+        return
+    # One pass for the rule; a sum that overflows although every value is finite is looked at again.
+    if not bool(torch.isfinite(x.sum())) and (count := int((~torch.isfinite(x)).sum())):
+        raise DataError(f"image holds {count} NaN or infinite values: mask them (dofa.Scaling.normalise takes a mask)")
 
 
 def _trained(config: EncoderConfig, sensor: Sensor) -> list[TrainedSensor]:

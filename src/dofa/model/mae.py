@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dofa.errors import DataError
 from dofa.model.config import DecoderConfig, MaskConfig
-from dofa.model.encoder import DOFA, Wavelengths, check_image
+from dofa.model.encoder import DOFA, Wavelengths, patch_grid
 from dofa.model.kernels import DynamicPatchPrediction, pad_to_patch, patchify, unpatchify
 from dofa.model.vit import NORM_EPS, Block, Grid, init_linear, interpolate_positions, run_block, sincos_positions
 
@@ -93,7 +93,7 @@ class MaskedAutoencoder(nn.Module):
             if image.ndim != 4 or valid.shape != (image.shape[0], *image.shape[2:]):
                 raise DataError(f"valid has shape {tuple(valid.shape)} for an image of shape {tuple(image.shape)}")
             image = torch.where(valid[:, None], image, 0.0)
-        grid = check_image(image, self.patch, self.training)
+        grid = patch_grid(image, self.patch)
         patches = grid[0] * grid[1]
         if patches < 2:
             raise DataError(f"image of one patch of {self.patch} pixels: nothing would be left after masking")
@@ -211,6 +211,7 @@ class PatchTargets(NamedTuple):
         return mean, (pixels > 0).float()
 
 
+@torch.no_grad()
 def patch_targets(image: Tensor, patch: int, index: Tensor, valid: Tensor | None = None) -> PatchTargets:
     """What the decoder is to predict: the pixels of the chosen patches, normalised patch by patch in float32.
 
@@ -226,17 +227,18 @@ def patch_targets(image: Tensor, patch: int, index: Tensor, valid: Tensor | None
     bands, (height, width) = image.shape[1], image.shape[-2:]
     pixels = patchify(pad_to_patch(image.float(), patch), patch, index).reshape(*index.shape, bands, -1)
     if valid is None and height % patch == 0 and width % patch == 0:
-        variance, mean = torch.var_mean(pixels, dim=(2, 3), keepdim=True)
-        std = (variance + VARIANCE_FLOOR).sqrt()
-        return PatchTargets((pixels - mean) / std, mean, std, None)
+        mean = pixels.mean((2, 3), keepdim=True)
+        centred = pixels.sub_(mean)
+        std = (centred.square().sum((2, 3), keepdim=True) / (centred[0, 0].numel() - 1) + VARIANCE_FLOOR).sqrt()
+        return PatchTargets(centred.div_(std), mean, std, None)
     counts = torch.ones_like(image[:, :1]) if valid is None else valid[:, None].float()
     counts = F.pad(counts, (0, -width % patch, 0, -height % patch))
     weight = patchify(counts, patch, index).reshape(*index.shape, 1, -1)
     total = bands * weight.sum((2, 3), keepdim=True)
     mean = (pixels * weight).sum((2, 3), keepdim=True) / total.clamp(min=1)
-    variance = ((pixels - mean) ** 2 * weight).sum((2, 3), keepdim=True) / (total - 1).clamp(min=1)
-    std = (variance + VARIANCE_FLOOR).sqrt()
-    return PatchTargets((pixels - mean) / std * weight, mean, std, weight)
+    centred = pixels.sub_(mean).mul_(weight)
+    std = (centred.square().sum((2, 3), keepdim=True) / (total - 1).clamp(min=1) + VARIANCE_FLOOR).sqrt()
+    return PatchTargets(centred.div_(std), mean, std, weight)
 
 
 @torch.no_grad()
