@@ -192,9 +192,10 @@ def _told(file: Sequence[FileBand], sensor: Sensor, alpha_is_mask: Callable[[], 
     if spectral and all(b.wavelength_um is not None for b in spectral):
         return _by_wavelengths(spectral, sensor, 1.0, override=False)
     by_colour = _colour_bands(spectral, sensor)
-    # As many bands as the product has must lie in its order too: GDAL marks any three or four 8-bit bands as colours.
+    # Red, green, blue is what GDAL marks any three or four 8-bit bands as, so a product of as many bands must agree.
+    default = [b.colour for b in file[:3]] == ["red", "green", "blue"]
     whole = len(sensor.bands) == len(spectral) or (len(sensor.bands) == len(file) and not alpha_is_mask())
-    if by_colour and (not whole or by_colour == list(sensor.bands)):
+    if by_colour and (not (whole and default) or by_colour == list(sensor.bands)):
         return Recognised(sensor.select([b.name for b in by_colour]), [b.number for b in spectral])
     return _by_order(file, spectral, sensor, alpha_is_mask)
 

@@ -318,7 +318,7 @@ class Raster:
     @property
     def centre_lonlat(self) -> tuple[float, float] | None:
         """(longitude, latitude) of the centre in degrees; None without a place."""
-        return gdal.point_lonlat(self.crs, self.transform * (self.width / 2, self.height / 2))
+        return gdal.point_lonlat(self.crs, gdal.at(self.transform, self.width / 2, self.height / 2))
 
     def _dataset(self) -> Any:
         """This thread's handle. A forked child opens its own: a shared file position would mix up their reads."""

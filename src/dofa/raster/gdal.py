@@ -16,7 +16,10 @@ from dofa.raster.words import FileNumbers
 
 OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # no listing of folders of 100,000 tiles; side files are still found
-    "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # the lost part of a truncated JPEG would be filled with grey
+    # Truncated pictures are errors: the lost part of a JPEG would be grey, and of a PNG GDAL 3.10's short cut for whole
+    # images gives back whatever lay in memory.
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
 }
 METRES_PER_DEGREE = 111_320.0
 
@@ -37,10 +40,10 @@ def check_kind(dataset: Any) -> None:
         raise DataError(f"its bands have several types ({', '.join(sorted(set(dataset.dtypes)))}): split it by type")
     if dataset.dtypes[0].startswith("complex"):
         raise DataError("its numbers are complex (single-look SAR): detect them to power or amplitude first")
-    if dataset.colorinterp[0].name == "palette":
-        raise DataError("its numbers are indices of a colour table: expand it first (gdal_translate -expand rgb)")
     if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
         raise DataError("one bit a pixel is a mask, not a band of measurements")
+    if dataset.colorinterp[0].name == "palette":
+        raise DataError("its numbers are indices of a colour table: expand it first (gdal_translate -expand rgb)")
 
 
 def file_bands(dataset: Any) -> list[FileBand]:
@@ -109,8 +112,16 @@ def gsd_m(dataset: Any) -> float | None:
     side = math.sqrt(abs(affine.determinant))
     if crs.is_projected:
         return float(side * crs.linear_units_factor[1])
-    centre = point_lonlat(crs, affine * (dataset.width / 2, dataset.height / 2))
+    centre = point_lonlat(crs, at(affine, dataset.width / 2, dataset.height / 2))
     return None if centre is None else side * METRES_PER_DEGREE * math.sqrt(max(math.cos(math.radians(centre[1])), 0))
+
+
+def at(affine: Any, column: float, row: float) -> tuple[float, float]:
+    """Coordinates of a place in pixels (affine 3 deprecates the product, affine 2 knows no other)."""
+    return (
+        float(affine.a * column + affine.b * row + affine.c),
+        float(affine.d * column + affine.e * row + affine.f),
+    )
 
 
 def point_lonlat(crs: Any, point: tuple[float, float]) -> tuple[float, float] | None:
@@ -128,7 +139,7 @@ def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float
     """(west, south, east, north) of all four corners, so that rotated grids are inside."""
     if crs is None:
         return None
-    corners = [affine * corner for corner in ((0, 0), (width, 0), (0, height), (width, height))]
+    corners = [at(affine, *corner) for corner in ((0, 0), (width, 0), (0, height), (width, height))]
     xs, ys = zip(*corners, strict=True)
     try:
         west, south, east, north = transform_bounds(crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
