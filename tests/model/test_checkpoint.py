@@ -112,6 +112,7 @@ def test_saving_twice_writes_the_same_bytes(tmp_path):
     for name in ("config.json", "model.safetensors"):
         assert (a / name).read_bytes() == (b / name).read_bytes()
     assert sorted(p.name for p in a.iterdir()) == ["config.json", "model.safetensors"]
+    assert len({p.stat().st_mode for p in a.iterdir()}) == 1, "who may read one may read the other"
 
 
 def test_loaded_weights_do_not_hang_on_their_file(saved):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import dofa
 from dofa.errors import CheckpointError, ConfigError, nearest
@@ -32,6 +34,8 @@ _KEYS = (
     "provenance",
     "weights_sha256",
 )
+# What modules and our own code start weights with, as torch shows it to a function mode.
+_RANDOM = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_, Tensor.normal_, Tensor.uniform_)
 _SHOWN = 4  # names in an error line, before it only counts them
 
 
@@ -72,6 +76,7 @@ def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dic
     record["provenance"] = _provenance(encoder.origin, provenance)
     record["weights_sha256"] = file_sha256(temporary)
     (folder / f".{CONFIG}.tmp").write_text(_pretty(record) + "\n", encoding="utf-8")
+    shutil.copymode(folder / f".{CONFIG}.tmp", temporary)  # safetensors writes for the owner's eyes alone
     for name in (WEIGHTS, CONFIG):
         with (folder / f".{name}.tmp").open("rb+") as file:
             os.fsync(file.fileno())
@@ -134,7 +139,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Puts tensors into a model, every key accounted for.
 
     Args:
-        model: may lie on the meta device; afterwards it holds float32 copies of the tensors.
+        model: afterwards it holds float32 copies of the tensors.
         tensors: by the model's own names.
         what: names the source in an error.
 
@@ -160,9 +165,19 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
 
 
+class _NoRandomStart(TorchFunctionMode):
+    """Leaves out random starts, which for 100 million weights take seconds; their memory is never touched."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def build_encoder(config: EncoderConfig) -> DOFA:
-    """An encoder without storage, to be filled: a random start for 100 million weights takes seconds."""
-    with torch.device("meta"):
+    """An encoder to be filled: its weights are whatever lies in memory."""
+    with _NoRandomStart():
         return DOFA(config)
 
 
@@ -170,7 +185,7 @@ def build_autoencoder(
     config: EncoderConfig, decoder: DecoderConfig, mask: MaskConfig, legacy_layout: bool
 ) -> MaskedAutoencoder:
     """Like `build_encoder`, with its decoder."""
-    with torch.device("meta"):
+    with _NoRandomStart():
         return MaskedAutoencoder(DOFA(config), decoder, mask, legacy_layout)
 
 
