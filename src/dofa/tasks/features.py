@@ -1,0 +1,305 @@
+"""Frozen features of labelled images, computed once: an encoder's blocks, and band statistics as the floor.
+
+What was computed is kept in a cache file whose name is a digest of everything that went in: weights, pixels, transform.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+from torch.nn import functional as F
+
+from dofa.errors import ConfigError, DataError, nearest
+from dofa.model.checkpoint import encoder_sha256
+from dofa.model.config import EncoderConfig
+from dofa.model.encoder import DOFA
+from dofa.pixels import Scaling, convert_units, resolve_stats, unit_map
+from dofa.tasks.datasets import LabelledImages
+
+Block = int | Literal["pooled"]
+Precision = Literal["float32", "bf16"]
+Floats = NDArray[np.float32]
+Progress = Callable[[int], None]
+
+CACHE_FORMAT = 1
+DATASET = "dataset"  # --stats dataset: statistics of the training folds
+
+
+@dataclass(frozen=True)
+class BandStatistics:
+    """Mean and spread of each band within each image, in physical values, valid pixels only.
+
+    Attributes:
+        mean: (N, C) float64; NaN where an image has no valid pixel.
+        std: (N, C) float64.
+        count: (N,) float64 valid pixels.
+    """
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    count: NDArray[np.float64]
+
+    @property
+    def features(self) -> Floats:
+        """(N, 2C): what a classifier without any model gets to see."""
+        return np.concatenate([self.mean, self.std], axis=1).astype(np.float32)
+
+    def over(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(C,) mean and std of all pixels of some images together, as one pass over them would give."""
+        filled = rows[self.count[rows] > 0]
+        weight = (self.count[filled] / self.count[filled].sum())[:, None]
+        mean = (weight * self.mean[filled]).sum(0)
+        square = (weight * (self.std[filled] ** 2 + (self.mean[filled] - mean) ** 2)).sum(0)
+        return mean, np.sqrt(square)
+
+
+def band_statistics(data: LabelledImages, cache: Path | None = None) -> BandStatistics:
+    """Reads every image once for its band means and spreads; cached like features."""
+
+    def compute() -> dict[str, NDArray[Any]]:
+        means, stds, counts = [], [], []
+        for index in range(len(data)):
+            raw, valid = data.read(index)
+            pixels = data.scaling.physical(raw).reshape(len(raw), -1).astype(np.float64)
+            if valid is not None:
+                pixels = pixels[:, valid.ravel()]
+            counts.append(pixels.shape[1])
+            nothing = np.full(len(raw), np.nan)
+            means.append(pixels.mean(1) if pixels.size else nothing)
+            stds.append(pixels.std(1) if pixels.size else nothing)
+        return {"mean": np.stack(means), "std": np.stack(stds), "count": np.array(counts, np.float64)}
+
+    key = {"kind": "band statistics", "data": data.fingerprint, "scaling": data.scaling.to_dict()}
+    return BandStatistics(**_cached(cache, key, compute))
+
+
+def input_scaling(
+    data: LabelledImages, config: EncoderConfig, stats: str | None = None, dataset: Scaling | None = None
+) -> Scaling:
+    """What normalises the images for an encoder, by the precedence of `pixels.resolve_stats`.
+
+    Weights that expect another unit than the data set has (released v1: 8 bits) are fed through the named unit map;
+    the scaling returned is then in their unit and starts from values already mapped.
+
+    Args:
+        data: the images.
+        config: of the encoder, with the statistics it was trained with.
+        stats: None for the precedence (the encoder's own for this sensor, then the store's), `dataset`, or the name of
+            a sensor the encoder knows, whose statistics to use.
+        dataset: statistics of the training images, for `stats="dataset"`.
+
+    Raises:
+        ConfigError: no statistics for this sensor, an unknown name, or no way between the units.
+    """
+    trained = {name: sensor.scaling for name, sensor in config.sensors.items()}
+    said: Scaling | None = None
+    if stats == DATASET:
+        said = dataset
+    elif stats is not None:
+        said = trained.get(stats)
+        if said is None or said.mean is None:
+            known = [name for name, s in trained.items() if s is not None and s.mean is not None]
+            raise ConfigError(
+                f"--stats {stats}: the encoder has no such statistics: {nearest(stats, [*known, DATASET])}"
+            )
+        said = replace(said, stats_source="checkpoint")
+    physical = data.scaling
+    chosen = said or trained.get(data.sensor.name)
+    if chosen is not None and chosen.unit != physical.unit:
+        unit_map(physical.unit, chosen.unit, data.sensor.platform)  # refuses what cannot be mapped, before any work
+        physical = Scaling.uniform(chosen.unit, physical.bands, physical_source=physical.physical_source)
+    return resolve_stats(physical, data.sensor.name, stats=said, checkpoint=trained, store=data.corpus_scaling)
+
+
+def prepare(data: LabelledImages, index: int, scaling: Scaling) -> Floats:
+    """One image as the encoder takes it, (C, H, W).
+
+    Raises:
+        DataError: no valid pixel, or values that are not finite; the source is named.
+    """
+    raw, valid = data.read(index)
+    if valid is not None and not valid.any():
+        raise DataError(f"{data.sources[index]} has no valid pixel: leave it out")
+    physical = data.scaling.physical(raw)
+    try:
+        mapped = convert_units(physical, data.sensor.band_names, data.scaling.unit, scaling.unit, data.sensor.platform)
+        return scaling.normalise_physical(mapped, valid)
+    except DataError as error:
+        raise DataError(f"{data.sources[index]}: {error}") from None
+
+
+def encode(
+    model: DOFA,
+    data: LabelledImages,
+    scaling: Scaling,
+    blocks: Sequence[Block] = ("pooled",),
+    *,
+    size: int | None = None,
+    batch: int = 64,
+    precision: Precision = "float32",
+    device: str | None = None,
+    cache: Path | None = None,
+    progress: Progress = lambda images: None,
+) -> dict[Block, Floats]:
+    """Frozen features of every image.
+
+    Args:
+        model: encoder; left in evaluation mode.
+        data: the images.
+        scaling: with statistics, from `input_scaling`.
+        blocks: block numbers (negative from the end) for the mean of that block's patch tokens, and `pooled` for the
+            model's own pooled vector.
+        size: side in pixels the images are resized to, bilinear with antialiasing; None leaves them.
+        batch: images at a time.
+        precision: bf16 runs the encoder under autocast; features are float32 either way.
+        device: of the computation; None for CUDA where there is one.
+        cache: folder of the feature cache, None for none.
+        progress: called with the number of images just encoded.
+
+    Returns:
+        (N, D) float32 for each entry of `blocks`.
+
+    Raises:
+        ConfigError: there is no such block.
+        DataError: an image that cannot be used, named.
+    """
+    wanted = {block: _block_number(block, model.config.depth) for block in blocks}
+    key = _feature_key(model, data, scaling, size, precision)
+    keys = {number: {**key, "block": number} for number in dict.fromkeys(wanted.values())}
+    hits = {number: _lookup(cache, key) for number, key in keys.items()}
+    found = {number: hit["features"] for number, hit in hits.items() if hit is not None}
+    missing = [number for number in keys if number not in found]
+    if missing:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        parts: dict[Block, list[Floats]] = {number: [] for number in missing}
+        with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
+            model.to(target).eval()
+            for images in _batches(data, scaling, size, batch):
+                for number, feature in _forward(model, images.to(target), data, missing).items():
+                    parts[number].append(feature.float().cpu().numpy())
+                progress(len(images))
+        for number in missing:
+            found[number] = np.concatenate(parts[number])
+            _store(cache, keys[number], {"features": found[number]})
+    else:
+        progress(len(data))
+    return {block: found[number] for block, number in wanted.items()}
+
+
+def random_encoder(config: EncoderConfig, seed: int) -> DOFA:
+    """The same architecture, never trained: what a frozen encoder has to beat. The caller's generator is untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DOFA(replace(config, num_classes=0))
+
+
+def _forward(model: DOFA, images: Tensor, data: LabelledImages, numbers: Sequence[Block]) -> dict[Block, Tensor]:
+    """(B, D) for each block from one pass."""
+    inner = [n for n in numbers if isinstance(n, int)]
+    if not inner:
+        return {"pooled": model.forward_head(model.forward_features(images, data.sensor), pre_logits=True)}
+    whole = "pooled" in numbers  # otherwise the blocks behind the last one wanted need not run
+    found: Any = model.forward_intermediates(images, data.sensor, inner, output_fmt="NLC", intermediates_only=not whole)
+    levels = found[1] if whole else found
+    out: dict[Block, Tensor] = {n: level.float().mean(1) for n, level in zip(inner, levels, strict=True)}
+    if whole:
+        out["pooled"] = model.forward_head(found[0], pre_logits=True)
+    return out
+
+
+def _batches(data: LabelledImages, scaling: Scaling, size: int | None, batch: int) -> Iterator[Tensor]:
+    for start in range(0, len(data), batch):
+        rows = range(start, min(start + batch, len(data)))
+        images = torch.from_numpy(np.stack([prepare(data, i, scaling) for i in rows]))
+        if size is not None and images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        yield images
+
+
+def _block_number(block: Block, depth: int) -> Block:
+    if block == "pooled":
+        return block
+    if not isinstance(block, int) or not -depth <= block < depth:
+        raise ConfigError(f"block {block!r}: this encoder has blocks 0 to {depth - 1}, and pooled")
+    return block % depth
+
+
+def _feature_key(
+    model: DOFA, data: LabelledImages, scaling: Scaling, size: int | None, precision: Precision
+) -> dict[str, Any]:
+    """Everything a feature depends on but its block; what number stands for a band is the model's word."""
+    numbers, polarisations = model.band_inputs(data.sensor)
+    config = model.config.to_dict()
+    del config["sensors"]
+    return {
+        "kind": "encoder",
+        "weights": encoder_sha256(model),
+        "config": config,
+        "data": data.fingerprint,
+        "bands": [numbers.tolist(), polarisations.tolist()],
+        "physical": data.scaling.to_dict(),
+        "scaling": scaling.to_dict(),
+        "size": size,
+        "precision": precision,
+    }
+
+
+def _cached(cache: Path | None, key: Mapping[str, Any], compute: Callable[[], dict[str, NDArray[Any]]]) -> Any:
+    found = _lookup(cache, key)
+    if found is None:
+        found = compute()
+        _store(cache, key, found)
+    return found
+
+
+def _cache_file(cache: Path, key: Mapping[str, Any]) -> tuple[Path, str]:
+    text = json.dumps({"format_version": CACHE_FORMAT, **key}, sort_keys=True)
+    return cache / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors", text
+
+
+def _lookup(cache: Path | None, key: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
+    """The arrays kept under a key; None where there are none, or the file is damaged: it is then written anew."""
+    if cache is None:
+        return None
+    file, text = _cache_file(cache, key)
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "numpy") as handle:
+            if handle.metadata() != {"key": text}:
+                return None
+            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except SafetensorError:
+        return None
+
+
+def _store(cache: Path | None, key: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    if cache is None:
+        return
+    file, text = _cache_file(cache, key)
+    write_atomically(file, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, {"key": text}))
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """All of it or nothing: written beside, flushed to the disk, then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{uuid4().hex}.tmp")
+    try:
+        with beside.open("xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(beside, file)
+    finally:
+        beside.unlink(missing_ok=True)
