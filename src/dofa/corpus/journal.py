@@ -30,7 +30,7 @@ class Line:
         self.place.append(item.place)
         self.split.append(split)
         self.labels.append(loaded.label)
-        self.partly_valid += loaded.valid is not None
+        self.partly_valid += any(loaded.mask)
 
 
 class Journal:

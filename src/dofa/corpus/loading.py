@@ -12,16 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.corpus.items import Item, Reading, Refusal, Split
+from dofa.corpus.shards import Chunks, Cut
 from dofa.errors import DataError
 from dofa.pixels import RunningStats, Scaling
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """One image, checked and measured."""
+    """One image, checked, measured and compressed.
 
-    image: NDArray[Any]
-    valid: NDArray[np.bool_] | None
+    Attributes:
+        image: its chunks.
+        mask: chunks of its validity; all None where every pixel is valid.
+        nbytes: of the image as it was.
+        label: class index, −1 for none.
+        stats: of its physical values, where it belongs to the training split.
+        digest: sha256 of image and validity.
+    """
+
+    image: Chunks
+    mask: Chunks
+    nbytes: int
     label: int
     stats: RunningStats | None
     digest: bytes
@@ -29,10 +40,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Loader:
-    """Loads and checks images in threads, ahead of where they are consumed and in their order."""
+    """Loads, checks and compresses images in threads, ahead of where they are consumed and in their order.
+
+    Threads, not processes: GDAL, NumPy and Blosc leave the interpreter lock while they work.
+    """
 
     reading: Reading
     scaling: Scaling
+    cut: Cut
     min_valid: float
     workers: int
 
@@ -66,7 +81,14 @@ class Loader:
         digest = hashlib.sha256(np.ascontiguousarray(image).data)
         if valid is not None:
             digest.update(np.ascontiguousarray(valid).data)
-        return Loaded(image, valid, -1 if sample.label is None else sample.label, stats, digest.digest())
+        return Loaded(
+            image=self.cut.encode(image),
+            mask=self.cut.encode_mask(valid),
+            nbytes=image.nbytes,
+            label=-1 if sample.label is None else sample.label,
+            stats=stats,
+            digest=digest.digest(),
+        )
 
     def _check(
         self, image: NDArray[Any], valid: NDArray[np.bool_] | None
@@ -84,11 +106,15 @@ class Loader:
                 raise DataError("has no valid pixel: all nodata")
             if share < self.min_valid:
                 raise DataError(f"has {share:.1%} valid pixels, less than the {self.min_valid:.1%} asked for")
+        exact = (
+            np.can_cast(image.dtype, self.reading.dtype) or image.dtype.kind == np.dtype(self.reading.dtype).kind == "f"
+        )
+        if not exact:
+            raise DataError(f"is of type {image.dtype}; the store holds {self.reading.dtype}")
+        image = image.astype(self.reading.dtype, copy=False)
         if image.dtype.kind == "f":
             bad = ~np.isfinite(image).all(axis=0)
             count = int((bad if valid is None else bad & valid).sum())
             if count:
                 raise DataError(f"has {count} NaN or infinite pixels where pixels count as valid")
-        if not np.can_cast(image.dtype, self.reading.dtype, "same_kind"):
-            raise DataError(f"is of type {image.dtype}; the store holds {self.reading.dtype}")
-        return image.astype(self.reading.dtype, copy=False), valid
+        return image, valid

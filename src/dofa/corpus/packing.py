@@ -93,7 +93,7 @@ def pack(
         reading: the images.
         out: the store's folder, made where it does not exist.
         split: what is held out; by default a tenth of the places.
-        workers: threads that load and check images; the processors where absent. The result does not depend on it.
+        workers: threads that load, check and compress images, by default one a processor; the result is the same.
         chunk: side of a chunk in pixels, the smallest piece that is read; by default at most 64, less for many bands.
         min_valid: least share of valid pixels; an image without a single one is always refused.
         resume: continue an interrupted pack; False begins anew.
@@ -140,8 +140,9 @@ def pack(
         (folder / JOURNAL).unlink(missing_ok=True)
         return _report(Path(out), sensor.name, reading, began)
 
-    images, masks = shards.create(folder, len(work), shape, reading.dtype, chunk, shard_size)
-    loader = Loader(reading, scaling, min_valid, workers or os.cpu_count() or 1)
+    cut = shards.Cut(shape, reading.dtype, chunk, shard_size)
+    cut.create(folder, len(work))
+    loader = Loader(reading, scaling, cut, min_valid, workers or os.cpu_count() or 1)
     with (
         Journal(folder / JOURNAL, scaling.bands) as journal,
         closing(loader.run(work[journal.items :])) as pieces,
@@ -158,17 +159,13 @@ def pack(
                 else:
                     shard.append(loaded)
                     line.add(item, part, loaded)
-                    bar.advance(loaded.image.nbytes)
+                    bar.advance(loaded.nbytes)
                 if len(shard) == shard_size:
                     break
             if shard:
-                start = journal.images
-                shards.write_shard(folder / "images", images, start, np.stack([s.image for s in shard]))
-                if any(s.valid is not None for s in shard):
-                    whole = np.ones(reading.tile, bool)
-                    shards.write_shard(
-                        folder / "valid", masks, start, np.stack([whole if s.valid is None else s.valid for s in shard])
-                    )
+                number = journal.images // shard_size
+                cut.write(folder / "images", number, [piece.image for piece in shard])
+                cut.write(folder / "valid", number, [piece.mask for piece in shard])
             journal.append(line, shard)
     _finish(folder, journal, reading, split)
     return _report(Path(out), sensor.name, reading, began)
@@ -207,7 +204,7 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
     refused = [*reading.refused, *(Refusal(*r) for r in total.refused)]
     if not count:
         raise DataError(_nothing(refused))
-    images, masks = shards.open_array(folder / "images"), shards.open_array(folder / "valid")
+    images, masks = zarr.open_array(folder / "images"), zarr.open_array(folder / "valid")
     for array in (images, masks):
         array.resize((count, *array.shape[1:]))
     scaling = reading.sensor.scaling
