@@ -1,6 +1,7 @@
 """Files opened as named bands: real imagery, and GeoTIFF, ENVI, PNG and JPEG files written here."""
 
 import multiprocessing
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -490,6 +491,18 @@ def test_many_threads_read_the_same_raster_and_get_what_one_gets(write):
         read = pool.map(lambda corner: r.read(Window(corner[1], corner[0], 40, 32))[0], corners)
         for (y, x), raw in zip(corners, read, strict=True):
             assert np.array_equal(raw, array[:, y : y + 32, x : x + 40])
+
+
+def test_each_thread_reads_through_a_handle_of_its_own(write, monkeypatch):
+    opened, real = [], rasterio.open
+    path = write(image(1), ["B02"])
+    with open_raster(path, L2A_NAME) as r, ThreadPoolExecutor(4) as pool:
+        monkeypatch.setattr(rasterio, "open", lambda *a: opened.append(real(*a)) or opened[-1])
+        meet = threading.Barrier(4)
+        for _ in range(2):
+            list(pool.map(lambda _: (meet.wait(10), r.read()), range(4)))
+        assert len(opened) == 4
+    assert all(handle.closed for handle in opened)
 
 
 def _read_in_child(raster, window, pipe):
