@@ -88,8 +88,8 @@ _ALL = (
         True,
         # The corpus holds GRD digital numbers cut at 255: amplitude before calibration. σ⁰ = (DN / A)², and A lies
         # near 560–670 over the swath (β⁰ 474 over √sin of the incidence; recalled). With 600, thirteen real chips have
-        # mean and std 164, 78 (VV) and 64, 36 (VH); published are 166, 65 and 88, 43, with the thermal noise that VH
-        # still had there. A line from −30…0 dB gives stds of 38: no amplitude picture looks like that.
+        # mean and std 164, 78 (VV) and 64, 36 (VH); published are 166, 65 and 88, 43; probably VH still had its
+        # thermal noise there. A line from −30…0 dB gives stds of 38: no amplitude picture looks like that.
         "clip(600 · 10^(dB / 20), 0, 255): GRD amplitude before calibration, one factor for the whole swath. "
         "Approximation; source: SatlasPretrain's Normalization.md for the cut at 255, the factor checked against the "
         "published means.",
