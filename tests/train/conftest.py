@@ -3,15 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dofa import sensors
-from dofa.corpus.packing import pack
 from dofa.corpus.items import Reading
+from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
 from dofa.train.config import PretrainConfig, from_dict
 
@@ -52,6 +53,15 @@ def write_store(
     )
     pack(reading, folder, split=SplitConfig("place", 0.3), workers=1, progress=False)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order: equality to the bit, and no fight over two cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,9 @@ class DataConfig:
             raise ConfigError(f"data.crop_area is {self.crop_area}; (low, high) shares of the area, above 0, at most 1")
         if not 0 < self.band_keep <= 1:
             raise ConfigError(f"data.band_keep is {self.band_keep}; a share of the bands, above 0, at most 1")
-        if isinstance(self.weights, dict) and (min(self.weights.values(), default=0) < 0 or not any(self.weights.values())):
+        if isinstance(self.weights, dict) and (
+            min(self.weights.values(), default=0) < 0 or not any(self.weights.values())
+        ):
             raise ConfigError("data.weights are shares: none below 0, one at least above")
 
 

@@ -4,6 +4,7 @@ Every draw is a function of the run's seed, the update and the position in the g
 loader worker that happens to make it (design.md section 3, Randomness).
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -217,6 +218,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
             batch_size=None,
             sampler=range(start * self.accumulation, updates * self.accumulation),
             num_workers=workers,
+            collate_fn=_as_made,
             worker_init_fn=_ignore_sigterm if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
@@ -374,9 +376,11 @@ def _one(value: int | dict[str, int], sensor: str, name: str) -> int:
     return found
 
 
+def _as_made(batch: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch is whole when it is made; the loader's own conversion would turn its tuples into lists."""
+    return batch
+
+
 def _ignore_sigterm(worker: int) -> None:
     """A scheduler may signal every process of the job: the one that trains decides, its workers leave with it."""
-    import signal
-
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -141,7 +141,7 @@ def load_state(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optim
     slots = _read(checkpoint / "optimizer.safetensors", expected)
     for parameter, name in names.items():
         optimizer.state[parameter] = {
-            "step": slots[f"{name}:step"],  # AdamW keeps its counter on the CPU
+            "step": slots[f"{name}:step"].to(parameter.device),
             "exp_avg": _like(slots[f"{name}:exp_avg"], parameter),
             "exp_avg_sq": _like(slots[f"{name}:exp_avg_sq"], parameter),
         }

@@ -1,0 +1,108 @@
+"""Configurations of pretraining: read, refused, printed."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from dofa.errors import ConfigError
+from dofa.train.config import differences, from_dict, load_config, print_config, recipes, to_yaml
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_a_recipe_survives_being_printed_and_read(recipe, tmp_path, capsys):
+    config = load_config(recipe)
+    print_config(config)
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert load_config(file) == config
+
+
+def test_the_recipes_hold_the_published_numbers():
+    base, large = load_config("dofa-base-mim"), load_config("dofa-large-mim")
+    for config in (base, large):
+        batch = config.data.batch * config.run.micro_batches
+        assert batch == 192
+        assert config.optim.lr == pytest.approx(1e-4 * batch / 256)
+        assert config.optim.warmup_updates == round(20 * 410_000 / batch)
+        assert (config.run.epochs, config.optim.weight_decay, config.optim.betas) == (120, 0.05, (0.9, 0.95))
+        assert (config.model.decoder.width, config.model.decoder.depth) == (512, 8)
+    assert (base.model.size, large.model.size) == ("base", "large")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optim.learning_rate=1", "unknown key optim.learning_rate"),
+        ("data.jiter.share=1", "unknown key data.jiter: did you mean jitter?"),
+        ("modell.size=tiny", "did you mean model?"),
+        ("model.size=tinny", "did you mean tiny"),
+        ("model.changes.pach=8", "did you mean patch"),
+        ("optim.lr=-1", "optim: lr -1"),
+        ("optim.lr=", "optim.lr is empty"),
+        ("optim.lr=fast", "optim.lr"),
+        ("run.precision=fp16", "run.precision"),
+        ("data.crop=0", "data.crop is 0"),
+        ("data.crop_area=[0.5, 2]", "data.crop_area"),
+        ("data.band_keep=0", "data.band_keep"),
+        ("data.jitter.share=2", "data.jitter.share"),
+        ("data.weights={naip-rgb: -1}", "data.weights"),
+        ("model.mask.ratio=1", "mask.ratio"),
+        ("run.epochs=2", "not both"),
+        ("run=3", "run is 3"),
+        ("run.seed", "key.key=value"),
+        ("data.stores=[", "data.stores"),
+        ("format_version=99", "format_version 99, newer"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line(override, says):
+    with pytest.raises(ConfigError) as error:
+        load_config("cpu-tiny", [override])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_future_configuration_is_refused_before_its_unknown_keys():
+    with pytest.raises(ConfigError, match="newer"):
+        from_dict({"format_version": 2, "quantum": {}})
+
+
+def test_unknown_recipes_and_files_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean cpu-tiny"):
+        load_config("cpu-tny")
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="no mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_overrides_win_and_reach_into_mappings():
+    config = load_config("cpu-tiny", ["data.crop.default=64", "data.crop.naip-rgb=96", "data.stores=[a, b]"])
+    assert config.data.crop == {"default": 64, "naip-rgb": 96}
+    assert config.data.stores == ("a", "b")
+
+
+def test_differences_name_what_matters_and_pass_over_housekeeping():
+    config = load_config("cpu-tiny")
+    other = load_config("cpu-tiny", ["run.workers=3", "run.out=elsewhere", "data.stores=[moved]", "run.save_every=1"])
+    assert differences(config, other) == []
+    other = load_config("cpu-tiny", ["optim.lr=0.002", "data.batch.enmap=4"])
+    assert [d.split(":")[0] for d in differences(config, other)] == ["data.batch", "optim.lr"]
+
+
+def test_yaml_holds_every_setting():
+    plain = yaml.safe_load(to_yaml(load_config("cpu-tiny")))
+    assert set(plain) == {"format_version", "model", "data", "optim", "run"}
+    assert plain["run"]["keep"] == 2
+
+
+def test_configurations_need_no_torch():
+    code = (
+        "import sys; from dofa.train.config import load_config; load_config('cpu-tiny'); print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -1,0 +1,272 @@
+"""Whole runs in this process: what they write, continue, refuse and survive."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dofa
+from dofa.corpus.store import open_stores
+from dofa.errors import CheckpointError, ConfigError, DataError
+from dofa.model.checkpoint import load_mae
+from dofa.train import loop
+from dofa.train.evaluate import evaluate_store
+from dofa.train.log import read_log
+from dofa.train.pretrain import pretrain
+from dofa.train.state import ContinuationWarning, checkpoints
+
+SENSORS = ["naip-rgb", "sentinel-1-grd", "sentinel-2-l2a"]
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, the optimiser's too."""
+    newest = checkpoints(run / "checkpoints")[-1]
+    return load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_writes_its_model_its_state_and_its_log(settings):
+    config = settings(
+        run__updates=5,
+        run__micro_batches=3,
+        run__save_every=2,
+        run__evaluate_every=2,
+        run__pictures_every=5,
+        data__weights="equal",
+    )
+    out = pretrain(config)
+    assert [c.name for c in checkpoints(out / "checkpoints")] == ["update-00000004", "update-00000005"]
+
+    rows = read_log(out)
+    assert [r["update"] for r in rows] == [1, 2, 3, 4, 5]
+    for sensor in SENSORS:
+        assert all(f"loss/{sensor}" in r for r in rows)
+        held = [r for r in rows if f"held_out/{sensor}" in r]
+        assert [r["update"] for r in held] == [2, 4, 5]
+        for row in held:
+            gap = row[f"held_out/{sensor}"] - row[f"floor/{sensor}"]
+            assert row[f"difference/{sensor}"] == pytest.approx(gap, abs=1e-6)
+    with (out / "log.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(r["loss/naip-rgb"]) for r in table] == [r["loss/naip-rgb"] for r in rows]
+    assert (out / "pictures" / "update-00000005.png").stat().st_size > 1000
+
+    encoder = dofa.load(out / "model")
+    stores = open_stores(list(config.data.stores))
+    for name, store in stores.items():
+        learned = encoder.config.sensors[name]
+        assert learned.scaling == store.scaling
+        assert learned.gsd_m == store.sensor.gsd_m
+        numbers = [b.wavelength_um or encoder.config.sar_wavelength for b in store.sensor.bands]
+        assert learned.wavelength_um == tuple(numbers)
+    record = json.loads((out / "model" / "config.json").read_text())
+    assert record["provenance"]["updates"] == 5
+    assert record["provenance"]["images"] == 5 * 3 * 4
+    assert set(record["provenance"]["stores"]) == set(stores)
+
+
+def test_a_run_learns_something(settings):
+    config = settings(run__updates=60, run__micro_batches=1, data__batch=8, data__jitter={"share": 0.0})
+    out = pretrain(config)
+    rows = read_log(out)
+    first = [r["loss/naip-rgb"] for r in rows[:20] if "loss/naip-rgb" in r]
+    last = [r["loss/naip-rgb"] for r in rows[-20:] if "loss/naip-rgb" in r]
+    assert sum(last) / len(last) < sum(first) / len(first) - 0.01
+
+
+def test_a_stopped_and_resumed_run_is_bit_identical(settings, tmp_path, monkeypatch):
+    def make(out):
+        return settings(run__updates=6, run__save_every=2, run__out=str(tmp_path / out), run__workers=1)
+
+    whole = final(pretrain(make("whole")))
+    # A failure after update 5, one after the last checkpoint.
+    real, calls = loop.gradient_norm, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise RuntimeError("power cut")
+        return real(*args)
+
+    monkeypatch.setattr(loop, "gradient_norm", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        pretrain(make("cut"))
+    monkeypatch.undo()
+    assert checkpoints(tmp_path / "cut" / "checkpoints")[-1].name == "update-00000004"
+    resumed = pretrain(make("cut"), resume=True)
+    assert equal(final(resumed), whole)
+    assert [r["update"] for r in read_log(resumed)] == [1, 2, 3, 4, 5, 6]
+    assert equal(load_file(resumed / "model/model.safetensors"), load_file(tmp_path / "whole/model/model.safetensors"))
+
+
+def test_resuming_a_finished_run_changes_nothing(settings):
+    out = pretrain(settings())
+    before = final(out)
+    assert pretrain(settings(), resume=True) == out
+    assert equal(final(out), before)
+
+
+def test_resume_begins_where_there_is_no_checkpoint_yet(settings):
+    assert len(checkpoints(pretrain(settings(), resume=True) / "checkpoints")) == 1
+
+
+def test_a_run_is_not_overwritten(settings):
+    pretrain(settings())
+    with pytest.raises(ConfigError, match="already holds a run .*--resume"):
+        pretrain(settings())
+
+
+def test_a_run_is_not_continued_with_other_settings(settings):
+    pretrain(settings())
+    with pytest.raises(ConfigError, match=r"other settings \(optim.lr: 0.001 -> 0.002\)"):
+        pretrain(settings(optim__lr=2e-3), resume=True)
+
+
+def test_a_run_is_not_continued_on_other_data(settings, tmp_path):
+    from dofa.corpus.packing import pack
+    from dofa.corpus.split import SplitConfig
+
+    pretrain(settings())
+    other = Path(__file__).with_name("conftest.py")
+    assert other.is_file()
+    source = open_stores(list(settings().data.stores))
+    from dofa.corpus.items import Reading
+
+    for name, store in source.items():
+        images = [store.read(i)[0] for i in range(store.count)]
+        places = store.places(range(store.count))
+        if name == "naip-rgb":
+            images[0] = images[0] // 2
+        reading = Reading.from_arrays(
+            replace(store.sensor, scaling=replace(store.scaling, mean=None, std=None, stats_source=None)),
+            torch.stack([torch.from_numpy(i) for i in images]).numpy(),
+            places,
+        )
+        pack(reading, tmp_path / "other", split=SplitConfig("place", 0.3), workers=1, progress=False)
+    with pytest.raises(ConfigError, match="naip-rgb.* are not those the run was begun with"):
+        pretrain(settings(data__stores=[str(tmp_path / "other")]), resume=True)
+
+
+def test_a_checkpoint_from_the_future_is_refused(settings):
+    out = pretrain(settings())
+    state = checkpoints(out / "checkpoints")[-1] / "state.json"
+    state.write_text(state.read_text().replace('"format_version": 1', '"format_version": 9', 1))
+    with pytest.raises(CheckpointError, match="format_version 9, newer"):
+        pretrain(settings(), resume=True)
+
+
+@pytest.mark.parametrize("fault", ["missing", "extra", "shape", "truncated"])
+def test_a_damaged_checkpoint_is_refused(settings, fault):
+    from safetensors.torch import save_file
+
+    out = pretrain(settings())
+    file = checkpoints(out / "checkpoints")[-1] / "model.safetensors"
+    tensors = load_file(file)
+    if fault == "missing":
+        del tensors["mae.mask_token"]
+    elif fault == "extra":
+        tensors["mae.unknown"] = torch.zeros(1)
+    elif fault == "shape":
+        tensors["mae.mask_token"] = torch.zeros(1, 1, 7)
+    save_file(tensors, file)
+    if fault == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError):
+        pretrain(settings(), resume=True)
+
+
+def test_other_threads_are_said_when_a_run_continues(settings):
+    config = settings(run__updates=4, run__save_every=2, run__keep=2)
+    out = pretrain(config)
+    import shutil
+
+    shutil.rmtree(checkpoints(out / "checkpoints")[-1])
+    torch.set_num_threads(2)
+    with pytest.warns(ContinuationWarning, match="threads 1 -> 2"):
+        pretrain(config, resume=True)
+
+
+def test_a_loss_that_is_not_finite_names_its_images_and_overwrites_nothing(settings):
+    config = settings(optim__lr=1e25, optim__clip=None, run__save_every=1, run__updates=9)
+    with pytest.raises(DataError, match=r"update \d+ stopped: .*for sensor (\S+), sources \1-\d+.tif") as error:
+        pretrain(config)
+    assert "\n" not in str(error.value)
+    out = Path(config.run.out)
+    kept = final(out)
+    assert all(torch.isfinite(v).all() for k, v in kept.items() if ":" not in k)
+    newest = int(checkpoints(out / "checkpoints")[-1].name.split("-")[1])
+    assert f"update {newest + 1} stopped" in str(error.value)
+
+
+def test_training_goes_on_from_a_model_folder(settings, tmp_path):
+    first = pretrain(settings())
+    config = settings(model__init=str(first / "model"), model__changes={}, run__out=str(tmp_path / "second"))
+    second = pretrain(config)
+    before, after = load_mae(first / "model"), load_mae(second / "model")
+    assert before.encoder.config == after.encoder.config
+    moved = [(a - b).abs().max() for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+    assert 0 < max(moved) < 0.05
+
+
+def test_statistics_a_model_was_trained_with_are_kept(settings, tmp_path):
+    from dofa.model.checkpoint import save
+
+    first = pretrain(settings())
+    mae = load_mae(first / "model")
+    known = dict(mae.encoder.config.sensors)
+    old = known["naip-rgb"]
+    known["naip-rgb"] = replace(old, scaling=replace(old.scaling, mean=(1.0, 2.0, 3.0)), wavelength_um=(0.6, 0.5, 0.4))
+    mae.encoder.config = replace(mae.encoder.config, sensors=known)
+    save(mae, tmp_path / "model")
+    config = settings(model__init=str(tmp_path / "model"), model__changes={}, run__out=str(tmp_path / "second"))
+    learned = load_mae(pretrain(config) / "model").encoder.config.sensors["naip-rgb"]
+    assert learned.scaling.mean == (1.0, 2.0, 3.0)
+    assert learned.scaling.stats_source == "checkpoint"
+    assert learned.wavelength_um == (0.6, 0.5, 0.4)
+
+
+def test_no_stores_is_an_error(settings):
+    with pytest.raises(ConfigError, match=r"data\.stores is empty"):
+        pretrain(settings(data__stores=[]))
+
+
+def test_bf16_and_gradient_checkpointing_train(settings):
+    out = pretrain(settings(run__precision="bf16-mixed", model__gradient_checkpointing=True))
+    assert all(v.dtype == torch.float32 for v in final(out).values())
+
+
+def test_evaluation_is_paired_fixed_and_says_how_many_places(settings):
+    config = settings()
+    mae = load_mae(pretrain(config) / "model")
+    store = open_stores(list(config.data.stores))["naip-rgb"]
+    one = evaluate_store(mae, store, crop=32, masks=3)
+    again = evaluate_store(mae, store, crop=32, masks=3, batch=7)
+    assert (abs(one.error - again.error) < 1e-5).all()
+    assert (one.floor == again.floor).all()
+    assert list(one.indices) == list(store.indices("val"))
+    summary = one.summary()
+    assert summary["images"] == len(store.indices("val"))
+    assert summary["places"] == len(set(store.places(store.indices("val")))) == 2
+    assert summary["interval"] is None
+    trained = evaluate_store(mae, store, crop=32, split="train").summary()
+    low, high = trained["interval"]
+    assert low <= trained["difference"] <= high
+    other = evaluate_store(mae, store, crop=32, masks=3, seed=1)
+    assert (one.floor != other.floor).all()
+
+
+def test_an_untrained_model_is_judged_at_about_one(settings):
+    from dofa.train.objective import build_model, learn_sensors
+
+    config = settings()
+    mae = build_model(config.model)
+    stores = open_stores(list(config.data.stores))
+    learn_sensors(mae, stores)
+    assert evaluate_store(mae, stores["naip-rgb"], crop=32).summary()["error"] == pytest.approx(1, abs=0.1)
