@@ -1,17 +1,16 @@
 """The command line: thin verbs over typed functions, imported only when their verb is used."""
 
 import sys
+from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from inspect import signature
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from inspect import Parameter, signature
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dofa.errors import DofaError, nearest
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ VERBS = {
         "dofa.corpus.packing:pack_command", "pack images into a store for training", {"layout": None, "sources": "+"}
     ),
     "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}),
-    "convert": Verb("dofa.model.convert:convert_command", "convert released weights to the native format", {"file": None}),
+    "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
     "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}),
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),
 }
@@ -87,42 +86,63 @@ def _run(name: str, verb: Verb, argv: list[str]) -> int:
     run = getattr(import_module(module), function)
     settings = vars(_parser(name, verb, run).parse_args(argv))
     result = run(**settings)
-    return result if isinstance(result, int) else 0
+    if hasattr(result, "print"):
+        result.print()
+    return 0
 
 
-def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> "ArgumentParser":
-    """Options from a function's signature and docstring, with flags and lists written as people write them."""
+def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
+    """Options from a function's signature and docstring, with flags and lists as people write them."""
     from docstring_parser import parse
-    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=f"dofa {name}", description=verb.help)
     told = {p.arg_name: p.description for p in parse(run.__doc__ or "").params}
     hints = get_type_hints(run)
-    own = {key: hint for key, hint in hints.items() if key in verb.positionals or hint is bool or _items(hint)}
-    for key, hint in own.items():
-        if key == "return":
-            continue
-        default = signature(run).parameters[key].default
-        text = {"help": told.get(key)}
+    for key, parameter in signature(run).parameters.items():
+        required = parameter.default is Parameter.empty
+        kind, many, optional = _kind(hints[key])
+        options: dict[str, Any] = {"dest": key, "help": (told.get(key) or "").replace("%", "%%")}
         if key in verb.positionals:
-            nargs = verb.positionals[key]
-            parser.add_argument(key, **({"nargs": nargs} if nargs else {}), **text)
-        elif hint is bool:
-            # --resume, and --no-resume where it is the default: jsonargparse would want --resume true.
-            flag, action = (f"no-{key}", "store_false") if default else (key, "store_true")
-            parser.add_argument(f"--{flag.replace('_', '-')}", dest=key, action=action, **text)
-        else:
-            parser.add_argument(
-                f"--{key.replace('_', '-')}", dest=key, nargs="+", action="extend", type=_items(hint), **text
-            )
-    parser.add_function_arguments(run, skip=set(own), as_group=False)
+            if verb.positionals[key]:
+                options["nargs"] = verb.positionals[key]
+            parser.add_argument(**options)
+            continue
+        if kind is bool and optional:
+            # Neither is a third answer: --legacy-layout, --no-legacy-layout, or not said.
+            parser.add_argument(f"--{key.replace('_', '-')}", action=BooleanOptionalAction, **options)
+            continue
+        if kind is bool:
+            # A flag says what differs from the default: --resume, or --no-resume.
+            flag, action = (f"no-{key}", "store_false") if parameter.default else (key, "store_true")
+            parser.add_argument(f"--{flag.replace('_', '-')}", action=action, **options)
+            continue
+        if get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+            kind = type(get_args(kind)[0])
+        options |= {"type": kind, "metavar": None if "choices" in options else kind.__name__.strip("_").upper()}
+        if many:
+            options |= {"nargs": "+", "action": "extend"}
+        if not required:
+            default = parameter.default
+            options["default"] = default
+            if default not in (None, (), []):
+                options["help"] += f" (default: {default})"
+        parser.add_argument(f"--{key.replace('_', '-')}", required=required, **options)
     return parser
 
 
-def _items(hint: Any) -> type | None:
-    """What a list or sequence of plain values holds, also where it may be absent; None for other types."""
-    for one in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
-        if get_origin(one) in (list, Sequence) and get_args(one)[0] in (str, int, float):
-            item: type = get_args(one)[0]
-            return item
-    return None
+def _kind(hint: Any) -> tuple[Any, bool, bool]:
+    """How one value of a parameter is read, whether it takes several, and whether None is an answer."""
+    if get_origin(hint) not in (Union, UnionType):
+        if get_origin(hint) in (list, Sequence):
+            return _kind(get_args(hint)[0])[0], True, False
+        return hint, False, False
+    parts = get_args(hint)
+    # What a person can write: of `str | Path | DOFA` the text, of `int | str` either, of `list[str] | None` the list.
+    written = [p for p in parts if p in (int, float, str, bool, Path) or get_origin(p) in (list, Sequence, Literal)]
+    kind, many, _ = _kind(written[0])
+    return _number_or_text if set(written) == {int, str} else kind, many, NoneType in parts
+
+
+def _number_or_text(value: str) -> int | str:
+    return int(value) if value.lstrip("-").isdigit() else value
