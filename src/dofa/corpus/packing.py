@@ -115,8 +115,6 @@ def pack(
         raise DataError(f"images of type {reading.dtype} are not packed; {', '.join(DTYPES)} are")
     if not 0 <= min_valid <= 1:
         raise ConfigError(f"min_valid is {min_valid}; a share, 0 to 1")
-    if Path(sensor.name).name != sensor.name or sensor.name.startswith("."):
-        raise ConfigError(f"sensor name {sensor.name!r} cannot name a folder")
     splits = assign(reading.items, split)
     work = [(item, s) for item, s in zip(reading.items, splits, strict=True) if s is not None]
     if not work:
