@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa import sensors
-from dofa.corpus.readers import Split
+from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError
 from dofa.pixels import Scaling

@@ -179,8 +179,10 @@ class LogisticPath:
     def fit(self, penalty: float, tolerance: float = TOLERANCE) -> LinearModel:
         """The optimum at one penalty; see `fit_logistic`."""
         if len(self.classes) > 1:
+            # Of two classes scikit-learn penalises one vector w; here they are two rows, ± w/2, of half its square.
+            strength = (2 if len(self.classes) == 2 else 1) / (len(self._inputs) * penalty)
             for _ in range(ROUNDS):
-                if self._round(1 / (len(self._inputs) * penalty), tolerance) <= tolerance:
+                if self._round(strength, tolerance) <= tolerance:
                     break
             else:
                 raise DataError(
