@@ -108,8 +108,10 @@ class RasterFile(ImageFile):
         """See `ImageFile.bounds`."""
         if self._transform is None:
             return super().bounds(top, left, height, width)
-        corners = [self._transform * (x, y) for x in (left, left + width) for y in (top, top + height)]
-        xs, ys = [c[0] for c in corners], [c[1] for c in corners]
+        t = self._transform  # its product operator changed name between versions of affine
+        corners = [(x, y) for x in (left, left + width) for y in (top, top + height)]
+        xs = [t.a * x + t.b * y + t.c for x, y in corners]
+        ys = [t.d * x + t.e * y + t.f for x, y in corners]
         return min(xs), min(ys), max(xs), max(ys)
 
 

@@ -113,6 +113,8 @@ def pack(
         raise DataError(f"sensor {sensor.name} has no default scaling: give the reader the scaling of its files")
     if reading.dtype not in DTYPES:
         raise DataError(f"images of type {reading.dtype} are not packed; {', '.join(DTYPES)} are")
+    if "://" in str(out):
+        raise DataError(f"packing writes to a local folder, not to {out}: copy the finished store there")
     if not 0 <= min_valid <= 1:
         raise ConfigError(f"min_valid is {min_valid}; a share, 0 to 1")
     splits = assign(reading.items, split)
