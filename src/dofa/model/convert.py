@@ -164,9 +164,9 @@ def convert(
     has_decoder = any(key.endswith(_DECODER_KERNELS) for key in state)
     if has_decoder and legacy_layout is None:
         raise CheckpointError(
-            f"{source} holds a decoder and nothing in it tells how its predictions are laid out: say legacy_layout=True "
-            "(--legacy-layout; p, p, C: trained by the published code, as the authors' file is) or False "
-            "(--no-legacy-layout; C, p, p)"
+            f"{source} holds a decoder and nothing in it tells how its predictions are laid out: say legacy_layout "
+            "True (--legacy-layout: p, p, C, as the published code trained the authors' file) or False "
+            "(--no-legacy-layout: C, p, p)"
         )
     if not has_decoder and legacy_layout is not None:
         raise CheckpointError(f"{source} holds no decoder: legacy_layout says nothing about it, leave it out")
