@@ -182,8 +182,10 @@ def test_images_that_cannot_be_used_are_named(make_images, encoder: DOFA) -> Non
     empty = replace(data, read=lambda i: (data.read(i)[0], np.full((16, 16), i != 1)))
     with pytest.raises(DataError, match="image 1 has no valid pixel"):
         encode(encoder, empty, UNIT)
-    with pytest.raises(ConfigError, match="blocks 0 to 2"):
+    with pytest.raises(ConfigError, match="block 3: pooled, or a number from 0 to 2"):
         encode(encoder, data, UNIT, [3])
+    with pytest.raises(ConfigError, match="size 32 would distort images of 16 × 12"):
+        encode(encoder, replace(data, shape=(3, 16, 12)), UNIT, size=32)
 
 
 def knowing(encoder: DOFA, **scalings: Scaling):

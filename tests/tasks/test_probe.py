@@ -1,13 +1,11 @@
 """`probe` from labelled images to table, JSON and head folder."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from dofa.errors import ConfigError, DataError
 from dofa.model import checkpoint
@@ -23,7 +21,7 @@ QUICK = {"stats": "dataset", "random_seeds": 2, "neighbours": 3, "penalties": (0
 
 
 def test_stripes_are_told_apart_by_features_and_not_by_band_statistics(
-    make_images, encoder: DOFA, tmp_path: Path
+    make_images, encoder: DOFA, tmp_path: Path, capsys
 ) -> None:
     data = make_images(per_class=30)
     result = probe(encoder, data, blocks=["pooled", 0, "-1"], out=tmp_path, **QUICK)
@@ -43,10 +41,8 @@ def test_stripes_are_told_apart_by_features_and_not_by_band_statistics(
     assert record["encoder"]["sha256"] == checkpoint.encoder_sha256(encoder)
     assert record["protocol"] == result.setting["protocol"]
     assert record["rows"][0]["accuracy"]["value"] == result.rows[0].accuracy.value
-    console = Console(width=120, file=io.StringIO())
-    for table in result.tables():
-        console.print(table)
-    shown = console.file.getvalue()
+    result.print()
+    shown = capsys.readouterr().out
     assert "90 images judged, 3 classes, 5 folds by image" in shown
     assert f"{100 * result.row('block 0').accuracy.value:.1f}" in shown
 
@@ -164,12 +160,14 @@ def test_degenerate_data_is_refused_in_one_line(make_images, encoder: DOFA) -> N
     data = make_images(per_class=4)
     with pytest.raises(DataError, match="class stripes 0 has 4 images, fewer than the 5 folds"):
         probe(encoder, data, **QUICK)
-    with pytest.raises(DataError, match="all 12 images are of one class"):
+    with pytest.raises(DataError, match="all 12 images of stripes are of one class"):
         probe(encoder, make_images(classes=1), **QUICK)
     with pytest.raises(ConfigError, match="rgb-aerial has no statistics in this checkpoint"):
         probe(encoder, make_images(), **{**QUICK, "stats": None})
     with pytest.raises(ConfigError, match="block 'cls'"):
         probe(encoder, make_images(), blocks=["cls"], **QUICK)
+    with pytest.raises(ConfigError, match="k is 40 neighbours; between 1 and the 28 training images"):
+        probe(encoder, make_images(), **{**QUICK, "neighbours": 40})
     with pytest.raises(ConfigError, match="one penalty above 0"):
         probe(encoder, make_images(), **{**QUICK, "penalties": ()})
 

@@ -71,7 +71,7 @@ def check_features(features: NDArray[np.floating], labels: Ints, sources: Sequen
     """Refuse features a classifier would choke on or, worse, would not.
 
     Raises:
-        DataError: another number of rows than labels, a NaN or infinity, or fewer than two classes.
+        DataError: another number of rows than labels, or a NaN or infinity.
     """
     if features.ndim != 2 or len(features) != len(labels):
         raise DataError(f"{what}: features of shape {features.shape} for {len(labels)} labels; (N, D) is needed")
@@ -81,8 +81,6 @@ def check_features(features: NDArray[np.floating], labels: Ints, sources: Sequen
             f"{what}: {len(broken)} of {len(features)} images have a NaN or infinite feature, "
             f"{sources[broken[0]]} first: leave them out or check their pixels"
         )
-    if len(np.unique(labels)) < 2:
-        raise DataError(f"{what}: all {len(labels)} images are of one class: a probe needs at least two")
 
 
 def split_folds(

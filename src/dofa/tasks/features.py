@@ -24,6 +24,7 @@ from dofa.errors import ConfigError, DataError, nearest
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
+from dofa.model.vit import block_indices
 from dofa.pixels import Scaling, convert_units, resolve_stats, unit_map
 from dofa.tasks.datasets import LabelledImages
 
@@ -155,7 +156,7 @@ def encode(
     """Frozen features of every image.
 
     Args:
-        model: encoder; left in evaluation mode.
+        model: encoder; left in evaluation mode and on the device.
         data: the images.
         scaling: with statistics, from `input_scaling`.
         blocks: block numbers (negative from the end) for the mean of that block's patch tokens, and `pooled` for the
@@ -171,10 +172,12 @@ def encode(
         (N, D) float32 for each entry of `blocks`.
 
     Raises:
-        ConfigError: there is no such block.
+        ConfigError: there is no such block, or a size for images that are not square.
         DataError: an image that cannot be used, named.
     """
-    wanted = {block: _block_number(block, model.config.depth) for block in blocks}
+    if size is not None and data.shape[1] != data.shape[2]:
+        raise ConfigError(f"size {size} would distort images of {data.shape[1]} × {data.shape[2]}: cut squares first")
+    wanted = {block: block_number(block, model.config.depth) for block in blocks}
     key = _feature_key(model, data, scaling, size, precision)
     keys = {number: {**key, "block": number} for number in dict.fromkeys(wanted.values())}
     hits = {number: _lookup(cache, key) for number, key in keys.items()}
@@ -195,6 +198,22 @@ def encode(
     else:
         progress(len(data))
     return {block: found[number] for block, number in wanted.items()}
+
+
+def block_number(block: int | str, depth: int) -> Block:
+    """A block as a user may write it (`pooled`, 11, "-1") as its number from 0, or `pooled`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if block == "pooled":
+        return "pooled"
+    try:
+        return block_indices([int(block)], depth)[0]
+    except ValueError:
+        raise ConfigError(
+            f"block {block!r}: pooled, or a number from 0 to {depth - 1} (negative from the end)"
+        ) from None
 
 
 def random_encoder(config: EncoderConfig, seed: int) -> DOFA:
@@ -225,14 +244,6 @@ def _batches(data: LabelledImages, scaling: Scaling, size: int | None, batch: in
         if size is not None and images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
         yield images
-
-
-def _block_number(block: Block, depth: int) -> Block:
-    if block == "pooled":
-        return block
-    if not isinstance(block, int) or not -depth <= block < depth:
-        raise ConfigError(f"block {block!r}: this encoder has blocks 0 to {depth - 1}, and pooled")
-    return block % depth
 
 
 def _feature_key(

@@ -18,7 +18,6 @@ from rich.progress import Progress
 from dofa.errors import ConfigError, DataError
 from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
-from dofa.model.vit import block_indices
 from dofa.pixels import Scaling, unit_map
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.evaluation import (
@@ -37,6 +36,7 @@ from dofa.tasks.features import (
     Floats,
     Precision,
     band_statistics,
+    block_number,
     encode,
     input_scaling,
     random_encoder,
@@ -103,7 +103,7 @@ def probe(
     images = open_labelled(data) if isinstance(data, str) else data
     images = images if bands is None else images.select_bands(bands)
     model = weights if isinstance(weights, DOFA) else checkpoint.load(weights)
-    levels = tuple(dict.fromkeys(_level(block, model.config.depth) for block in blocks))
+    levels = tuple(dict.fromkeys(block_number(block, model.config.depth) for block in blocks))
     if not levels or random_seeds < 1 or not penalties or min(penalties) <= 0:
         raise ConfigError("a probe needs at least one block, one random seed and one penalty above 0")
     if out is not None and cache is None:
@@ -111,6 +111,9 @@ def probe(
     cache = None if cache is None else Path(cache)
 
     parts, places, notes = _split(images, folds, by, seed)
+    fewest = min(len(part.train) for part in parts)
+    if not 1 <= neighbours <= fewest:
+        raise ConfigError(f"k is {neighbours} neighbours; between 1 and the {fewest} training images of a fold")
     judged = np.concatenate([part.test for part in parts])
     units = judged if places is None else np.unique(places, return_inverse=True)[1][judged]
     learnt = parts[0].train if by == "split" else np.arange(len(images))  # what the saved head is fitted on
@@ -129,11 +132,15 @@ def probe(
         mapped = unit_map(images.scaling.unit, scalings[0].unit, images.sensor.platform)
         notes.append(f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}")
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def encoded(encoder: DOFA, title: str, over: Sequence[Scaling]) -> dict[Block, list[Floats]]:
             """(N, D) for each level and each scaling; equal scalings are encoded once."""
-            task = progress.add_task(title, total=len(images) * len(set(over)))
+            total = len(images) * len(set(over))
+            task = progress.add_task(title, total=total)
+            if not console.is_terminal:
+                console.print(f"{images.name}, {title}: {total} images", highlight=False)
             found = {
                 scaling: encode(
                     encoder, images, scaling, levels, size=size, batch=batch, precision=precision, device=device,
@@ -208,18 +215,6 @@ def probe(
     return replace(result, head=head)
 
 
-def _level(block: int | str, depth: int) -> Block:
-    """A block as the user may write it, as a number from 0, or `pooled`."""
-    if block == "pooled":
-        return "pooled"
-    try:
-        return block_indices([int(block)], depth)[0]
-    except ValueError:
-        raise ConfigError(
-            f"block {block!r}: pooled, or a number from 0 to {depth - 1} (negative from the end)"
-        ) from None
-
-
 def _name(level: Block) -> str:
     return "pooled" if level == "pooled" else f"block {level}"
 
@@ -229,6 +224,8 @@ def _split(
 ) -> tuple[list[Fold], tuple[str, ...] | None, list[str]]:
     """Folds, the places they keep together (None for a split by image), and what the reader should know of them."""
     notes: list[str] = []
+    if len(np.unique(images.labels)) < 2:
+        raise DataError(f"all {len(images)} images of {images.name} are of one class: a probe needs at least two")
     if by == "split":
         if images.splits is None:
             raise DataError(f"{images.name} has no published split beside it: use folds, by image or by place")

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 
 from dofa.errors import ConfigError, nearest
@@ -98,6 +99,14 @@ class ProbeResult:
                 d.features, d.against, d.classifier, f"{100 * d.difference.value:+.1f}", _span(d.difference, "+")
             )
         return [rows, found] if self.differences else [rows]
+
+    def print(self) -> None:
+        """Tables and warnings to the terminal."""
+        console = Console()
+        for table in self.tables():
+            console.print(table)
+        for note in self.warnings:
+            console.print(f"note: {note}", highlight=False)
 
 
 def _protocol(protocol: dict[str, Any]) -> str:
