@@ -35,6 +35,7 @@ def write_store(
     fields = smooth_fields(rng, 2 * count, size).reshape(count, 2, size, size)
     mix = rng.random((len(sensor.bands), 2)) * [1, 0.5] + 0.1
     images = np.einsum("cf,nfhw->nchw", mix, fields) + 0.02 * rng.standard_normal((count, len(mix), size, size))
+    images += 0.1 * np.sin(np.arange(size) * np.pi / 4)  # what every patch of 8 has in common can be learned at once
     raw = {
         "db": lambda x: (10 * x - 20).astype(np.float32),
         "uint8": lambda x: np.clip(150 * x, 0, 255).astype(np.uint8),
@@ -110,7 +111,7 @@ def environment() -> dict[str, str]:
 def command(config: Path, processes: int = 1, resume: bool = False) -> list[str]:
     """The command line that trains, under torchrun where there are several processes."""
     call = [str(Path(sys.executable).with_name("dofa")), "pretrain", "--config", str(config)]
-    call += ["--resume", "true"] if resume else []
+    call += ["--resume"] if resume else []
     if processes == 1:
         return call
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]

@@ -1,0 +1,90 @@
+"""kill -9 at random moments, checkpoint writes among them: the final weights are those of an uninterrupted run."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dofa.train.config import PretrainConfig, to_yaml
+from dofa.train.log import read_log
+from dofa.train.state import checkpoints
+
+from .conftest import command, environment
+
+KILLS, WHILE_WRITING = 10, 4
+
+
+def lines(run: Path) -> int:
+    log = run / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.is_file() else 0
+
+
+def run_until_killed(config: PretrainConfig, processes: int, writing: bool, rng: random.Random) -> bool:
+    """Start or resume, kill the whole process group once; whether a checkpoint was being written at that moment."""
+    run = Path(config.run.out)
+    file = run.with_suffix(".yaml")
+    file.write_text(to_yaml(config))
+    folder = run / "checkpoints"
+    process = subprocess.Popen(
+        command(file, processes, resume=True), env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        began = lines(run)
+        leftover = {p.name for p in folder.glob(".partial-*")} if folder.is_dir() else set()
+        patience = time.monotonic() + 120
+        while lines(run) == began or any((folder / name).exists() for name in leftover):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < patience
+            began = min(began, lines(run))  # the log is cut back to the checkpoint first
+            time.sleep(0.001)
+        if writing:
+            while not list(folder.glob(".partial-*")):
+                assert process.poll() is None, "the run ended before a checkpoint was written"
+                time.sleep(0.0005)
+            time.sleep(rng.uniform(0, 0.03))
+        else:
+            time.sleep(rng.uniform(0, 0.4))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return bool(list(folder.glob(".partial-*")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ten_kills_leave_the_weights_of_an_uninterrupted_run(settings, train_outside, tmp_path, processes):
+    def make(out: str) -> PretrainConfig:
+        return settings(
+            # Large enough that a checkpoint takes a tenth of a second to write, few patches that updates do not.
+            model__changes={"width": 96, "depth": 2, "heads": 3, "patch": 16, "image_size": 32},
+            run__out=str(tmp_path / out),
+            run__updates=120,
+            run__micro_batches=2,
+            run__save_every=4,
+            run__workers=1,
+        )
+
+    rng = random.Random(processes)
+    # Alternating, for a run that never reaches its next checkpoint would make no progress.
+    plan = [n % 2 == 0 or n == 9 for n in range(KILLS)]
+    written = 0
+    for writing in plan:
+        written += run_until_killed(make("killed"), processes, writing, rng)
+    print(f"{written} of {KILLS} kills while a checkpoint was written")
+    assert written >= 3
+    end = train_outside(make("killed"), processes, resume=True)
+    assert end.returncode == 0, end.stderr
+    whole = train_outside(make("whole"), processes)
+    assert whole.returncode == 0, whole.stderr
+    killed, untouched = (Path(make(n).run.out) for n in ("killed", "whole"))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        last = [checkpoints(r / "checkpoints")[-1] / name for r in (killed, untouched)]
+        assert last[0].read_bytes() == last[1].read_bytes(), name
+    assert (killed / "model/model.safetensors").read_bytes() == (untouched / "model/model.safetensors").read_bytes()
+    assert [r["update"] for r in read_log(killed)] == list(range(1, 121))
+    assert not list((killed / "checkpoints").glob(".partial-*"))

@@ -1,0 +1,109 @@
+"""Several real processes, started by torchrun over gloo, do what one does."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dofa.train.config import to_yaml
+from dofa.train.objective import build_model
+from dofa.train.pretrain import pretrain
+from dofa.train.state import checkpoints
+
+from .conftest import command, environment
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints(run / "checkpoints")[-1] / "model.safetensors")
+
+
+def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[k] - b[k]).abs().max().item() for k in a)
+
+
+@pytest.fixture
+def twenty_updates(settings, tmp_path):
+    """No warm-up, mixed sensors, accumulation over two micro-batches a process, a clip that bites."""
+
+    def make(out: str, **changes):
+        fixed = {
+            "run__updates": 20,
+            "run__micro_batches": 4,
+            "run__save_every": 1000,
+            "run__out": str(tmp_path / out),
+            "data__weights": "equal",
+            "optim__clip": 0.02,
+            "optim__lr": 1e-3,
+        }
+        return settings(**{**fixed, **changes})
+
+    return make
+
+
+def test_two_processes_equal_one_that_accumulates_the_same_micro_batches(twenty_updates, train_outside):
+    torch.manual_seed(twenty_updates("one").run.seed)
+    start = {f"mae.{k}": v for k, v in build_model(twenty_updates("one").model).state_dict().items()}
+    one = weights(pretrain(twenty_updates("one")))
+    two = train_outside(twenty_updates("two"), processes=2)
+    assert two.returncode == 0, two.stderr
+    both = weights(Path(twenty_updates("two").run.out))
+    assert furthest(one, both) <= 1e-6
+    moved = {k: (one[k] - start[k]).abs().max().item() for k in one}
+    assert max(moved.values()) > 1e-3
+    table = one["mae.encoder.polarisation_embed"]
+    assert (table[:2] != 0).all(), "VV and VH have learned their vectors"
+    assert (table[2:] == 0).all(), "HH and HV were never seen"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_sharded_parameters_equal_ddp(twenty_updates, train_outside, precision):
+    for strategy in ("ddp", "fully-shard"):
+        config = twenty_updates(strategy, run__strategy=strategy, run__precision=precision)
+        done = train_outside(config, processes=2)
+        assert done.returncode == 0, done.stderr
+    runs = [Path(twenty_updates(s).run.out) for s in ("ddp", "fully-shard")]
+    bound = 1e-6 if precision == "32-true" else 1e-3
+    assert furthest(*(weights(r) for r in runs)) <= bound
+    models = [load_file(r / "model" / "model.safetensors") for r in runs]
+    assert furthest(*models) <= bound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fully-shard"])
+def test_two_processes_told_to_stop_resume_to_the_same_bits(twenty_updates, train_outside, tmp_path, strategy):
+    whole = twenty_updates("whole", run__strategy=strategy)
+    assert train_outside(whole, processes=2).returncode == 0
+    config = twenty_updates("stopped", run__strategy=strategy)
+    file = tmp_path / "stopped.yaml"
+    file.write_text(to_yaml(config))
+    process = subprocess.Popen(command(file, 2), env=environment(), stderr=subprocess.DEVNULL)
+    log = Path(config.run.out) / "log.jsonl"
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    stopped = checkpoints(Path(config.run.out) / "checkpoints")
+    assert len(stopped) == 1
+    assert stopped[0].name < "update-00000020"
+    assert train_outside(config, processes=2, resume=True).returncode == 0
+    assert furthest(weights(Path(config.run.out)), weights(Path(whole.run.out))) == 0
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_words(twenty_updates, train_outside):
+    config = twenty_updates("lost", optim__lr=1e25, optim__clip=None)
+    done = train_outside(config, processes=2)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("dofa: update ")]
+    assert len(said) == 2
+    assert len(set(said)) == 1
+    assert "sources " in said[0]
+    assert not (Path(config.run.out) / "model").exists()
