@@ -20,6 +20,7 @@ FLOORS = [
     {"train", "tasks"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -1,7 +1,8 @@
 """The command line: thin verbs over typed functions, imported only when their verb is used."""
 
 import sys
-from argparse import ArgumentParser, BooleanOptionalAction
+import warnings
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"dofa {__version__}")
         return 0
+    warnings.formatwarning = lambda message, *_: f"dofa: warning: {' '.join(str(message).split())}\n"
     try:
         if args[0] not in VERBS:
             raise DofaError(f"no command {args[0]!r}: {nearest(args[0], VERBS)}")
@@ -121,14 +123,18 @@ def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
             kind = type(get_args(kind)[0])
         options |= {"type": kind, "metavar": None if "choices" in options else kind.__name__.strip("_").upper()}
         if many:
-            options |= {"nargs": "+", "action": "extend"}
-        if not required:
-            default = parameter.default
-            options["default"] = default
-            if default not in (None, (), []):
-                options["help"] += f" (default: {default})"
+            # Given twice, a list grows; its default is not the beginning of it, so it stays with the function.
+            options |= {"nargs": "+", "action": "extend", "default": SUPPRESS}
+        elif not required:
+            options["default"] = parameter.default
+        if not required and parameter.default not in (None, (), []):
+            options["help"] += f" (default: {_shown(parameter.default)})"
         parser.add_argument(f"--{key.replace('_', '-')}", required=required, **options)
     return parser
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
 
 
 def _kind(hint: Any) -> tuple[Any, bool, bool]:

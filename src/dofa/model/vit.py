@@ -47,7 +47,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     take a half to a quarter of the time (docs/log.md; 37 to 197 tokens).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+        scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return scores.softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
 

@@ -1,0 +1,122 @@
+"""The command line: quick to answer, one line for a mistake, options from the functions behind it."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dofa.cli import VERBS, _parser, main
+from dofa.errors import DofaError
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dofa", *argv], capture_output=True, text=True)
+
+
+def test_help_names_every_command_in_under_half_a_second_of_processor_time():
+    code = "import sys, time; from dofa.cli import main; main(['--help']); print(time.process_time(), file=sys.stderr)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(verb in answer.stdout for verb in VERBS)
+    # Processor time since the interpreter began: wall time would measure the other tests on this machine.
+    assert float(answer.stderr) < 0.5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_explains_each_of_its_options(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert verb in capsys.readouterr().out
+    module, function = VERBS[verb].target.split(":")
+    target = getattr(__import__(module, fromlist=[function]), function)
+    parser = _parser(verb, VERBS[verb], target)
+    unexplained = [a.dest for a in parser._actions if not a.help]
+    assert unexplained == []
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert main(["sensor"]) == 2
+    assert capsys.readouterr().err == "dofa: no command 'sensor': did you mean sensors?\n"
+
+
+def test_an_unknown_sensor_is_one_line_without_a_traceback():
+    answer = run("sensors", "sentinel-2-l2b")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("dofa: unknown sensor 'sentinel-2-l2b': did you mean sentinel-2-l2a")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(name: str | None = None) -> None:
+        """Show.
+
+        Args:
+            name: of a sensor.
+        """
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dofa.sensors.show", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["sensors"])
+
+
+def test_an_error_of_several_lines_is_told_in_one(monkeypatch, capsys):
+    def broken(name: str | None = None) -> None:
+        """Show.
+
+        Args:
+            name: of a sensor.
+        """
+        raise DofaError("first\n   second")
+
+    monkeypatch.setattr("dofa.sensors.show", broken)
+    assert main(["sensors"]) == 2
+    assert capsys.readouterr().err == "dofa: first second\n"
+
+
+def test_options_are_written_as_people_write_them(monkeypatch):
+    told = {}
+
+    def pretend(
+        config: str,
+        set: list[str] | None = None,
+        resume: bool = False,
+        legacy_layout: bool | None = None,
+        blocks: list[int | str] = ["pooled"],  # noqa: B006
+    ) -> None:
+        """Pretend.
+
+        Args:
+            config: file.
+            set: settings.
+            resume: go on.
+            legacy_layout: order.
+            blocks: levels.
+        """
+        told.update(config=config, set=set, resume=resume, legacy_layout=legacy_layout, blocks=blocks)
+
+    monkeypatch.setattr("dofa.train.command.pretrain_command", pretend)
+    main(["pretrain", "--config", "x", "--set", "a=1", "b=[c, d]", "--set", "e=2", "--resume", "--no-legacy-layout"])
+    assert told == {
+        "config": "x",
+        "set": ["a=1", "b=[c, d]", "e=2"],
+        "resume": True,
+        "legacy_layout": False,
+        "blocks": ["pooled"],
+    }
+    main(["pretrain", "--config", "x", "--blocks", "3", "-1", "pooled"])
+    assert told["blocks"] == [3, -1, "pooled"]
+    assert told["legacy_layout"] is None
+    assert told["set"] is None
+
+
+def test_sensors_lists_and_shows(capsys):
+    assert main(["sensors"]) == 0
+    listed = capsys.readouterr().out
+    assert "sentinel-2-l2a" in listed
+    assert "enmap-202" in listed
+    began = time.process_time()
+    assert main(["sensors", "sentinel-2-l2a"]) == 0
+    assert time.process_time() - began < 0.5
+    assert "0.4924" in capsys.readouterr().out
