@@ -157,6 +157,11 @@ def test_another_sensor_does_not_change_the_order_of_the_others():
     assert walks[0] == walks[1]
 
 
+def test_sensors_of_one_size_are_not_walked_in_step():
+    plan = Mixture({"a": 100, "b": 100}, {"a": 50, "b": 50}, 2).plan(0)
+    assert plan[0].indices != plan[1].indices
+
+
 def test_another_seed_gives_another_order():
     first, second = (Mixture({"a": 100}, {"a": 50}, 1, seed=s).plan(0)[0].indices for s in (0, 1))
     assert first != second

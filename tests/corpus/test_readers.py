@@ -143,7 +143,7 @@ def test_files_that_lack_a_band_of_the_others_are_refused(tmp_path):
 
 
 def test_files_of_two_processing_baselines_mean_the_same_in_the_store(tmp_path):
-    dn = np.random.default_rng(0).integers(50, 4000, (2, 24, 24), dtype=np.uint16)
+    dn = np.random.default_rng(0).integers(0, 4000, (2, 24, 24), dtype=np.uint16)
     names = ["B04", "B08"]
     write_tif(tmp_path / "old.tif", dn, names=names, tags={"PROCESSING_BASELINE": "03.01"})
     write_tif(tmp_path / "new.tif", dn + 1000, names=names, tags={"BOA_ADD_OFFSET": "-1000"}, west=600_000)
@@ -152,6 +152,16 @@ def test_files_of_two_processing_baselines_mean_the_same_in_the_store(tmp_path):
     np.testing.assert_array_equal(new, old)
     assert reading.sensor.scaling is not None
     np.testing.assert_allclose(reading.sensor.scaling.physical(new), dn * 1e-4, atol=1e-6)
+
+
+def test_reflectances_below_zero_survive_beside_files_that_cannot_hold_them(tmp_path):
+    dn = np.full((1, 24, 24), 940, np.uint16)  # −0.006, dark water after atmospheric correction
+    write_tif(tmp_path / "new.tif", dn, names=["B04"], tags={"BOA_ADD_OFFSET": "-1000"})
+    write_tif(tmp_path / "old.tif", dn, names=["B04"], tags={"PROCESSING_BASELINE": "03.01"}, west=600_000)
+    reading = read_images(tmp_path, "sentinel-2-l2a")
+    new, old = (reading.sensor.scaling.physical(i.load().image) for i in reading.items)
+    np.testing.assert_allclose(new, -0.006, atol=1e-6)
+    np.testing.assert_allclose(old, 0.094, atol=1e-6)
 
 
 def test_numbers_of_another_scale_are_refused_and_not_mixed_in(tmp_path):

@@ -141,6 +141,9 @@ def test_a_torn_line_of_the_journal_and_a_half_written_shard_do_not_matter(toy, 
     (folder / "images" / "c" / "4" / "0").mkdir()
     (folder / "images" / "c" / "4" / "0" / "0").mkdir()
     (folder / "images" / "c" / "4" / "0" / "0" / "part").write_bytes(b"half a shard")
+    broken = [replace(i, load=lambda: 1 / 0) if n == 11 else i for n, i in enumerate(reading.items)]
+    with pytest.raises(ZeroDivisionError):  # and interrupted once more behind the torn line
+        pack(toy.with_items(reading, broken), tmp_path / "torn", progress=False, workers=1)
     pack(reading, tmp_path / "torn", progress=False)
     assert toy.tree(tmp_path / "whole") == toy.tree(tmp_path / "torn")
 
@@ -421,6 +424,23 @@ def test_workers_read_a_store_that_their_parent_has_read(toy, tmp_path, serve, s
     assert total == sum(int(i.load().image.astype(np.int64).sum()) for i in reading.items)
     with multiprocessing.get_context(start).Pool(2) as pool:
         assert pool.map_async(_read_all, [store] * 4).get(timeout=60) == [total] * 4
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_forked_child_reads_the_store_object_of_its_parent(toy, tmp_path, serve, remote):
+    pack(toy.reading(8), tmp_path / "store", progress=False)
+    store = open_stores(f"{serve(tmp_path).url}/store" if remote else tmp_path / "store")["toy"]
+    total = _read_all(store)  # the parent's connection and event loop are in use by now
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=lambda: sys.exit(_read_all(store) != total)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(30)
+        alive = child.is_alive()
+        child.kill()
+        assert not alive
+        assert child.exitcode == 0
 
 
 def test_threads_share_a_store(toy, tmp_path):
