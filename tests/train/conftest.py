@@ -118,6 +118,20 @@ def command(config: Path, processes: int = 1, resume: bool = False) -> list[str]
     return [*torchrun, "--nproc-per-node", str(processes), *call]
 
 
+def descendants(pid: int) -> list[int]:
+    """A process and all that it has started; torchrun's workers are in groups of their own."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has just ended
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
 @pytest.fixture
 def train_outside(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `dofa pretrain` in processes of its own and wait."""

@@ -1,5 +1,6 @@
 """kill -9 at random moments, checkpoint writes among them: the final weights are those of an uninterrupted run."""
 
+import contextlib
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from dofa.train.config import PretrainConfig, to_yaml
 from dofa.train.log import read_log
 from dofa.train.state import checkpoints
 
-from .conftest import command, environment
+from .conftest import command, descendants, environment
 
 KILLS, WHILE_WRITING = 10, 4
 
@@ -24,14 +25,12 @@ def lines(run: Path) -> int:
 
 
 def run_until_killed(config: PretrainConfig, processes: int, writing: bool, rng: random.Random) -> bool:
-    """Start or resume, kill the whole process group once; whether a checkpoint was being written at that moment."""
+    """Start or resume, kill all processes of the run; whether a checkpoint was being written at that moment."""
     run = Path(config.run.out)
     file = run.with_suffix(".yaml")
     file.write_text(to_yaml(config))
     folder = run / "checkpoints"
-    process = subprocess.Popen(
-        command(file, processes, resume=True), env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command(file, processes, resume=True), env=environment(), stderr=subprocess.DEVNULL)
     try:
         began = lines(run)
         leftover = {p.name for p in folder.glob(".partial-*")} if folder.is_dir() else set()
@@ -49,8 +48,13 @@ def run_until_killed(config: PretrainConfig, processes: int, writing: bool, rng:
         else:
             time.sleep(rng.uniform(0, 0.4))
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        alive = descendants(process.pid)
+        for one in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
         process.wait()
+        while any(Path(f"/proc/{one}").exists() for one in alive):
+            time.sleep(0.001)
     return bool(list(folder.glob(".partial-*")))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 import dofa
@@ -23,7 +24,7 @@ from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
 from dofa.train.objective import build_model, learn_sensors
 from dofa.train.pretrain import TERMINATED, pretrain
-from dofa.train.state import ContinuationWarning, checkpoints
+from dofa.train.state import ContinuationWarning, checkpoints, sole_run
 
 SENSORS = ["naip-rgb", "sentinel-1-grd", "sentinel-2-l2a"]
 
@@ -153,6 +154,16 @@ def test_a_run_is_not_overwritten(settings):
     pretrain(settings())
     with pytest.raises(ConfigError, match=r"already holds a run .*--resume"):
         pretrain(settings())
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(settings):
+    config = settings()
+    with (
+        sole_run(Fabric(accelerator="cpu", devices=1), Path(config.run.out)),
+        pytest.raises(ConfigError, match="another process"),
+    ):
+        pretrain(config)
+    pretrain(config)
 
 
 def test_a_run_is_not_continued_with_other_settings(settings):

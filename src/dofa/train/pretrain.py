@@ -3,6 +3,7 @@
 import os
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from dofa.train.objective import (
     store_digest,
 )
 from dofa.train.optim import adamw, learning_rate
-from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state
+from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
 
 TERMINATED = 143  # exit status after SIGTERM, 128 + 15 as a shell says it: saved, not finished, to be resumed
 EVALUATION_BATCH = 16
@@ -60,11 +61,12 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         SystemExit: 143 after SIGTERM, with the state saved.
     """
     run, out = config.run, Path(config.run.out)
-    newest = find_checkpoint(config, resume)
     if not config.data.stores:
         raise ConfigError("data.stores is empty: name at least one packed corpus (dofa pack makes them)")
     stores = open_stores(list(config.data.stores))
+    find_checkpoint(config, resume)  # refuses before anything is started
     fabric = launch(run)
+    writes = fabric.is_global_zero
 
     torch.manual_seed(run.seed)
     mae = build_model(config.model)
@@ -82,19 +84,20 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     model = fabric.setup_module(objective)
     adam = adamw(objective, config.optim)  # after sharding, so that it holds what this process holds
     optimizer = fabric.setup_optimizers(adam)
-    done = images = 0
-    if newest is not None:
-        facts = load_state(newest, objective, adam)
-        check_stores(facts["stores"], digests)
-        done, images = facts["update"], facts["images"]
-
-    writes = fabric.is_global_zero
-    if writes:
-        out.mkdir(parents=True, exist_ok=True)
-        remove_partial(out / "checkpoints")
-        (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    window = Window()
-    with RunLog(out, columns(list(sources)), done, updates, enabled=writes) as log, sigterm_flag() as told:
+    with ExitStack() as stack:
+        stack.enter_context(sole_run(fabric, out))
+        done = images = 0
+        newest = find_checkpoint(config, resume)
+        if newest is not None:
+            facts = load_state(newest, objective, adam)
+            check_stores(facts["stores"], digests)
+            done, images = facts["update"], facts["images"]
+        if writes:
+            remove_partial(out / "checkpoints")
+            (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        log = stack.enter_context(RunLog(out, columns(list(sources)), done, updates, enabled=writes))
+        told = stack.enter_context(sigterm_flag())
+        window = Window()
         log.say(introduce(sources, updates, mixture.updates_per_epoch, done, fabric))
 
         def keep(update: int) -> None:

@@ -9,20 +9,29 @@ the seed and the update, which state.json holds (design.md section 3, Randomness
 import json
 import os
 import shutil
+import sys
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy
 import safetensors.torch
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import dofa
-from dofa.errors import CheckpointError
+from dofa.errors import CheckpointError, ConfigError
+
+if sys.platform != "win32":
+    import fcntl
 
 FORMAT_VERSION = 1
+LOCK_PATIENCE_S = 15.0
 _PREFIX = "update-"
 _PARTIAL = ".partial-"
 
@@ -81,6 +90,29 @@ def save_state(
         doomed = old.with_name(f"{_PARTIAL}{old.name}")
         os.replace(old, doomed)
         shutil.rmtree(doomed)
+
+
+@contextmanager
+def sole_run(fabric: Fabric, folder: Path) -> Iterator[None]:
+    """Keep every other run out of a run folder; the system lets go when the process ends, however it ends.
+
+    A killed torchrun may leave its workers running for a while: they must not write beside those of the next start.
+
+    Raises:
+        ConfigError: another run holds the folder; on all processes alike.
+    """
+    with ExitStack() as held:
+        free = True
+        if fabric.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((folder / ".lock").open("w"))
+            if sys.platform != "win32":
+                free = _lock(lock.fileno())
+        if not fabric.broadcast(free):
+            raise ConfigError(
+                f"another process is training in {folder}: wait for it, end it, or choose another run.out"
+            )
+        yield
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -169,6 +201,20 @@ def surroundings() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the lock was free within a few seconds: loader workers notice their parent's death that late."""
+    patience = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                return False
+            time.sleep(0.2)
+        else:
+            return True
 
 
 def _read(file: Path, expected: Any) -> dict[str, Tensor]:
