@@ -148,6 +148,40 @@ def test_a_torn_line_of_the_journal_and_a_half_written_shard_do_not_matter(toy, 
     assert toy.tree(tmp_path / "whole") == toy.tree(tmp_path / "torn")
 
 
+def test_a_pack_that_dies_between_any_two_writes_of_metadata_continues(toy, tmp_path, monkeypatch):
+    pack(toy.reading(4), tmp_path / "whole", progress=False)
+    whole = toy.tree(tmp_path / "whole")
+    put = zarr.storage._local._put
+    left = [0]
+
+    class Died(Exception):
+        pass
+
+    def dying(path, value, exclusive=False):
+        if left[0] == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".0123.partial").write_bytes(b"half")
+            raise Died
+        left[0] -= 1
+        return put(path, value, exclusive)
+
+    monkeypatch.setattr(zarr.storage._local, "_put", dying)
+    deaths = 0
+    while True:
+        target = tmp_path / f"dies at {deaths}"
+        left[0] = deaths
+        try:
+            pack(toy.reading(4), target, progress=False)
+            break
+        except Died:
+            left[0] = -1
+        deaths += 1
+        pack(toy.reading(4), target, progress=False)
+        store = toy.tree(target)
+        assert {k: v for k, v in store.items() if k != "zarr.0123.partial"} == whole
+    assert deaths > 10
+
+
 def test_packing_again_finds_the_store_complete_and_loads_nothing(toy, tmp_path):
     reading = toy.reading()
     first = pack(reading, tmp_path / "store", progress=False)

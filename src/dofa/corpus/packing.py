@@ -168,12 +168,14 @@ def pack(
                 cut.write(folder / "valid", number, [piece.mask for piece in shard])
             journal.append(line, shard)
     _finish(folder, journal, reading, split)
+    _register(Path(out), sensor.name)  # another pack into the same store may have begun at the same moment
     return _report(Path(out), sensor.name, reading, began)
 
 
 def _begin(out: Path, name: str, begun: dict[str, Any], resume: bool) -> bool:
     """Make or take up the group of a sensor; True where it is complete."""
-    if out.exists() and not (out / "zarr.json").exists() and (not out.is_dir() or any(out.iterdir())):
+    foreign = out.exists() and (not out.is_dir() or any(p.suffix != ".partial" for p in out.iterdir()))
+    if foreign and not (out / "zarr.json").exists():
         raise DataError(f"{out} holds other files: give a new folder or a store")
     root = read_attributes(str(out))
     if root is not None:
@@ -181,8 +183,9 @@ def _begin(out: Path, name: str, begun: dict[str, Any], resume: bool) -> bool:
     there = read_attributes(str(out), name) if root is not None else None
     if there is not None:
         check_format(there, f"{out}, {name}")
-        same = all(there[key] == value for key, value in json.loads(json.dumps(begun)).items() if key != "complete")
+        same = all(there.get(key) == value for key, value in json.loads(json.dumps(begun)).items() if key != "complete")
         if same and (there["complete"] or resume):
+            _register(out, name)
             return bool(there["complete"])
         if there["complete"] or resume:
             raise DataError(
@@ -190,11 +193,20 @@ def _begin(out: Path, name: str, begun: dict[str, Any], resume: bool) -> bool:
                 f"other options: pack into a new store, or delete {out / name} first"
             )
     shutil.rmtree(out / name, ignore_errors=True)
-    group = zarr.open_group(str(out), mode="a", zarr_format=3)
-    names = sorted({*(root or {}).get("sensors", ()), name})
-    group.require_group(name).attrs.put(begun)
-    group.attrs.put({"format": FORMAT, "format_version": FORMAT_VERSION, "sensors": names})
+    _register(out, name)  # first, so that a sensor that was begun is never overlooked
+    zarr.create_group(out / name, zarr_format=3, attributes=begun)
     return False
+
+
+def _register(out: Path, name: str) -> None:
+    """List a sensor in the root of its store: readers do not list folders."""
+    root = read_attributes(str(out))
+    names = sorted({*(root or {}).get("sensors", ()), name})
+    attributes: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "sensors": names}
+    if root is None:
+        zarr.create_group(out, zarr_format=3, attributes=attributes)
+    elif root["sensors"] != names:
+        zarr.open_group(out, mode="r+").attrs.put(attributes)
 
 
 def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig) -> None:
@@ -254,6 +266,8 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
             "digest": journal.digest,
         }
     )
+    for file in folder.rglob("*.partial"):  # of a kill while Zarr wrote
+        file.unlink()
     for file in folder.rglob("zarr.json"):
         shards.sync(file)
     group.update_attributes({"complete": True})
