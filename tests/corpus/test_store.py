@@ -325,6 +325,9 @@ def test_a_split_that_the_layout_brings_is_kept(toy, tmp_path):
     store = packed(toy.with_items(reading, items), tmp_path / "store")
     assert store.indices("test").tolist() == [2, 4]
     assert store.indices("val").tolist() == [1]
+    only_test = [replace(i, split="test") for i in reading.items]
+    with pytest.raises(DataError, match="no image belongs to the training split"):
+        pack(toy.with_items(reading, only_test), tmp_path / "other", progress=False)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,8 @@ def pack(
     work = [(item, s) for item, s in zip(reading.items, splits, strict=True) if s is not None]
     if not work:
         raise DataError(_nothing(reading.refused))
+    if all(s != "train" for _, s in work):
+        raise DataError("no image belongs to the training split, which a store takes its statistics from")
     shape = (len(sensor.bands), *reading.tile)
     chunk = chunk or shards.chunk_side(shape, np.dtype(reading.dtype).itemsize)
     shard_size = max(1, min(SHARD_BYTES // (int(np.prod(shape)) * np.dtype(reading.dtype).itemsize), len(work)))
