@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def build_autoencoder(
 
 
 def _load(folder: Path) -> DOFA | MaskedAutoencoder:
-    record = _read_record(folder)
+    record = read_record(folder / CONFIG, "model", FORMAT_VERSION, _KEYS)
     try:
         config = EncoderConfig.from_dict(record["encoder"])
         if "decoder" in record:
@@ -208,25 +208,34 @@ def _load(folder: Path) -> DOFA | MaskedAutoencoder:
     return model.eval()
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> dict[str, Any]:
+    """The JSON record of a model or head folder.
+
+    Args:
+        path: of the record.
+        what: model or head, for the messages.
+        version: the newest format version this code reads.
+        keys: that it may have.
+
+    Raises:
+        CheckpointError: missing, no JSON, without a format version, from the future, or with a key nobody knows.
+    """
     if not path.is_file():
-        raise CheckpointError(f"{folder} is no model folder: {CONFIG} is missing")
+        raise CheckpointError(f"{path.parent} is no {what} folder: {path.name} is missing")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path} has no format_version: not a model of dofa")
-    if version > FORMAT_VERSION:
+    found = record.get("format_version") if isinstance(record, dict) else None
+    if not isinstance(found, int):
+        raise CheckpointError(f"{path} has no format_version: not a {what} of dofa")
+    if found > version:
         raise CheckpointError(
-            f"{path} has format_version {version}; dofa {dofa.__version__} reads up to {FORMAT_VERSION}: "
-            "install a newer dofa"
+            f"{path} has format_version {found}; dofa {dofa.__version__} reads up to {version}: install a newer dofa"
         )
     for key in record:
-        if key not in _KEYS:
-            raise CheckpointError(f"{path}: unknown key {key!r}: {nearest(key, _KEYS)}")
+        if key not in keys:
+            raise CheckpointError(f"{path}: unknown key {key!r}: {nearest(key, keys)}")
     return dict(record)
 
 

@@ -7,7 +7,6 @@
 import colorsys
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-import dofa
-from dofa.errors import CheckpointError, ConfigError, nearest
+from dofa.errors import CheckpointError, ConfigError
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.encoder import DOFA
+from dofa.model.native import read_record
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 from dofa.tasks.features import Block, write_atomically
@@ -171,7 +170,10 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
             encoder.
     """
     folder = Path(folder)
-    record = _read_record(folder / CONFIG)
+    record = read_record(folder / CONFIG, "head", FORMAT_VERSION, _KEYS)
+    missing = [key for key in _KEYS if key not in record]
+    if missing:
+        raise CheckpointError(f"{folder / CONFIG}: {', '.join(missing)} missing")
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is no head folder: {WEIGHTS} is missing")
     data = (folder / WEIGHTS).read_bytes()
@@ -215,27 +217,3 @@ def palette(classes: int) -> tuple[Colour, ...]:
     """Colours far apart for any number of classes: hues by the golden ratio, three brightnesses in turn."""
     rgb = (colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, (0.95, 0.7, 0.5)[i % 3]) for i in range(classes))
     return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} is no head folder: {CONFIG} is missing")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{path} has no format_version: not a head of dofa")
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format_version {version}; dofa {dofa.__version__} reads up to {FORMAT_VERSION}: "
-            "install a newer dofa"
-        )
-    missing: Sequence[str] = [key for key in _KEYS if key not in record]
-    if missing:
-        raise CheckpointError(f"{path}: {', '.join(missing)} missing")
-    for key in record:
-        if key not in _KEYS:
-            raise CheckpointError(f"{path}: unknown key {key!r}: {nearest(key, _KEYS)}")
-    return dict(record)
