@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dofa.errors import ConfigError
+from dofa.train.command import pretrain_command
 from dofa.train.config import differences, from_dict, load_config, print_config, recipes, to_yaml
 
 
@@ -106,3 +107,15 @@ def test_configurations_need_no_torch():
         "import sys; from dofa.train.config import load_config; load_config('cpu-tiny'); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_an_install_without_the_training_extra_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dofa.train.pretrain", None)
+    with pytest.raises(ModuleNotFoundError):
+        pretrain_command("cpu-tiny")  # our own module is missing: a bug keeps its traceback
+    monkeypatch.delitem(sys.modules, "dofa.train.pretrain")
+    for name in [n for n in sys.modules if n.split(".")[0] == "lightning_fabric" or n == "dofa.train.loop"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    with pytest.raises(ConfigError, match=r"training needs lightning_fabric.*dofa\[train\]"):
+        pretrain_command("cpu-tiny")

@@ -156,12 +156,11 @@ def test_a_run_is_not_overwritten(settings):
         pretrain(settings())
 
 
-def test_a_folder_in_which_another_process_trains_is_refused(settings):
+def test_a_folder_in_which_another_process_trains_is_refused(settings, monkeypatch):
+    monkeypatch.setattr("dofa.train.state.LOCK_PATIENCE_S", 0.1)
     config = settings()
-    with (
-        sole_run(Fabric(accelerator="cpu", devices=1), Path(config.run.out)),
-        pytest.raises(ConfigError, match="another process"),
-    ):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    with sole_run(fabric, Path(config.run.out)), pytest.raises(ConfigError, match="another process"):
         pretrain(config)
     pretrain(config)
 

@@ -1,5 +1,6 @@
 """`dofa pretrain`: the run behind it is imported only when there is one."""
 
+from dofa.errors import ConfigError
 from dofa.train.config import load_config
 from dofa.train.config import print_config as show
 
@@ -22,6 +23,10 @@ def pretrain_command(
     if print_config:
         show(settings)
         return
-    from dofa.train.pretrain import pretrain
-
+    try:
+        from dofa.train.pretrain import pretrain
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("lightning_fabric", "zarr", "fsspec"):
+            raise
+        raise ConfigError(f'training needs {error.name}, which is not installed: pip install "dofa[train]"') from None
     pretrain(settings, resume)
