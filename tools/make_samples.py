@@ -60,7 +60,7 @@ SSL4EO = Source(
 )
 BIGEARTHNET = Source(
     "BigEarthNet v2.0 (reBEN), two patches of tile T33UUP",
-    "Community Data License Agreement – Permissive – Version 1.0, https://cdla.dev/permissive-1-0/",
+    "Community Data License Agreement, Permissive, 1.0 (CDLA-Permissive-1.0), https://cdla.dev/permissive-1-0/",
     "Clasen, Hackel, Burgert, Sumbul, Demir, Markl: reBEN (2024); contains modified Copernicus Sentinel data 2017",
     "https://bigearth.net/",
 )

@@ -1,7 +1,8 @@
 """Landscapes that were never there, seen by any catalogued sensor: deterministic, labelled, and said to be simulated.
 
-Twelve scene classes in six pairs. Within a pair the composition is drawn from one distribution (covers, area shares,
-states) and only layout and texture differ, so that band statistics do not tell the two apart.
+Twelve scene classes in six pairs. Eight of them share one palette and two pairs have their own; within a palette the
+composition is drawn from one distribution (covers, area shares, states) and only layout and texture differ, so that
+band statistics hardly tell such classes apart.
 """
 
 from dofa.simulate.corpus import write_corpus

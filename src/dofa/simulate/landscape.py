@@ -10,7 +10,9 @@ from dofa.simulate.covers import COVER_NAMES
 from dofa.simulate.layouts import LAYOUTS, noise, patchwork
 
 FINE = 2  # cells of ground along the side of a pixel, so that pixels at borders are mixed
-STATE_SPREAD = 0.22  # of the state between fields, as a share of the way from the low to the high end
+WINTER = 0.01  # share of the scenes whose ground lies under snow
+TURN = 0.2  # radians by which layouts lie off the axes; parcels and streets do follow the compass in many countries
+STATE_SPREAD = 0.15  # of the state between fields, as a share of the way from the low to the high end
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ def landscape(kind: str, seed: int, size: int = 64, gsd_m: float = 10.0) -> Land
     u, v = _axes(rng, side)
 
     # The ground: fields of up to three covers. Each field has its own state, about one that the season sets for all.
-    fields, _ = patchwork(rng, u, v, int(rng.integers(5, 14)))
+    fields, _ = patchwork(rng, u, v, int(rng.integers(3, 9)))
     count = int(rng.integers(1, min(3, len(palette.ground)) + 1))
     kinds = rng.choice(palette.ground, size=count, replace=False)
     of_field = [COVER_NAMES.index(k) for k in rng.choice(kinds, size=fields.max() + 1)]
     cover = np.asarray(of_field, np.uint8)[fields]
+    if rng.random() < WINTER:
+        cover[:] = COVER_NAMES.index("snow")
     season = rng.uniform(0.2, 0.8)
     state = (season + STATE_SPREAD * rng.standard_normal(fields.max() + 1))[fields]
 
@@ -97,7 +101,7 @@ def landscape(kind: str, seed: int, size: int = 64, gsd_m: float = 10.0) -> Land
         state[roof] = (0.5 + 0.3 * noise(rng, u.shape, 0.02))[roof]
     state = state + 0.06 * noise(rng, u.shape, 0.02) + 0.05 * noise(rng, u.shape, 0.2)
 
-    relief = noise(rng, u.shape, rng.uniform(0.15, 0.4)) * rng.uniform(0.0, 0.12)
+    relief = noise(rng, u.shape, rng.uniform(0.15, 0.4)) * rng.uniform(0.0, 0.08)
     return Landscape(
         kind,
         seed,
@@ -109,9 +113,9 @@ def landscape(kind: str, seed: int, size: int = 64, gsd_m: float = 10.0) -> Land
 
 
 def _axes(rng: np.random.Generator, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates of the cells, −½ to ½ across the scene, turned by a random angle."""
+    """Coordinates of the cells, −½ to ½ across the scene, turned by some ten degrees and perhaps by a right angle."""
     x, y = np.meshgrid(*[(np.arange(side) + 0.5) / side - 0.5] * 2)
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = np.pi / 2 * rng.integers(4) + rng.normal(0, TURN)
     return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 

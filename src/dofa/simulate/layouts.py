@@ -1,8 +1,8 @@
 """The scene classes: what is drawn where, at the same composition.
 
 A layout is a *score* over the ground: the cover that makes the class visible takes the cells with the highest scores,
-as many as a drawn area fraction asks for. Two classes of a pair draw fraction, covers and states from the same
-distributions, so that only layout and texture tell them apart.
+as many as a drawn area fraction asks for. Classes that share a palette draw fraction, covers and states from the same
+distributions, so that only layout and texture tell them apart; the two of a pair resemble each other most.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Layout = Callable[[np.random.Generator, Field, Field], Field]
 
 @dataclass(frozen=True)
 class Palette:
-    """What both classes of a pair are painted with.
+    """What the classes that share it are painted with.
 
     Attributes:
         ground: covers of the patchwork below, of which one to three are drawn.
@@ -158,25 +158,29 @@ def square_fields(rng: np.random.Generator, u: Field, v: Field) -> Field:
     return -np.maximum(a, b) - missing
 
 
-def clearcut_patches(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Openings of irregular outline in a forest."""
+def woodland_patches(rng: np.random.Generator, u: Field, v: Field) -> Field:
+    """Woods of irregular outline."""
     return noise(rng, u.shape, rng.uniform(0.07, 0.1)) + 0.1 * noise(rng, u.shape, 0.03)
 
 
-def clearcut_strips(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Parallel strips cut into a forest, of uneven length."""
+def shelterbelts(rng: np.random.Generator, u: Field, v: Field) -> Field:
+    """Parallel belts that shelter fields from the wind, of uneven length."""
     score = np.cos(2 * np.pi * rng.uniform(3.5, 6) * u + rng.uniform(0, 6.3))
     return score + 0.25 * noise(rng, u.shape, 0.25) + 0.1 * noise(rng, u.shape, 0.03)
 
 
-_FIELDS = ("grass", "crop", "soil")
+# Eight classes of farmed and wooded land share one palette, two of towns and two of water another each: between those,
+# too, nothing but the layout differs.
+_GREEN = Palette(("grass", "soil"), ("broadleaf", "conifer", "crop"), (0.25, 0.45))
+_TOWN = Palette(("grass", "crop", "soil"), ("asphalt",), (0.2, 0.36), second=("roof",))
+_WATER = Palette(("grass", "crop", "soil", "broadleaf", "sand"), ("water",), (0.08, 0.2))
 _PAIRS: tuple[tuple[Palette, tuple[Layout, Layout]], ...] = (
-    (Palette(("grass",), ("broadleaf", "conifer"), (0.2, 0.4)), (orchard_rows, hedged_meadow)),
-    (Palette(_FIELDS, ("asphalt",), (0.2, 0.36), second=("roof",)), (street_grid, scattered_farms)),
-    (Palette((*_FIELDS, "broadleaf", "sand"), ("water",), (0.08, 0.2)), (meandering_river, straight_canal)),
-    (Palette(("soil", "grass"), ("crop",), (0.35, 0.6)), (contour_strips, block_fields)),
-    (Palette(("sand", "soil", "grass"), ("crop", "grass"), (0.25, 0.45)), (centre_pivots, square_fields)),
-    (Palette(("conifer", "broadleaf"), ("soil", "grass", "snow"), (0.25, 0.45)), (clearcut_patches, clearcut_strips)),
+    (_GREEN, (orchard_rows, hedged_meadow)),
+    (_TOWN, (street_grid, scattered_farms)),
+    (_WATER, (meandering_river, straight_canal)),
+    (_GREEN, (contour_strips, block_fields)),
+    (_GREEN, (centre_pivots, square_fields)),
+    (_GREEN, (woodland_patches, shelterbelts)),
 )
 LAYOUTS: dict[str, tuple[Palette, Layout]] = {
     layout.__name__: (palette, layout) for palette, pair in _PAIRS for layout in pair

@@ -1,0 +1,274 @@
+"""The demo from top to bottom: make data, pack, pretrain, look, probe, write the page."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from dofa.corpus.store import SensorStore, open_stores
+from dofa.demo import corpora, pictures
+from dofa.demo.report import METHODS, Findings, Probed, write_report
+from dofa.errors import ConfigError, DataError
+from dofa.model import checkpoint
+from dofa.model.mae import MaskedAutoencoder
+from dofa.tasks.datasets import read_labelled_store
+from dofa.tasks.probe import probe
+from dofa.tasks.result import ProbeResult
+from dofa.train.config import PretrainConfig, from_dict, load_config
+from dofa.train.evaluate import evaluate_store
+from dofa.train.log import read_log
+from dofa.train.objective import build_model
+from dofa.train.pretrain import pretrain
+
+MARK = "demo.json"  # tells a folder of ours from somebody's own
+OURS = ("corpus", "probe", "run", MARK, "report.html", "curves.png", "bars.png", "reconstructions.png", "features.png")
+# Scenes of every class to learn from and to be judged on; EnMAP's 202 bands cost what they cost.
+LEARN = dict.fromkeys(corpora.TRAINED, 60) | {"enmap-202": 12}
+JUDGE = dict.fromkeys(corpora.TRAINED, 20) | dict.fromkeys(corpora.NEVER_TRAINED, 40) | {"enmap-202": 10}
+# Shares of the micro-batches: speckle teaches little, and real pictures are few.
+WEIGHTS = {"sentinel-1-grd": 0.5, "enmap-202": 0.5}
+REAL_WEIGHT = 0.15
+SHARE_BEFORE_PROBE = 0.75  # of the minutes; the probe takes the rest
+LEAST_SECONDS, LEAST_UPDATES = 20.0, 40  # of training, however short the minutes
+
+
+def run_demo(
+    out: str | Path = "demo-out", corpus: list[str] | None = None, minutes: float = 3.5, seed: int = 0
+) -> Path:
+    """Learn five sensors with one model, offline, and write a page about it.
+
+    Simulates landscapes, packs them as five sensors see them, pretrains the recipe cpu-tiny on them and on the real
+    pictures that come with the package, reconstructs held-out images, and probes the frozen features on the five
+    sensors and on two that were never trained on.
+
+    Args:
+        out: folder for everything; a folder of an earlier demo is written anew.
+        corpus: packed stores to learn instead of the simulated ones; those with labels are probed.
+        minutes: of the whole, within the processor's means: training takes what the rest leaves.
+        seed: of scenes, weights and every other draw.
+
+    Returns:
+        The page, report.html.
+
+    Raises:
+        ConfigError: minutes not above 0, or matplotlib is missing.
+        DataError: the folder holds something else, or stores that cannot be used.
+    """
+    began = time.monotonic()
+    if not minutes > 0:
+        raise ConfigError(f"minutes is {minutes}; above 0")
+    out = Path(out)
+    clear(out)
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(f"  {text}", highlight=False)
+
+    console.rule("[bold]1  data", align="left")
+    if corpus:
+        stores = open_stores(corpus)
+        judged = {name: store for name, store in stores.items() if store.labels is not None}
+        urls = list(corpus)
+    else:
+        stores, judged = simulate(out, seed, say)
+        urls = [str(out / "corpus")]
+
+    console.rule("[bold]2  pretraining", align="left")
+    config = configure(urls, stores, out / "run", seed)
+    seconds = max(LEAST_SECONDS, 60 * minutes * SHARE_BEFORE_PROBE - (time.monotonic() - began))
+    config = fit_to(config, stores, seconds, say)
+    pretrain(config)
+    mae = checkpoint.load_mae(out / "run" / "model").eval()
+
+    console.rule("[bold]3  held-out images", align="left")
+    errors = [
+        evaluate_store(mae, store, crop=corpora.SIDE, masks=2, limit=48, seed=seed).summary()
+        for store in stores.values()
+        if len(store.indices("val"))
+    ]
+    for row in errors:
+        say(f"{row['sensor']}: masked error {row['error']:.3f}, floor {row['floor']:.3f}")
+    shown = reconstructions(mae, stores, seed)
+    features = pictures.real_features(mae.encoder)
+
+    console.rule("[bold]4  probe", align="left")
+    probed = run_probe(mae, judged, set(stores), out, seed)
+
+    findings = Findings(
+        simulated=not corpus,
+        config=config,
+        log=read_log(out / "run"),
+        stores=stores,
+        errors=errors,
+        reconstructions=shown,
+        features=features,
+        probed=probed,
+        seconds=time.monotonic() - began,
+    )
+    page = write_report(out, findings)
+    table(console, errors, probed)
+    console.print(f"[bold]{page}[/bold] after {time.monotonic() - began:.0f} s", highlight=False)
+    return page
+
+
+def clear(out: Path) -> None:
+    """Make the folder ready; only what an earlier demo wrote is removed.
+
+    Raises:
+        DataError: it holds something that no demo wrote.
+    """
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise DataError(f"{out} holds files of something else: choose a new folder with --out")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file: choose a new folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in OURS:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
+    (out / MARK).write_text(json.dumps({"written_by": "dofa demo"}) + "\n", encoding="utf-8")
+
+
+def simulate(out: Path, seed: int, say: Callable[[str], None]) -> tuple[dict[str, SensorStore], dict[str, SensorStore]]:
+    """Pack the scenes to learn from and those to be judged on."""
+    first = 1000 * seed
+    corpora.pack_simulated(out / "corpus", corpora.TRAINED, LEARN, first, held_out=True, say=say)
+    corpora.pack_real(out / "corpus")
+    everyone = (*corpora.TRAINED, *corpora.NEVER_TRAINED)
+    corpora.pack_simulated(
+        out / "probe", everyone, JUDGE, corpora.PROBE_SEED + first, held_out=False, say=lambda text: None
+    )
+    judged = open_stores(out / "probe")
+    return open_stores(out / "corpus"), {name: judged[name] for name in everyone}
+
+
+def configure(urls: Sequence[str], stores: dict[str, SensorStore], run: Path, seed: int) -> PretrainConfig:
+    """The recipe cpu-tiny for these stores and small images."""
+    weights = {name: REAL_WEIGHT if name.endswith(corpora.REAL) else WEIGHTS.get(name, 1.0) for name in stores}
+    settings: dict[str, Any] = {
+        "data.stores": list(urls),
+        "data.crop": corpora.SIDE,
+        "data.weights": weights,
+        "data.jitter.share": 0.0,
+        "data.band_keep": 1.0,
+        "run.out": str(run),
+        "run.seed": seed,
+        "run.evaluate_every": 0,
+        "run.pictures_every": 0,
+        "run.save_every": 100_000,
+    }
+    return load_config("cpu-tiny", [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+
+
+def fit_to(
+    config: PretrainConfig, stores: dict[str, SensorStore], seconds: float, say: Callable[[str], None]
+) -> PretrainConfig:
+    """The same run with as many updates as the time allows, in the precision this processor is faster in."""
+    weights = config.data.weights
+    assert isinstance(weights, dict)
+    one = [next(iter(stores.values()))]
+    precision = min(("bf16-mixed", "32-true"), key=lambda p: sum(measure_updates(config, one, p == "bf16-mixed")))
+    cost = dict(zip(stores, measure_updates(config, list(stores.values()), precision == "bf16-mixed"), strict=True))
+    per_update = sum(weights[n] * cost[n] for n in cost) / sum(weights[n] for n in cost)
+    updates = max(LEAST_UPDATES, int(seconds / per_update))
+    say(f"an update takes {1000 * per_update:.0f} ms in {precision}: {updates} updates in {seconds:.0f} s")
+    changes = {
+        "run.updates": updates,
+        "run.precision": precision,
+        "run.log_every": max(1, updates // 60),
+        "optim.warmup_updates": max(1, min(config.optim.warmup_updates, updates // 10)),
+    }
+    plain = config.to_dict()
+    for key, value in changes.items():
+        room, name = key.split(".")
+        plain[room][name] = value
+    return from_dict(plain)
+
+
+def measure_updates(config: PretrainConfig, stores: Sequence[SensorStore], bf16: bool) -> list[float]:
+    """Seconds of one update of each sensor, on noise, after one to warm up."""
+    mae = build_model(config.model).train()
+    adam = torch.optim.AdamW([p for p in mae.parameters() if p.requires_grad], lr=0.0)
+    batch = config.data.batch
+    known: dict[tuple[int, ...], float] = {}
+    out = []
+    for store in stores:
+        count = batch if isinstance(batch, int) else batch.get(store.name, batch.get("default", 16))
+        height, width = (min(corpora.SIDE, n) // mae.patch * mae.patch for n in store.shape[1:])
+        shape = (count, store.shape[0], height, width)
+        for _ in range(2 if shape not in known else 0):
+            start = time.perf_counter()
+            # Normalising noise stands for what reading images costs.
+            image = torch.from_numpy(store.scaling.normalise(np.zeros(shape, np.float32))) + torch.randn(shape)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = mae(image, store.sensor)["loss"]
+            loss.backward()
+            adam.step()
+            adam.zero_grad()
+            known[shape] = time.perf_counter() - start
+        out.append(known[shape])
+    return out
+
+
+def reconstructions(
+    mae: MaskedAutoencoder, stores: dict[str, SensorStore], seed: int
+) -> list[tuple[str, str, list[tuple[str, Any]]]]:
+    """Sensor, note, and pictures of a held-out image of every store, then of a real picture never trained on."""
+    out = []
+    for name, store in stores.items():
+        held = store.indices("val")
+        if len(held):
+            trained = mae.encoder.config.sensors[name].scaling
+            image = pictures.stored_image(store, int(held[len(held) // 2]), trained)
+            out.append((name, "held-out place", pictures.reconstruction(mae, image, seed)))
+    delta = pictures.real_image("landsat-8-l1-toa/delta", (64, 48), corpora.SIDE)
+    out.append(("landsat-8-l1-toa", "real, sensor never trained on", pictures.reconstruction(mae, delta, seed)))
+    return out
+
+
+def run_probe(
+    mae: MaskedAutoencoder, judged: dict[str, SensorStore], trained: set[str], out: Path, seed: int
+) -> list[Probed]:
+    """Frozen features, random weights and band statistics on every labelled sensor."""
+    probed = []
+    bar = Progress(TextColumn("  probing"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True))
+    with bar:
+        for name, store in bar.track(judged.items()):
+            result: ProbeResult = probe(
+                mae.encoder,
+                read_labelled_store(store),
+                by="image",
+                random_seeds=1,
+                penalties=(0.01, 0.1, 1.0),
+                seed=seed,
+                out=out / "run" / "probe" / name,
+            )
+            probed.append(Probed(name, name in trained, result))
+    return probed
+
+
+def table(console: Console, errors: list[dict[str, Any]], probed: list[Probed]) -> None:
+    """The findings on the terminal."""
+    if not probed:
+        for row in errors:
+            console.print(f"  {row['sensor']}: {row['difference']:+.3f} against the floor", highlight=False)
+        return
+    found = Table("sensor", *METHODS, "trained − random (95 %)", title="probe, accuracy in %")
+    for p in probed:
+        d = p.difference
+        span = "" if d.low is None or d.high is None else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+        found.add_row(
+            p.sensor if p.trained else f"{p.sensor} (never trained on)",
+            *(f"{100 * row.accuracy.value:.1f}" for row in p.rows),
+            f"{100 * d.value:+.1f}{span}",
+        )
+    console.print(found)
