@@ -24,7 +24,7 @@ from dofa.corpus.packing import pack
 from dofa.corpus.store import open_stores
 from dofa.model.checkpoint import load_mae
 from dofa.train.config import load_config
-from dofa.train.evaluate import evaluate_store
+from dofa.train.evaluate import Evaluation, evaluate_store
 from dofa.train.pretrain import pretrain
 
 # Whole places held out, chosen before the first run: one of two continents each.
@@ -41,6 +41,18 @@ def read(file: Path, bands: Sequence[int] | None = None, dtype: str | None = Non
 
     with rasterio.open(file) as source:
         return source.read(None if bands is None else [b + 1 for b in bands], out_dtype=dtype)
+
+
+def on_one_grid(folder: Path, pattern: str, bands: Sequence[str], side: int) -> NDArray:
+    """Single-band files of one place, brought to the grid of the finest by repeating pixels, as (C, H, W)."""
+    import rasterio
+
+    out = []
+    for band in bands:
+        (file,) = folder.glob(pattern.format(band))
+        with rasterio.open(file) as source:
+            out.append(source.read(1, out_shape=(side, side)))
+    return np.stack(out)
 
 
 def tiles(image: NDArray, tile: int, stride: int) -> Iterator[tuple[int, int, NDArray]]:
@@ -67,6 +79,17 @@ def reading(sensor: str, found: Sequence[Item], bands: Sequence[str] | None = No
     return Reading(known.select(bands) if bands else known, found, image.shape[1:], str(image.dtype))
 
 
+def fresh(data: Path, sensor: str, level: str, names: Sequence[str], tile: int) -> list[Item]:
+    """Places of other corpora that no choice was made on: SSL4EO-S12 (India, two dates), BigEarthNet v2 (Austria)."""
+    known = sensors.get(sensor).band_names
+    found = []
+    for folder in sorted((data / "true_formats" / "SSL4EO-S12").glob(f"{level}/*/*")):
+        found += items(folder.name, "india", "test", on_one_grid(folder, "{}.tif", names, 264), tile, (264 - tile) // 2)
+    for folder in sorted((data / "true_formats" / "BigEarthNet").glob(f"BigEarthNet-{level[:2].upper()}/*/*")):
+        found += items(folder.name, "austria", "test", on_one_grid(folder, "*_{}.tif", known, 120), tile, 120 - tile)
+    return found
+
+
 def sentinel_1(data: Path) -> Reading:
     """Six flood chips and five co-located tiles, dB, eleven places."""
     found = []
@@ -76,6 +99,7 @@ def sentinel_1(data: Path) -> Reading:
         image = read(file, dtype="float32")
         split: Split = "val" if place in S1_HELD_OUT else "train"
         found += items(file.name, place, split, image, 96, 96 if split == "val" else 64)
+    found += fresh(data, "sentinel-1-grd", "s1", ("VV", "VH"), 96)
     return reading("sentinel-1-grd", found)
 
 
@@ -88,6 +112,8 @@ def sentinel_2(data: Path) -> Reading:
         if file.stem in S2_SHIFTED:
             image = np.maximum(image, 1000) - 1000
         found += items(file.name, file.stem, "val", image, 64, 64)
+    names = [b if b == "B8A" else f"B{int(b[1:])}" for b in sensors.get("sentinel-2-l2a").band_names]
+    found += fresh(data, "sentinel-2-l2a", "s2a", names, 64)
     return reading("sentinel-2-l2a", found)
 
 
@@ -112,6 +138,29 @@ def enmap(data: Path) -> Reading:
         image = read(file, keep)
         found += items(f"lake {n}", f"lake {n}", "train" if n == 0 else "val", image, 24, 24)
     return reading("enmap-202", found)
+
+
+def judge(run: Path, store: Path, split: Split) -> list[dict[str, object]]:
+    """Every sensor's error against its floor on one split of a store."""
+    mae = load_mae(run / "model")
+    rows: list[dict[str, object]] = []
+    for name, opened in open_stores([str(store)]).items():
+        if not len(opened.indices(split)):
+            continue
+        judged = evaluate_store(mae, opened, crop=CROPS[name], split=split, masks=8)
+        rows.append({"name": name, "split": split, **judged.summary(), **by_place(judged)})
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()})
+    return rows
+
+
+def by_place(judged: Evaluation) -> dict[str, object]:
+    """The difference at every place; EnMAP's land and dark lake are judged apart."""
+    gap, places = judged.error - judged.floor, np.array(judged.places)
+    return {
+        "by_place": {
+            p: [round(float(gap[places == p].mean()), 4), int((places == p).sum())] for p in sorted(set(places))
+        }
+    }
 
 
 def pack_all(data: Path, store: Path) -> None:
@@ -156,12 +205,7 @@ def main() -> None:
     began = time.monotonic()
     run = pretrain(config)
     minutes = (time.monotonic() - began) / 60
-    mae = load_mae(run / "model")
-    rows = []
-    for name, opened in open_stores([str(store)]).items():
-        judged = evaluate_store(mae, opened, crop=CROPS[name], masks=8)
-        rows.append({"name": name, **judged.summary(), **of_land(name, judged)})
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()})
+    rows = judge(run, store, "val") + judge(run, store, "test")
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
@@ -172,22 +216,6 @@ def main() -> None:
     }
     if args.json:
         args.json.write_text(json.dumps(result, indent=2))
-
-
-def of_land(name: str, judged: object) -> dict[str, float]:
-    """EnMAP's land and its dark lake apart: the land is judged, the lake reported beside it."""
-    if name != "enmap-202":
-        return {}
-    land = np.array([p == "potsdam" for p in judged.places])
-    gap = judged.error - judged.floor
-    return {
-        "land_difference": float(gap[land].mean()),
-        "land_floor": float(judged.floor[land].mean()),
-        "land_images": int(land.sum()),
-        "lake_difference": float(gap[~land].mean()),
-        "lake_floor": float(judged.floor[~land].mean()),
-        "lake_images": int((~land).sum()),
-    }
 
 
 if __name__ == "__main__":
