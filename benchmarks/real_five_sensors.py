@@ -154,13 +154,12 @@ def judge(run: Path, store: Path, split: Split) -> list[dict[str, object]]:
 
 
 def by_place(judged: Evaluation) -> dict[str, object]:
-    """The difference at every place; EnMAP's land and dark lake are judged apart."""
-    gap, places = judged.error - judged.floor, np.array(judged.places)
-    return {
-        "by_place": {
-            p: [round(float(gap[places == p].mean()), 4), int((places == p).sum())] for p in sorted(set(places))
-        }
-    }
+    """Difference and number of images at every place; EnMAP's land and dark lake are judged apart."""
+    gap, out = judged.error - judged.floor, {}
+    for place in sorted(set(judged.places)):
+        here = np.array(judged.places) == place
+        out[place] = (round(float(gap[here].mean()), 4), int(here.sum()))
+    return {"by_place": out}
 
 
 def pack_all(data: Path, store: Path) -> None:
