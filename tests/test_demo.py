@@ -53,8 +53,6 @@ def small_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "out"
     trained, never = ("sentinel-1-grd", "naip-rgbn"), ("planetscope-4",)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "TRAINED", trained)
-        patch.setattr(corpora, "NEVER_TRAINED", never)
         patch.setattr(run, "LEARN", dict.fromkeys(trained, 3))
         patch.setattr(run, "JUDGE", dict.fromkeys((*trained, *never), 5))
         patch.setattr(run, "LEAST_SECONDS", 0.0)
@@ -115,7 +113,7 @@ def test_own_stores_are_learned_instead_and_probed_where_they_have_labels(small_
     monkeypatch.setattr(run, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(run, "LEAST_UPDATES", 3)
     monkeypatch.setattr(pictures, "SHOWN", pictures.SHOWN[:1])
-    corpora.pack_simulated(tmp_path / "mine", ["gaofen-2"], {"gaofen-2": 5}, 50, held_out=True, say=quiet)
+    corpora.pack_simulated(tmp_path / "mine", {"gaofen-2": 5}, 50, held_out=True, shared=True, say=quiet)
     page = run.run_demo(tmp_path / "out", corpus=[str(tmp_path / "mine")], minutes=0.01)
     text = Page(page.read_text(encoding="utf-8")).text
     assert "Trained on the stores you gave" in text

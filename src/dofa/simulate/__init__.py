@@ -5,10 +5,10 @@ composition is drawn from one distribution (covers, area shares, states) and onl
 band statistics hardly tell such classes apart.
 """
 
-from dofa.simulate.corpus import write_corpus
+from dofa.simulate.corpus import observe_scenes, write_corpus
 from dofa.simulate.covers import COVER_NAMES
 from dofa.simulate.landscape import Landscape, landscape
 from dofa.simulate.layouts import CLASSES, PAIRS
 from dofa.simulate.observe import observe
 
-__all__ = ["CLASSES", "COVER_NAMES", "PAIRS", "Landscape", "landscape", "observe", "write_corpus"]
+__all__ = ["CLASSES", "COVER_NAMES", "PAIRS", "Landscape", "landscape", "observe", "observe_scenes", "write_corpus"]

@@ -2,6 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dofa.errors import ConfigError
 from dofa.sensors import Sensor
@@ -76,3 +80,17 @@ def write_corpus(
                 paths[sensor.name].append(path)
                 progress()
     return paths
+
+
+def observe_scenes(sensor: Sensor, scenes: Sequence[tuple[str, int]], size: int = 64) -> NDArray[Any]:
+    """Images of several scenes in memory, for processes that share the work.
+
+    Args:
+        sensor: who looks.
+        scenes: (class, seed) each.
+        size: side in pixels.
+
+    Returns:
+        (N, C, size, size) in the raw numbers of `observe`.
+    """
+    return np.stack([observe(landscape(kind, seed, size), sensor) for kind, seed in scenes])

@@ -40,9 +40,15 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> Fie
         shape: (h, w) in cells.
         scale: size of its features as a share of the scene's side.
     """
-    frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None] * shape[0], np.fft.rfftfreq(shape[1])[None] * shape[1])
-    spectrum = np.fft.rfft2(rng.standard_normal(shape)) * np.exp(-0.5 * (frequency * scale * 2.5) ** 2)
-    spectrum[0, 0] = 0
+    spread = 1 / (2.5 * scale)  # of the frequencies, in periods across the scene
+    cut = min(int(np.ceil(3 * spread)), min(shape) // 2 - 1)
+    rows, cols = np.r_[0 : cut + 1, -cut:0][:, None], np.arange(cut + 1)
+    amplitude = np.exp(-0.5 * (rows**2 + cols**2) / spread**2)
+    amplitude[0, 0] = 0
+    spectrum = np.zeros((shape[0], shape[1] // 2 + 1), complex)
+    spectrum[rows, cols] = amplitude * (
+        rng.standard_normal(amplitude.shape) + 1j * rng.standard_normal(amplitude.shape)
+    )
     field = np.fft.irfft2(spectrum, s=shape)
     return np.asarray(field / max(float(field.std()), 1e-12))
 
