@@ -88,7 +88,7 @@ def test_the_demo_leaves_a_model_stores_and_figures(small_demo):
     assert "planetscope-4" not in model.config.sensors
     stores = open_stores(small_demo / "corpus")
     assert stores["naip-rgbn"].class_names == CLASSES
-    for name in ("curves", "bars", "reconstructions", "features"):
+    for name in ("curves", "bars", "reconstructions", "real", "features"):
         assert (small_demo / f"{name}.png").stat().st_size > 5000
     assert (small_demo / "run" / "probe" / "planetscope-4" / "head" / "head.json").is_file()
 

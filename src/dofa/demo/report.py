@@ -81,8 +81,14 @@ def write_report(out: Path, found: Findings) -> Path:
     Returns:
         The page.
     """
-    panel = [Row(f"{name}\n{note}".replace(", ", ",\n"), pictures) for name, note, pictures in found.reconstructions]
-    figures.reconstruction_panel(out / "reconstructions.png", panel)
+    simulated: list[Row] = []
+    real: list[Row] = []
+    for name, note, pictures in found.reconstructions:
+        row = Row(f"{name.removesuffix(REAL)}\n{note}".replace(", ", ",\n"), pictures)
+        (real if "real" in note else simulated).append(row)
+    if simulated:
+        figures.reconstruction_panel(out / "reconstructions.png", simulated)
+    figures.reconstruction_panel(out / "real.png", real)
     titles = [title.replace(", ", ",\n", 1) for title, _, _ in found.features]
     figures.reconstruction_panel(
         out / "features.png",
@@ -182,7 +188,7 @@ def _reconstructions(found: Findings) -> str:
     for name, note, pictures in found.reconstructions:
         cells = "".join(f"<figure>{_image(p)}<figcaption>{html.escape(c)}</figcaption></figure>" for c, p in pictures)
         rows.append(
-            f"<div class=strip><h3>{_sensor(name)}<small>{html.escape(note)}</small></h3>"
+            f"<div class=strip><h3>{html.escape(name.removesuffix(REAL))}<small>{html.escape(note)}</small></h3>"
             f"<div class=four>{cells}</div></div>"
         )
     return _section(

@@ -33,7 +33,8 @@ from dofa.train.pretrain import pretrain
 Precision = Literal["32-true", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MARK = "demo.json"  # tells a folder of ours from somebody's own
-OURS = ("corpus", "probe", "run", MARK, "report.html", "curves.png", "bars.png", "reconstructions.png", "features.png")
+FIGURES = ("curves.png", "bars.png", "reconstructions.png", "real.png", "features.png")
+OURS = ("corpus", "probe", "run", "report.html", MARK, *FIGURES)
 # Scenes of every class to learn from and to be judged on; EnMAP's 202 bands cost what they cost.
 LEARN = dict.fromkeys(corpora.TRAINED, 100) | {"enmap-202": 12}
 JUDGE = dict.fromkeys(corpora.TRAINED, 20) | dict.fromkeys(corpora.NEVER_TRAINED, 50) | {"enmap-202": 10}
@@ -253,7 +254,8 @@ def reconstructions(
         if len(held):
             trained = mae.encoder.config.sensors[name].scaling
             image = pictures.stored_image(store, int(held[len(held) // 2]), trained)
-            out.append((name, "held-out place", pictures.reconstruction(mae, image, seed)))
+            note = "real, held-out place" if name.endswith(corpora.REAL) else "held-out place"
+            out.append((name, note, pictures.reconstruction(mae, image, seed)))
     delta = pictures.real_image("landsat-8-l1-toa/delta", (64, 48), corpora.SIDE)
     out.append(("landsat-8-l1-toa", "real, sensor never trained on", pictures.reconstruction(mae, delta, seed)))
     return out
