@@ -153,6 +153,29 @@ def judge(run: Path, store: Path, split: Split) -> list[dict[str, object]]:
     return rows
 
 
+def draw(run: Path, store: Path, folder: Path) -> None:
+    """Reconstructions of the held-out image (EnMAP: of land) in the middle of the ranking, and curves over the run."""
+    from dofa import figures
+    from dofa.demo import pictures
+    from dofa.train.log import read_log
+
+    mae = load_mae(run / "model")
+    rows = []
+    for name, opened in open_stores([str(store)]).items():
+        judged = evaluate_store(mae, opened, crop=CROPS[name], masks=8)
+        judging = np.array([not p.startswith("lake") for p in judged.places])
+        ranked = judged.indices[judging][np.argsort((judged.error - judged.floor)[judging])]
+        middle = int(ranked[len(ranked) // 2])
+        image = pictures.stored_image(opened, middle, mae.encoder.config.sensors[name].scaling)
+        rows.append(figures.Row(f"{name}\n{opened.places([middle])[0]}", pictures.reconstruction(mae, image, 0)))
+    figures.reconstruction_panel(folder / "real_five_sensors.png", rows)
+    log = [line for line in read_log(run) if any(k.startswith("difference/") for k in line)]
+    series = {name: ([line["update"] for line in log], [line[f"difference/{name}"] for line in log]) for name in CROPS}
+    figures.curves(
+        folder / "real_five_sensors_curves.png", series, y_label="held-out error − floor", levels={"floor": 0.0}
+    )
+
+
 def by_place(judged: Evaluation) -> dict[str, object]:
     """Difference and number of images at every place; EnMAP's land and dark lake are judged apart."""
     gap, out = judged.error - judged.floor, {}
@@ -181,6 +204,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--pictures", type=Path, help="folder for two PNGs")
     parser.add_argument("--updates", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packed", type=Path, help="a store that an earlier run packed")
@@ -194,7 +218,7 @@ def main() -> None:
         [
             f"data.stores=[{store}]",
             f"data.crop={json.dumps(CROPS)}",
-            "data.weights={sentinel-1-grd: 1, sentinel-2-l2a: 1, naip-rgb: 1, gaofen-2: 1, enmap-202: 1}",
+            "data.weights={sentinel-1-grd: 1, sentinel-2-l2a: 1.5, naip-rgb: 1, gaofen-2: 1, enmap-202: 1}",
             f"run.updates={args.updates}",
             f"run.seed={args.seed}",
             f"run.out={args.out / f'seed{args.seed}'}",
@@ -213,6 +237,8 @@ def main() -> None:
         "minutes": minutes,
         "rows": rows,
     }
+    if args.pictures:
+        draw(run, store, args.pictures)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2))
 
