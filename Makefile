@@ -20,7 +20,8 @@ test: lint
 	$(PYTEST) -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.dev
-	$(PYTEST) -q -n 2 --dist worksteal -m slow
+	$(PYTEST) -q -n 2 --dist worksteal -m "slow and not alone"
+	$(PYTEST) -q -m alone
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks tools
