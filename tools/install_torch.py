@@ -1,7 +1,7 @@
 """Install torch without gigabytes of CUDA packages, and say where it came from.
 
-Tried in turn: what is installed; what pip offers, if that build needs no CUDA packages (a CPU wheel, or macOS); PyTorch's
-CPU index; and last whatever pip offers. Set TORCH=gpu to take pip's own choice at once. Standard library only.
+Tried in turn: what is installed; what pip offers, if that build needs no CUDA packages (a CPU wheel, or macOS);
+PyTorch's CPU index; and last whatever pip offers. TORCH=gpu takes pip's own choice at once. Standard library only.
 """
 
 import importlib.util
