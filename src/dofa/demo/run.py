@@ -252,7 +252,7 @@ def reconstructions(
             note = "real, held-out place" if name.endswith(corpora.REAL) else "held-out place"
             out.append((name, note, pictures.reconstruction(mae, image, seed)))
     delta = pictures.real_image("landsat-8-l1-toa/delta", (64, 48), corpora.SIDE)
-    out.append(("landsat-8-l1-toa", "real, sensor never trained on", pictures.reconstruction(mae, delta, seed)))
+    out.append(("landsat-8-l1-toa", "real, never trained on", pictures.reconstruction(mae, delta, seed)))
     return out
 
 
