@@ -119,7 +119,7 @@ def train(
         norm = gradient_norm(parameters, clip)
         if tally[0, -1] > 0 or not math.isfinite(norm):
             raise DataError(
-                _verdict(fabric, update, lost, norm, [s for s, n in zip(sensors, tally[1], strict=False) if n])
+                _verdict(fabric, update, lost, norm, [s for s, n in zip(sensors, tally[1, :-1], strict=True) if n])
             )
         optimizer.step()
         yield Step(
