@@ -289,13 +289,13 @@ def test_intermediates_refuse_blocks_there_are_not(indices):
 def test_visible_tokens_are_those_of_a_model_that_sees_only_these_patches():
     model, image = build(), torch.randn(2, 3, 32, 32)
     every = torch.arange(16).expand(2, -1)
-    tokens, waves = model.forward_visible(image, RGB, every)
+    tokens, waves, _ = model.forward_visible(image, RGB, every)
     assert worst(tokens, model.forward_features(image, RGB)) <= 1e-5
     assert waves.shape == (3, 128)
     keep = torch.tensor([[5, 0, 9], [1, 2, 15]])
-    few, _ = model.forward_visible(image, RGB, keep)
+    few, _, _ = model.forward_visible(image, RGB, keep)
     assert few.shape == (2, 4, 48)
-    tokens, _ = model.forward_visible(image, RGB, keep.flip(1))  # order carries nothing
+    tokens, _, _ = model.forward_visible(image, RGB, keep.flip(1))  # order carries nothing
     assert worst(tokens[:, 1:].flip(1), few[:, 1:]) <= 1e-5
 
 

@@ -130,19 +130,24 @@ class DOFA(VisionTransformer):
         """
         return self.run_blocks(self._embed(x, wavelengths)[0])
 
-    def forward_visible(self, x: Tensor, wavelengths: Wavelengths, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_visible(
+        self, x: Tensor, wavelengths: Wavelengths, keep: Tensor, blocks: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Like `forward_features`, for the kept patches alone: the others are neither embedded nor attended to.
 
         Args:
             x: (B, C, H, W) normalised.
             wavelengths: of the C bands.
             keep: (B, K) patch indices, row by row.
+            blocks: whose outputs are wanted too.
 
         Returns:
-            (B, 1 + K, D) tokens after the last block, no norm, and the encoded bands V' (C, wave_dim) for a decoder.
+            (B, 1 + K, D) tokens after the last block, no norm; the encoded bands V' (C, wave_dim) for a decoder; and
+            the raw outputs (B, 1 + K, D) of `blocks`.
         """
         tokens, _, waves = self._embed(x, wavelengths, keep)
-        return self.run_blocks(tokens), waves
+        tokens, levels = self.run_blocks_keeping(tokens, blocks)
+        return tokens, waves, levels
 
     def forward_intermediates(
         self,

@@ -4,7 +4,8 @@ Only visible patches are embedded and only masked ones predicted; the result equ
 not. Sources: arXiv 2403.15356; He et al. 2022 for masking and per-patch targets.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +68,13 @@ class MaskedAutoencoder(nn.Module):
         self.encoder.set_grad_checkpointing(enable)
 
     def forward(
-        self, image: Tensor, wavelengths: Wavelengths, noise: Tensor | None = None, valid: Tensor | None = None
-    ) -> dict[str, Tensor]:
+        self,
+        image: Tensor,
+        wavelengths: Wavelengths,
+        noise: Tensor | None = None,
+        valid: Tensor | None = None,
+        blocks: Sequence[int] = (),
+    ) -> dict[str, Any]:
         """One step of masked image modelling.
 
         Args:
@@ -77,6 +83,7 @@ class MaskedAutoencoder(nn.Module):
             noise: (B, N), the patches with the smallest values stay visible; drawn if None.
             valid: (B, H, W) bool, False where there is no measurement: such pixels are fed as 0 and count in no target
                 statistic and no loss. Neither do pixels added to fill the last patches.
+            blocks: of the encoder whose outputs are wanted too.
 
         Returns:
             loss: scalar, mean over the masked patches that hold a valid pixel.
@@ -84,7 +91,8 @@ class MaskedAutoencoder(nn.Module):
             image_loss: (B,) without gradient, mean over an image's masked patches; NaN where none is valid.
             pred: (B, M, C·p·p) normalised predictions, (C, p, p) order.
             masked: (B, M) their patch indices. mask: (B, N) float, 1 = masked.
-            latent: (B, 1 + K, D) CLS and visible tokens after `norm`.
+            latent: (B, 1 + K, D) CLS and visible tokens after `norm`. keep: (B, K) indices of the visible patches.
+            levels: raw outputs (B, 1 + K, D) of `blocks`, a list.
 
         Raises:
             DataError: the image or the noise has another shape than expected, or values are not finite.
@@ -102,7 +110,7 @@ class MaskedAutoencoder(nn.Module):
         elif noise.shape != (len(image), patches):
             raise DataError(f"noise has shape {tuple(noise.shape)}; one number a patch is ({len(image)}, {patches})")
         keep, masked, mask = split_patches(noise, self.mask_config.ratio)
-        tokens, waves = self.encoder.forward_visible(image, wavelengths, keep)
+        tokens, waves, levels = self.encoder.forward_visible(image, wavelengths, keep, blocks)
         latent = self.encoder.norm(tokens)
         pred = self.decode(latent, waves, keep, masked, grid)
         target = patch_targets(image, self.patch, masked, valid)
@@ -115,6 +123,8 @@ class MaskedAutoencoder(nn.Module):
             "masked": masked,
             "mask": mask,
             "latent": latent,
+            "keep": keep,
+            "levels": levels,
         }
 
     def decode(self, latent: Tensor, waves: Tensor, keep: Tensor, masked: Tensor, grid: Grid) -> Tensor:

@@ -195,9 +195,17 @@ class VisionTransformer(nn.Module):
 
     def run_blocks(self, x: Tensor) -> Tensor:
         """(B, L, D) through all blocks."""
-        for block in self.blocks:
+        return self.run_blocks_keeping(x, ())[0]
+
+    def run_blocks_keeping(self, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """(B, L, D) through all blocks, and the outputs of those named, in the order named (negative from the end)."""
+        wanted = block_indices(blocks, len(self.blocks)) if blocks else []
+        found: dict[int, Tensor] = {}
+        for i, block in enumerate(self.blocks):
             x = run_block(block, x, self.grad_checkpointing)
-        return x
+            if i in wanted:
+                found[i] = x
+        return x, [found[i] for i in wanted]
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """The pooled vector, and the head's output from it.
