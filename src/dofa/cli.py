@@ -32,7 +32,7 @@ class Verb:
 VERBS = {
     "sensors": Verb("dofa.sensors:show", "list the sensors we know, or show one", {"name": "?"}),
     "pack": Verb(
-        "dofa.corpus.packing:pack_command", "pack images into a store for training", {"layout": None, "sources": "+"}
+        "dofa.corpus.command:pack_command", "pack images into a store for training", {"layout": None, "sources": "+"}
     ),
     "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}),
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),

@@ -10,7 +10,8 @@ import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
 
-from dofa.corpus.packing import pack, pack_command
+from dofa.corpus.command import pack_command
+from dofa.corpus.packing import pack
 from dofa.corpus.readers import read_hyspecnet, read_images
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores

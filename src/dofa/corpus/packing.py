@@ -25,9 +25,9 @@ from dofa.corpus.items import Item, Reading, Refusal, Split
 from dofa.corpus.journal import Journal, Line
 from dofa.corpus.loading import Loaded, Loader
 from dofa.corpus.progress import Progress
-from dofa.corpus.split import Method, SplitConfig, assign, held_out_places
+from dofa.corpus.split import SplitConfig, assign, held_out_places
 from dofa.corpus.store import FORMAT, FORMAT_VERSION, SensorStore, check_format, read_attributes
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import ConfigError, DataError
 from dofa.pixels import RunningStats
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
@@ -314,79 +314,3 @@ def _fingerprint(work: Sequence[tuple[Item, Split]], refused: Sequence[Refusal])
         digest.update(json.dumps([item.source, item.place, split]).encode())
     digest.update(json.dumps([asdict(r) for r in refused]).encode())
     return digest.hexdigest()
-
-
-def pack_command(
-    layout: str,
-    sources: list[str],
-    store: str,
-    sensor: str | None = None,
-    *,
-    tile: int | None = None,
-    stride: int | None = None,
-    bands: str | None = None,
-    place: str = "auto",
-    labels: bool = False,
-    dn_offset: float | None = None,
-    nodata: float | None = None,
-    split: Method = "place",
-    val_fraction: float = 0.1,
-    seed: int = 0,
-    min_valid: float = 0.0,
-    chunk: int | None = None,
-    workers: int | None = None,
-    resume: bool = True,
-) -> None:
-    """Pack images into a store and say what was packed and what was refused.
-
-    Args:
-        layout: images (GeoTIFF, PNG, JPEG, npz) or hyspecnet.
-        sources: folders, files, glob patterns, .txt lists of them.
-        store: folder to write.
-        sensor: name from `dofa sensors`, or a YAML file of your own; hyspecnet takes enmap-202 unless told.
-        tile: side in pixels of the tiles that images are cut into; by default they stay whole.
-        stride: pixels from tile to tile, by default the tile.
-        bands: of the files in their order, as names with commas between and - for a band to leave out, or as the name
-            of the sensor whose order they have.
-        place: what counts as one place: auto, georeference, path, folder, or a regular expression.
-        labels: the name of a file's folder is its class.
-        dn_offset: added to the raw numbers: -1000 for Sentinel-2 of baseline 04.00 or later, 0 for none.
-        nodata: the number that stands for no measurement, where files do not say it.
-        split: hold out whole places (place), blocks at one end of each place (blocks), or nothing (none).
-        val_fraction: share that is held out.
-        seed: which places or blocks.
-        min_valid: least share of valid pixels of an image.
-        chunk: side of the smallest piece that is read, in pixels.
-        workers: threads, by default one a processor.
-        resume: continue what was interrupted; false begins anew.
-    """
-    from dofa.corpus.readers import read_hyspecnet, read_images
-
-    if layout not in ("images", "hyspecnet"):
-        raise ConfigError(f"unknown layout {layout!r}: {nearest(layout, ('images', 'hyspecnet'))}")
-    config = SplitConfig(split, val_fraction, seed)
-    if layout == "hyspecnet":
-        taken = {"bands": bands, "nodata": nodata, "dn_offset": dn_offset, "labels": labels or None}
-        for name, value in taken.items():
-            if value is not None:
-                raise ConfigError(f"{name} belongs to the layout images; hyspecnet brings its own")
-        if len(sources) != 1 or place != "auto":
-            raise ConfigError("hyspecnet takes one folder, and its scenes as places")
-        reading = read_hyspecnet(sources[0], sensor or "enmap-202", tile=tile, stride=stride)
-    elif sensor is None:
-        raise ConfigError("say which sensor took the images: --sensor NAME (dofa sensors lists them)")
-    else:
-        named = bands if bands is None or "," not in bands else [b if b != "-" else None for b in bands.split(",")]
-        reading = read_images(
-            sources,
-            sensor,
-            tile=tile,
-            stride=stride,
-            bands=named,
-            dn_offset=dn_offset,
-            nodata=nodata,
-            place=place,
-            labels=labels,
-        )
-    report = pack(reading, store, split=config, workers=workers, chunk=chunk, min_valid=min_valid, resume=resume)
-    print(*report.lines(), sep="\n")
