@@ -98,7 +98,7 @@ def test_differences_name_what_matters_and_pass_over_housekeeping():
 
 def test_yaml_holds_every_setting():
     plain = yaml.safe_load(to_yaml(load_config("cpu-tiny")))
-    assert set(plain) == {"format_version", "model", "data", "optim", "run"}
+    assert set(plain) == {"format_version", "model", "distill", "data", "optim", "run"}
     assert plain["run"]["keep"] == 2
 
 

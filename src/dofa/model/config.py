@@ -168,6 +168,73 @@ class MaskConfig:
         return max(1, int(patches * (1 - self.ratio) + 1e-6))
 
 
+@dataclass(frozen=True)
+class DistillConfig:
+    """How the student is held to a frozen teacher of photographs, beside masked image modelling or instead of it.
+
+    The paper's: view proxy, target pooled, the last block but one, cosine, one projector. DOFA+: several blocks. What
+    taught a student more than the teacher's RGB knows (docs/distillation.md): view full, target tokens, several
+    renderings, smooth-l1, no projector, an anchor.
+
+    Attributes:
+        teacher: a file, a folder or a name on the hub (docs/teachers.md); None for no distillation.
+        view: what of the student is compared: `proxy`, a second, unmasked pass on three bands; `visible`, the visible
+            tokens of the masked pass, which costs no second pass; `full`, a second, unmasked pass on all bands given.
+        renderings: three-band pictures the teacher is shown, by the names the sensors give them; its features are
+            averaged over those a sensor has. A sensor that has none of them shows its first one.
+        proxies: three bands a sensor, by sensor name, in place of its first rendering for the view `proxy` and for SAR.
+        sar_proxy: of a SAR sensor, `channels` (first, second, zeros; the published code) or `random` (one channel three
+            times, another in every micro-batch; the paper's text). Both only with the view `proxy`.
+        blocks: of the student, negative from the end.
+        teacher_blocks: as many; None for the same numbers.
+        target: `pooled`, the mean over all tokens, or `tokens`, every patch with the teacher's at the same place.
+        loss: 1 − `cosine`, or `smooth-l1` on values standardised with the teacher's mean and deviation per channel.
+        projector: a linear map from the student's width to the teacher's for each block; needed where they differ.
+        weight: of distillation.
+        reconstruction: weight of masked image modelling beside it; 0 trains no decoder.
+        input: what the teacher sees: `display`, physical values in [0, 1] (`dofa.pixels.DISPLAY_MAPS`) and its own
+            normalisation, or `sensor`, the sensor's normalised values as they are (published).
+        anchor: weight of the squared relative distance between the kernels generated at the wavelengths of red, green
+            and blue and the teacher's patch kernel.
+        crops: fixed crops of every image, whose teacher features are computed once and kept on disk; 0 draws new crops
+            for ever and runs the teacher in every step.
+    """
+
+    teacher: str | None = None
+    view: Literal["proxy", "visible", "full"] = "proxy"
+    renderings: tuple[str, ...] = ("rgb",)
+    proxies: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    sar_proxy: Literal["channels", "random"] = "channels"
+    blocks: tuple[int, ...] = (-2,)
+    teacher_blocks: tuple[int, ...] | None = None
+    target: Literal["pooled", "tokens"] = "pooled"
+    loss: Literal["cosine", "smooth-l1"] = "cosine"
+    projector: bool = True
+    weight: float = 1.0
+    reconstruction: float = 1.0
+    input: Literal["display", "sensor"] = "display"
+    anchor: float = 0.0
+    crops: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.blocks or not self.renderings:
+            raise ConfigError("distill.blocks and distill.renderings name one block and one rendering at least")
+        if self.teacher_blocks is not None and len(self.teacher_blocks) != len(self.blocks):
+            raise ConfigError(
+                f"distill.teacher_blocks names {len(self.teacher_blocks)} blocks for the student's {len(self.blocks)}"
+            )
+        if min(self.weight, self.reconstruction, self.anchor, self.crops) < 0:
+            raise ConfigError("distill: weight, reconstruction, anchor and crops are at least 0")
+        if self.teacher is None and self.reconstruction == 0:
+            raise ConfigError("distill.reconstruction is 0 and there is no teacher: nothing is left to learn from")
+        if self.loss == "smooth-l1" and self.projector:
+            raise ConfigError("distill.loss smooth-l1 compares values as they are: set distill.projector to false")
+        if self.view == "proxy" and len(self.renderings) > 1:
+            raise ConfigError("distill.view proxy shows student and teacher the same three bands: name one rendering")
+        if self.view != "proxy" and self.input == "sensor" and len(self.renderings) > 1:
+            raise ConfigError("distill.input sensor is the published form with one picture: name one rendering")
+
+
 # arXiv 2403.15356 for base and large; small and huge from the published code; plus from the DOFA+ files. The huge
 # model has 16 heads there although 64 channels a head would say 20.
 PRESETS: dict[str, EncoderConfig] = {

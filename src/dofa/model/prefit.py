@@ -60,7 +60,7 @@ def prefit(
 
     Source: arXiv 2403.15356, section 3.4 for the fit; the closed form is ours.
     """
-    target_weight, target_bias = _target(model, teacher)
+    target_weight, target_bias = patch_kernel(model, teacher)
     if method not in get_args(Method):
         raise ConfigError(f"method is {method!r}; {' or '.join(get_args(Method))}")
     numbers = model.band_inputs(wavelengths)[0].tolist()
@@ -80,13 +80,13 @@ def prefit(
 @torch.no_grad()
 def residual(model: DOFA, teacher: Teacher, wavelengths: Wavelengths = RGB_UM) -> float:
     """|generated − teacher's| / |teacher's| over kernel and bias together; arguments and errors as `prefit`."""
-    weight, bias = _target(model, teacher)
+    weight, bias = patch_kernel(model, teacher)
     made_weight, made_bias, _ = model.patch_embed.kernel(model.encode_bands(wavelengths))
     difference = torch.cat([(made_weight.reshape(weight.shape) - weight).flatten(), made_bias - bias])
     return float(difference.double().norm() / torch.cat([weight.flatten(), bias]).double().norm())
 
 
-def _target(model: DOFA, teacher: Teacher) -> tuple[Tensor, Tensor]:
+def patch_kernel(model: DOFA, teacher: Teacher) -> tuple[Tensor, Tensor]:
     """The teacher's kernel as the generator lays it out, (3, p·p·D) float32, and its bias (D,)."""
     own, its = model.config, teacher.config
     if own.patch_offset:

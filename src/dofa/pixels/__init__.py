@@ -1,5 +1,15 @@
 """The only place that changes pixel values: raw numbers, physical values, other units, the input of a model."""
 
+from dofa.pixels.display import (
+    DISPLAY_MAPS,
+    HIDDEN,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DisplayMap,
+    display_map,
+    display_statistics,
+    show,
+)
 from dofa.pixels.scaling import (
     CONSTANT_SHARE,
     UNIT_SPAN,
@@ -15,10 +25,15 @@ from dofa.pixels.units import UNIT_MAPS, Float, Unit, UnitMap, convert_units, un
 
 __all__ = [
     "CONSTANT_SHARE",
+    "DISPLAY_MAPS",
+    "HIDDEN",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "UNIT_MAPS",
     "UNIT_SPAN",
     "Clip",
     "ConstantBandWarning",
+    "DisplayMap",
     "Float",
     "RunningStats",
     "Scaling",
@@ -26,7 +41,10 @@ __all__ = [
     "Unit",
     "UnitMap",
     "convert_units",
+    "display_map",
+    "display_statistics",
     "resolve_physical",
     "resolve_stats",
+    "show",
     "unit_map",
 ]

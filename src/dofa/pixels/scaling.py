@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels.units import Float, Unit
 
-Source = Literal["user", "file", "catalogue", "checkpoint", "head", "corpus", "scene"]
+Source = Literal["user", "file", "catalogue", "checkpoint", "head", "corpus", "scene", "display"]
 Clip = tuple[float, float]
 
 # The span a unit's values usually cover, against which a band counts as constant when it has no clip of its own.
@@ -332,7 +332,7 @@ def resolve_stats(
         ("head", None if stats is not None else head),
         ((stats and stats.stats_source) or "user", stats),
         ("checkpoint", known.get(sensor)),
-        ("corpus", store),
+        ("display" if store is not None and store.stats_source == "display" else "corpus", store),
     ]
     found = next(((source, s) for source, s in ranked if s is not None and s.mean is not None), None)
     if found is None:

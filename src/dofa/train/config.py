@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from dofa.errors import ConfigError, nearest
-from dofa.model.config import DecoderConfig, MaskConfig, preset
+from dofa.model.config import DecoderConfig, DistillConfig, MaskConfig, preset
 
 FORMAT_VERSION = 1
 # What may differ between a run and its continuation without changing a single weight.
@@ -46,6 +46,8 @@ class ModelConfig:
         mask: the hidden share.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
         init: a model folder or released name to start from; `size` and `changes` are then left alone.
+        start: where weights begin without `init`: `random`; `teacher`, with the blocks, CLS, positions and norm of
+            `distill.teacher`; or `prefit`, where the weight generator is fitted to its patch kernel, too.
     """
 
     size: str = "base"
@@ -54,9 +56,12 @@ class ModelConfig:
     mask: MaskConfig = field(default_factory=MaskConfig)
     gradient_checkpointing: bool = False
     init: str | None = None
+    start: Literal["random", "teacher", "prefit"] = "random"
 
     def __post_init__(self) -> None:
         preset(self.size, **self.changes)
+        if self.init is not None and self.start != "random":
+            raise ConfigError(f"model.init brings its own weights: leave model.start {self.start!r} out")
         if self.init is not None and self.changes:
             raise ConfigError("model.init brings its own architecture: leave model.changes empty")
 
@@ -102,7 +107,14 @@ class DataConfig:
         weights: share of the micro-batches of every sensor; natural gives every image the same chance, equal every
             sensor.
         band_keep: least share of the bands kept; every micro-batch of more than two bands draws its own subset.
+        band_sets: shares of the micro-batches that keep `rgb`, the three bands of the sensor's first rendering, or
+            `all` bands instead; sensors without a rendering keep all for `rgb`.
         jitter: spectral jitter.
+        statistics: `corpus`, each band standardised over the stores' training images, or `display`, all bands of a
+            sensor scaled as its pictures are, in the teacher's normalisation (`dofa.pixels.display_statistics`): what a
+            patch kernel taken from a teacher expects.
+        rehearsal: share of the micro-batches for sensors that `model.init` knows, the rest for new ones; the weights
+            hold within each. None leaves it to the weights.
     """
 
     stores: tuple[str, ...] = ()
@@ -112,9 +124,17 @@ class DataConfig:
     batch: int | dict[str, int] = 64
     weights: Literal["natural", "equal"] | dict[str, float] = "natural"
     band_keep: float = 1.0
+    band_sets: dict[str, float] = field(default_factory=dict)
     jitter: JitterConfig = field(default_factory=JitterConfig)
+    statistics: Literal["corpus", "display"] = "corpus"
+    rehearsal: float | None = None
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.band_sets if name not in ("rgb", "all")]
+        if unknown or min(self.band_sets.values(), default=0) < 0 or sum(self.band_sets.values()) > 1 + 1e-9:
+            raise ConfigError(f"data.band_sets is {self.band_sets}; shares of rgb and all, together at most 1")
+        if self.rehearsal is not None and not 0 < self.rehearsal < 1:
+            raise ConfigError(f"data.rehearsal is {self.rehearsal}; a share of the micro-batches, between 0 and 1")
         for name in ("crop", "batch"):
             value = getattr(self, name)
             numbers = value.values() if isinstance(value, dict) else [value]
@@ -141,6 +161,9 @@ class OptimConfig:
         warmup_updates: over which the rate grows from 0 to lr; the first update already moves.
         min_lr: what the cosine ends at.
         clip: largest norm of the gradient, None for no limit.
+        encoder_lr: factor on the rate of everything in the encoder but its weight generator; below 1 where the encoder
+            starts from trained weights.
+        keep_initial: share of the encoder's initial weights in the model that is saved (Wortsman et al. 2022).
     """
 
     lr: float = 1.5e-4
@@ -149,8 +172,12 @@ class OptimConfig:
     warmup_updates: int = 0
     min_lr: float = 0.0
     clip: float | None = None
+    encoder_lr: float = 1.0
+    keep_initial: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.encoder_lr > 0 or not 0 <= self.keep_initial < 1:
+            raise ConfigError("optim: encoder_lr is above 0, keep_initial at least 0 and below 1")
         if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optim: lr {self.lr} is above 0 and min_lr {self.min_lr} between 0 and lr")
         if not all(0 <= b < 1 for b in self.betas):
@@ -220,11 +247,16 @@ class PretrainConfig:
 
     format_version: int = FORMAT_VERSION
     model: ModelConfig = field(default_factory=ModelConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if self.model.start != "random" and self.distill.teacher is None:
+            raise ConfigError(f"model.start is {self.model.start!r}, but distill.teacher names no teacher")
+        if self.data.rehearsal is not None and self.model.init is None:
+            raise ConfigError("data.rehearsal shares updates with the sensors model.init knows: name model.init")
         if self.format_version > FORMAT_VERSION:
             raise ConfigError(
                 f"this configuration has format_version {self.format_version}, newer than the {FORMAT_VERSION} this "
@@ -361,6 +393,8 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             "data.crop",
             "data.batch",
             "data.weights",
+            "data.band_sets",
+            "distill.proxies",
             "model.changes",
         ):
             out |= _flat(entry, f"{prefix}{key}.")

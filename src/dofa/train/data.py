@@ -5,7 +5,7 @@ loader worker that happens to make it (design.md section 3, Randomness).
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import Scaling
 from dofa.sensors import Band, Sensor, catalogue
 from dofa.train.config import DataConfig, JitterConfig, PretrainConfig
+from dofa.train.views import View
 
 Float = NDArray[np.float32]
 ASPECT = (3 / 4, 4 / 3)  # of a random resized crop, as everyone draws it
@@ -41,6 +42,8 @@ class Source:
         val: indices of the held-out split.
         side: of the training image in pixels.
         batch: images of a micro-batch.
+        view: what a teacher is shown; None where there is none.
+        rgb: positions of red, green and blue, or of whatever the first rendering shows; None without a rendering.
     """
 
     sensor: Sensor
@@ -50,6 +53,8 @@ class Source:
     val: NDArray[np.int64]
     side: int
     batch: int
+    view: View | None = None
+    rgb: tuple[int, ...] | None = None
 
     def held_out(self, limit: int) -> NDArray[np.int64]:
         """At most `limit` held-out images, evenly spread, so that neighbours from one place do not fill the sample."""
@@ -60,7 +65,11 @@ class Source:
 
 
 def describe_sources(
-    stores: dict[str, SensorStore], scalings: dict[str, Scaling], data: DataConfig, patch: int
+    stores: dict[str, SensorStore],
+    scalings: dict[str, Scaling],
+    data: DataConfig,
+    patch: int,
+    views: Mapping[str, View] | None = None,
 ) -> dict[str, Source]:
     """What a run does with every sensor of its stores.
 
@@ -69,6 +78,7 @@ def describe_sources(
         scalings: by sensor name, with the statistics the model is trained with.
         data: crops, batches and weights; those given one a sensor must name sensors of the stores.
         patch: side of a patch in pixels.
+        views: what a teacher is shown, by sensor name.
 
     Raises:
         ConfigError: a setting names another sensor, misses one, or asks for crops smaller than two patches.
@@ -103,14 +113,26 @@ def describe_sources(
             val=np.asarray(store.indices("val")),
             side=side,
             batch=_one(data.batch, name, "batch"),
+            view=(views or {}).get(name),
+            rgb=tuple(store.sensor.index(next(iter(store.sensor.renderings.values()))))
+            if store.sensor.renderings
+            else None,
         )
     return sources
 
 
-def make_mixture(sources: dict[str, Source], config: PretrainConfig) -> Mixture:
-    """The plan of a run: which images stand in which micro-batch of which update."""
+def make_mixture(sources: dict[str, Source], config: PretrainConfig, known: Collection[str] = ()) -> Mixture:
+    """The plan of a run: which images stand in which micro-batch of which update.
+
+    Args:
+        sources: by sensor name.
+        config: of the run.
+        known: sensors that `model.init` was trained on, for `data.rehearsal`.
+    """
     given = config.data.weights
     weights = given if isinstance(given, dict) else dict.fromkeys(sources, 1.0) if given == "equal" else None
+    if config.data.rehearsal is not None:
+        weights = rehearse(weights or {n: len(s.train) / s.batch for n, s in sources.items()}, known, config)
     return Mixture(
         counts={name: len(s.train) for name, s in sources.items()},
         batch={name: s.batch for name, s in sources.items()},
@@ -120,6 +142,23 @@ def make_mixture(sources: dict[str, Source], config: PretrainConfig) -> Mixture:
     )
 
 
+def rehearse(weights: Mapping[str, float], known: Collection[str], config: PretrainConfig) -> dict[str, float]:
+    """The weights with a share of `data.rehearsal` for known sensors together, the rest for new ones.
+
+    Raises:
+        ConfigError: there are only known sensors, or only new ones.
+    """
+    share = config.data.rehearsal or 0.0
+    old = sum(w for name, w in weights.items() if name in known)
+    new = sum(w for name, w in weights.items() if name not in known)
+    if not old or not new:
+        raise ConfigError(
+            f"data.rehearsal mixes sensors that {config.model.init} knows ({', '.join(sorted(known)) or 'none'}) with "
+            f"new ones, but data.stores holds {', '.join(weights)}: add the {'new' if old else 'old'} ones"
+        )
+    return {name: w * (share / old if name in known else (1 - share) / new) for name, w in weights.items()}
+
+
 class MicroBatches(Dataset[dict[str, Any]]):
     """The micro-batches of one process, numbered over the whole run: item u·A + a is the a-th of update u.
 
@@ -127,12 +166,16 @@ class MicroBatches(Dataset[dict[str, Any]]):
     `noise` (B, N) float32, which draws the mask; `sensor` its name; `bands` indices of the C bands kept; `indices` of
     the images in the store; `order` of the micro-batch within the update over all processes.
 
+    For a teacher, too: `pictures` (B, R, 3, h, w), or, where its answers are kept on disk, `target` (B, blocks, T, D);
+    and with the view `proxy`, `proxy` (B, 3, h, w) and its `proxy_bands`. None of them is jittered.
+
     Args:
         config: of the run.
         stores: by sensor name.
         sources: by sensor name.
         mixture: the plan.
         patch: side of a patch in pixels.
+        answers: what a teacher says of the fixed crops of each sensor, (images, crops, blocks, T, D), where it is kept.
         rank: of this process.
         ranks: how many there are; they share the update's micro-batches evenly.
 
@@ -149,6 +192,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         patch: int,
         rank: int = 0,
         ranks: int = 1,
+        answers: Mapping[str, NDArray[np.float16]] | None = None,
     ) -> None:
         if config.run.micro_batches % ranks:
             raise ConfigError(
@@ -157,6 +201,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.config, self.stores, self.sources = config, stores, sources
         self.mixture, self.patch = mixture, patch
         self.rank, self.ranks = rank, ranks
+        self.answers = answers
         self.accumulation = config.run.micro_batches // ranks
 
     def __getitem__(self, item: int) -> dict[str, Any]:
@@ -167,42 +212,73 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
     def make(self, update: int, order: int, planned: MicroBatch) -> dict[str, Any]:
         """Read and augment one micro-batch of an update."""
-        data, seed = self.config.data, self.config.run.seed
+        config, seed = self.config, self.config.run.seed
         source = self.sources[planned.sensor]
-        store = self.stores[planned.sensor]
+        everything = np.arange(source.shape[0])
         # One subset for the whole micro-batch, for its images share one set of generated kernels.
-        bands = keep_bands(generator(seed, update, order, 1), source.shape[0], data.band_keep)
-        names = [source.sensor.band_names[b] for b in bands]
-        scaling = source.scaling.select(names)
-        jitter = jitter_basis([source.sensor.bands[b] for b in bands], data.jitter)
-        images, valids, noises = [], [], []
+        bands = draw_bands(seed, update, order, source, config.data)
+        view = None if source.view is None else source.view.draw(generator(seed, update, order, 4))
+        read = bands if view is None else everything
+        jitter = jitter_basis([source.sensor.bands[b] for b in bands], config.data.jitter)
+        made: dict[str, list[Any]] = {"image": [], "valid": [], "noise": []}
+        if view is not None:
+            made |= {"target": []} if self.answers else {"pictures": []}
+            made |= {"proxy": []} if config.distill.view == "proxy" else {}
         for index, position in zip(planned.indices, planned.positions, strict=True):
             rng = generator(seed, update, position, 0)
-            where = int(source.train[index])
-            top, left, height, width = draw_window(rng, source.shape[1:], source.side, data.crop_area)
-            raw, valid = store.read(
-                where, top, left, height, width, None if len(bands) == source.shape[0] else list(map(int, bands))
-            )
-            try:
-                image = scaling.normalise(raw, valid)
-            except DataError as error:
-                raise DataError(f"{planned.sensor}, {store.sources([where])[0]}: {error}") from None
-            image, valid = resize(image, valid, source.side)
-            image, valid = flip(rng, image, valid, data.flips)
-            images.append(spectral_jitter(rng, image, valid, data.jitter, jitter))
-            valids.append(valid)
-            noises.append(rng.random((source.side // self.patch) ** 2, dtype=np.float32))
-        whole = all(v is None or v.all() for v in valids)
+            if config.distill.crops and view is not None:
+                crop = int(rng.integers(config.distill.crops))
+                image, valid = self.fixed_crop(source, index, crop, read)
+                if self.answers:
+                    made["target"].append(np.array(self.answers[planned.sensor][index, crop]))
+            else:
+                image, valid = self._crop(rng, source, index, read)
+            if "pictures" in made and view is not None:
+                made["pictures"].append(view.show(image, source.scaling, valid))
+            if "proxy" in made and view is not None:
+                made["proxy"].append(view.proxy(image))
+            kept = image if len(read) == len(bands) else image[bands]
+            made["image"].append(spectral_jitter(rng, kept, valid, config.data.jitter, jitter))
+            made["valid"].append(valid)
+            made["noise"].append(rng.random((source.side // self.patch) ** 2, dtype=np.float32))
+        valids = made.pop("valid")
         full = np.ones((source.side, source.side), bool)
-        return {
-            "image": torch.from_numpy(np.stack(images)),
-            "valid": None if whole else torch.from_numpy(np.stack([full if v is None else v for v in valids])),
-            "noise": torch.from_numpy(np.stack(noises)),
+        whole = all(v is None or v.all() for v in valids)
+        batch: dict[str, Any] = {name: torch.from_numpy(np.stack(parts)) for name, parts in made.items()}
+        batch["valid"] = None if whole else torch.from_numpy(np.stack([full if v is None else v for v in valids]))
+        if view is not None:
+            batch["proxy_bands"] = view.pictures[0]
+        return batch | {
             "sensor": planned.sensor,
             "bands": tuple(map(int, bands)),
             "indices": tuple(int(source.train[i]) for i in planned.indices),
             "order": order,
         }
+
+    def fixed_crop(
+        self, source: Source, index: int, crop: int, bands: NDArray[np.int64]
+    ) -> tuple[Float, NDArray[np.bool_] | None]:
+        """One of the crops that are the same throughout a run (`distill.crops`), normalised and flipped."""
+        seed = self.config.run.seed
+        return self._crop(generator(seed, int(source.train[index]), crop, 5), source, index, bands)
+
+    def _crop(
+        self, rng: np.random.Generator, source: Source, index: int, bands: NDArray[np.int64]
+    ) -> tuple[Float, NDArray[np.bool_] | None]:
+        """A random crop of a training image, normalised, brought to size and flipped: (C, side, side), and validity."""
+        data = self.config.data
+        store = self.stores[source.sensor.name]
+        where = int(source.train[index])
+        top, left, height, width = draw_window(rng, source.shape[1:], source.side, data.crop_area)
+        whole = len(bands) == source.shape[0]
+        raw, valid = store.read(where, top, left, height, width, None if whole else list(map(int, bands)))
+        scaling = source.scaling if whole else source.scaling.select([source.sensor.band_names[b] for b in bands])
+        try:
+            image = scaling.normalise(raw, valid)
+        except DataError as error:
+            raise DataError(f"{source.sensor.name}, {store.sources([where])[0]}: {error}") from None
+        image, valid = resize(image, valid, source.side)
+        return flip(rng, image, valid, data.flips)
 
     def describe(self, batch: dict[str, Any]) -> str:
         """Sensor and sources of a micro-batch, for error messages."""
@@ -282,6 +358,17 @@ def flip(
         slice(None, None, -1 if across and axes != "none" else 1),
     )
     return image[:, steps[0], steps[1]], None if valid is None else valid[steps]
+
+
+def draw_bands(seed: int, update: int, order: int, source: Source, data: DataConfig) -> NDArray[np.int64]:
+    """Which bands a micro-batch keeps: red, green and blue, all, or a random subset, by `data.band_sets`."""
+    count = source.shape[0]
+    if data.band_sets:
+        drawn = generator(seed, update, order, 3).random()
+        rgb, whole = data.band_sets.get("rgb", 0.0), data.band_sets.get("all", 0.0)
+        if drawn < rgb + whole:
+            return np.sort(np.array(source.rgb if drawn < rgb and source.rgb else range(count), np.int64))
+    return keep_bands(generator(seed, update, order, 1), count, data.band_keep)
 
 
 def keep_bands(rng: np.random.Generator, count: int, least: float) -> NDArray[np.int64]:

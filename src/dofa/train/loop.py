@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ class Step:
     Attributes:
         update: number of updates done, 1 after the first.
         losses: mean loss of the sensors that took part.
+        parts: means of the other numbers the model gave, as `part/sensor`.
         grad_norm: before clipping.
         lr: of this update.
         images: in all its micro-batches.
@@ -42,6 +43,7 @@ class Step:
 
     update: int
     losses: dict[str, float]
+    parts: dict[str, float]
     grad_norm: float
     lr: float
     images: int
@@ -56,6 +58,7 @@ def train(
     batches: Iterable[Batch],
     *,
     sensors: list[str],
+    parts: Sequence[str] = (),
     start: int,
     updates: int,
     accumulation: int,
@@ -69,11 +72,12 @@ def train(
 
     Args:
         fabric: launched.
-        model: set up by fabric; `model(batch)` is the mean loss of a micro-batch.
+        model: set up by fabric; `model(batch)` is a mapping with the mean `loss` of a micro-batch and its `parts`.
         optimizer: set up by fabric.
         batches: this process' micro-batches in order, `accumulation` an update, from update `start` on. Each has
             `sensor` (name), `image` (B, C, H, W) and `order`, its number within the update.
         sensors: names of all sensors, alike on every process.
+        parts: of the loss, to be told beside it.
         start: updates already done.
         updates: of the whole run.
         accumulation: micro-batches of one update on this process.
@@ -92,22 +96,26 @@ def train(
         began = time.perf_counter()
         lr = rate(update)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         optimizer.zero_grad()
-        # Rows: loss sum, micro-batches, images a sensor; the last column: losses that are not finite, calls to stop.
-        tally = torch.zeros(3, len(sensors) + 1, dtype=torch.float64, device=fabric.device)
+        # Rows: loss sum, micro-batches, images a sensor, sums of the parts; in the last column losses that are not
+        # finite, and calls to stop.
+        tally = torch.zeros(3 + len(parts), len(sensors) + 1, dtype=torch.float64, device=fabric.device)
         lost = []
         for micro in range(accumulation):
             batch = fabric.to_device(next(batch_of))
             # A draw inside the model (there is none in masked pretraining) must not depend on who computes it.
             torch.manual_seed(hash_seed(seed, update, batch["order"]))
             with fabric.no_backward_sync(model, enabled=micro < accumulation - 1):
-                loss: Tensor = model(batch)
+                told: Mapping[str, Tensor] = model(batch)
+                loss = told["loss"]
                 fabric.backward(loss / accumulation)
             column = sensors.index(batch["sensor"])
             tally[0, column] += loss.detach()
             tally[1, column] += 1
             tally[2, column] += len(batch["image"])
+            for row, part in enumerate(parts, 3):
+                tally[row, column] += told[part].detach()
             if not torch.isfinite(loss):
                 lost.append(f"loss is {loss.item()} for {describe(batch)}")
         tally[0, -1] = len(lost)
@@ -125,6 +133,12 @@ def train(
         yield Step(
             update=update + 1,
             losses={s: float(tally[0, i] / tally[1, i]) for i, s in enumerate(sensors) if tally[1, i]},
+            parts={
+                f"{part}/{s}": float(tally[row, i] / tally[1, i])
+                for row, part in enumerate(parts, 3)
+                for i, s in enumerate(sensors)
+                if tally[1, i]
+            },
             grad_norm=norm,
             lr=lr,
             images=int(tally[2, :-1].sum()),

@@ -3,6 +3,7 @@
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,13 +22,18 @@ from torch.distributed.fsdp import fully_shard
 from dofa import figures
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import ConfigError
+from dofa.model.mae import MaskedAutoencoder
+from dofa.model.prefit import patch_kernel
+from dofa.model.teacher import Teacher, load_teacher
+from dofa.model.vit import block_indices
+from dofa.train.answers import teacher_answers
 from dofa.train.config import PretrainConfig, RunConfig, differences, from_dict, to_yaml
 from dofa.train.data import MicroBatches, Source, describe_sources, held_out_batch, make_mixture
 from dofa.train.evaluate import evaluate
 from dofa.train.log import RunLog
 from dofa.train.loop import Step, sigterm_flag, train
 from dofa.train.objective import (
-    MaskedImageModelling,
+    Pretraining,
     build_model,
     code_version,
     learn_sensors,
@@ -36,9 +42,11 @@ from dofa.train.objective import (
 )
 from dofa.train.optim import adamw, learning_rate
 from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
+from dofa.train.views import plan_views
 
 TERMINATED = 143  # exit status after SIGTERM, 128 + 15 as a shell says it: saved, not finished, to be resumed
 EVALUATION_BATCH = 16
+STANDARD_BATCHES = 32  # micro-batches whose teacher's features are standardised by
 
 
 def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
@@ -69,18 +77,23 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     writes = fabric.is_global_zero
 
     torch.manual_seed(run.seed)
-    mae = build_model(config.model)
+    teacher = None if config.distill.teacher is None else load_teacher(config.distill.teacher)
+    mae = build_model(config.model, teacher)
     mae.set_grad_checkpointing(config.model.gradient_checkpointing)
-    scalings = learn_sensors(mae, stores)
+    known = set(mae.encoder.config.sensors)
+    scalings = learn_sensors(mae, stores, config.data.statistics, teacher)
+    initial = copied(mae.encoder) if config.optim.keep_initial else None
     patch = mae.encoder.config.patch
-    sources = describe_sources(stores, scalings, config.data, patch)
+    taught = teacher is not None and config.distill.weight > 0
+    views = plan_views({name: store.sensor for name, store in stores.items()}, config.distill) if taught else {}
+    sources = describe_sources(stores, scalings, config.data, patch, views)
     digests = {name: store_digest(store) for name, store in stores.items()}
 
-    mixture = make_mixture(sources, config)
+    mixture = make_mixture(sources, config, known)
     updates = run.updates or mixture.updates(run.epochs or 1)
     data = MicroBatches(config, stores, sources, mixture, patch, fabric.global_rank, fabric.world_size)
 
-    objective = MaskedImageModelling(mae.train(), {name: s.sensor for name, s in sources.items()})
+    objective = assemble(mae, sources, config, teacher, fabric)
     model = fabric.setup_module(objective)
     adam = adamw(objective, config.optim)  # after sharding, so that it holds what this process holds
     optimizer = fabric.setup_optimizers(adam)
@@ -95,16 +108,19 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         if writes:
             remove_partial(out / "checkpoints")
             (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        log = stack.enter_context(RunLog(out, columns(list(sources)), done, updates, enabled=writes))
+        log = stack.enter_context(RunLog(out, columns(list(sources), objective.parts), done, updates, enabled=writes))
         told = stack.enter_context(sigterm_flag())
         window = Window()
+        if taught and teacher is not None:
+            learn_answers(objective, teacher, data, config, digests, fabric, log.say, anew=newest is None)
         log.say(introduce(sources, updates, mixture.updates_per_epoch, done, fabric))
 
         def keep(update: int) -> None:
             facts = {"images": images, "stores": digests, "config": config.to_dict()}
             save_state(out / "checkpoints", update, objective, adam, facts, keep=run.keep, write=writes)
             provenance = {"code": code_version(), "updates": update, **facts}
-            save_model(objective, out / "model", provenance, write=writes)
+            share = config.optim.keep_initial
+            save_model(objective, out / "model", provenance, write=writes, initial=initial, keep_initial=share)
 
         for step in train(
             fabric,
@@ -112,6 +128,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             optimizer,
             data.loader(done, updates),
             sensors=list(sources),
+            parts=objective.parts,
             start=done,
             updates=updates,
             accumulation=data.accumulation,
@@ -145,6 +162,68 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     return out
 
 
+def assemble(
+    mae: MaskedAutoencoder, sources: dict[str, Source], config: PretrainConfig, teacher: Teacher | None, fabric: Fabric
+) -> Pretraining:
+    """The objective, with its teacher in the run's precision where it is asked in every step.
+
+    Raises:
+        ConfigError: an anchor without a teacher of the student's width and patch, or blocks that are not there.
+    """
+    distill, sensors = config.distill, {name: s.sensor for name, s in sources.items()}
+    if teacher is None:
+        return Pretraining(mae.train(), sensors)
+    anchor = None
+    if distill.anchor:
+        kernel = patch_kernel(mae.encoder, teacher)
+        width = mae.encoder.config.width
+        anchor = (kernel[0].reshape(-1, width).to(fabric.device), kernel[1].to(fabric.device))
+    teacher.to(fabric.device, torch.bfloat16 if config.run.precision == "bf16-mixed" else torch.float32)
+    block_indices(distill.teacher_blocks or distill.blocks, teacher.config.depth)
+    distilled = teacher.config.width if distill.weight else None
+    return Pretraining(mae.train(), sensors, distill, teacher, distilled, anchor)
+
+
+def learn_answers(
+    objective: Pretraining,
+    teacher: Teacher,
+    data: MicroBatches,
+    config: PretrainConfig,
+    digests: dict[str, str],
+    fabric: Fabric,
+    say: Callable[[str], None],
+    anew: bool,
+) -> None:
+    """Have the teacher answer what can be answered before training: fixed crops, and the spread of its features."""
+    assert objective.distillation is not None
+    if config.distill.crops:
+        settings = config.to_dict()
+        key = {
+            "teacher": teacher.sha256,
+            "stores": digests,
+            "distill": settings["distill"],
+            "data": {k: settings["data"][k] for k in ("crop", "crop_area", "flips", "statistics")},
+            "seed": config.run.seed,
+            "precision": config.run.precision,
+        }
+        folder = Path(config.run.out) / "teacher"
+        data.answers = teacher_answers(folder, data, objective.teach, key, fabric, say)
+    if config.distill.loss == "smooth-l1" and anew:
+        told = []
+        for first in range(STANDARD_BATCHES):
+            for planned in data.mixture.plan(first)[:1]:
+                batch = fabric.to_device(data.make(first, 0, planned))
+                side = batch["image"].shape[-1] // objective.mae.patch
+                told.append(batch["target"] if "target" in batch else objective.teach(batch["pictures"], side))
+        shortest = min(t.shape[2] for t in told)
+        objective.distillation.standardise(torch.cat([t[:, :, :shortest].float() for t in told]))
+
+
+def copied(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's weights as they are now."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
 def launch(run: RunConfig) -> Fabric:
     """Devices, precision and strategy; under torchrun its numbers of processes and nodes hold."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", run.devices))
@@ -167,7 +246,7 @@ def launch(run: RunConfig) -> Fabric:
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard parameters over the processes, block by block: each gathers one block at a time."""
-    if not isinstance(module, MaskedImageModelling):
+    if not isinstance(module, Pretraining):
         raise TypeError(f"cannot shard {type(module).__name__}")
     for block in (*module.mae.encoder.blocks, *module.mae.decoder_blocks):
         fully_shard(block, mesh=mesh["data_parallel"])
@@ -223,13 +302,13 @@ class Window:
 
     since: float = field(default_factory=time.perf_counter)
     images: int = 0
-    losses: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    means: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, step: Step) -> None:
         """Count one update."""
         self.images += step.images
-        for sensor, loss in step.losses.items():
-            self.losses[sensor].append(loss)
+        for name, value in [(f"loss/{s}", v) for s, v in step.losses.items()] + list(step.parts.items()):
+            self.means[name].append(value)
 
     def row(self, last: Step, epoch: float) -> dict[str, float]:
         """Means over the window, and the rate and gradient of its last update."""
@@ -238,13 +317,13 @@ class Window:
             "lr": last.lr,
             "grad_norm": last.grad_norm,
             "images_per_second": self.images / max(time.perf_counter() - self.since, 1e-9),
-            **{f"loss/{sensor}": sum(v) / len(v) for sensor, v in self.losses.items()},
+            **{name: sum(v) / len(v) for name, v in self.means.items()},
         }
 
 
-def columns(sensors: list[str]) -> list[str]:
+def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
     """Of log.csv."""
-    kinds = ("loss", "held_out", "floor", "difference")
+    kinds = ("loss", *parts, "held_out", "floor", "difference")
     return [
         "update",
         "epoch",
@@ -256,7 +335,7 @@ def columns(sensors: list[str]) -> list[str]:
 
 
 def measure(
-    objective: MaskedImageModelling,
+    objective: Pretraining,
     fabric: Fabric,
     stores: dict[str, SensorStore],
     sources: dict[str, Source],
@@ -289,14 +368,14 @@ def measure(
     return row
 
 
-def _judge(objective: MaskedImageModelling, fabric: Fabric, sensor: str, sample: dict[str, Any]) -> torch.Tensor:
+def _judge(objective: Pretraining, fabric: Fabric, sensor: str, sample: dict[str, Any]) -> torch.Tensor:
     loss: torch.Tensor = objective(fabric.to_device({**sample, "sensor": sensor}), want="image_loss")
     return loss
 
 
 @torch.no_grad()
 def draw(
-    objective: MaskedImageModelling,
+    objective: Pretraining,
     fabric: Fabric,
     stores: dict[str, SensorStore],
     sources: dict[str, Source],

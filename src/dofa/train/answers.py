@@ -1,0 +1,87 @@
+"""A teacher's features of a fixed set of crops, computed once and kept on disk beside the run."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dofa.train.data import MicroBatches, Source
+
+Answers = NDArray[np.float16]
+BATCH = 32  # crops the teacher is shown at a time
+
+
+def teacher_answers(
+    folder: Path,
+    data: MicroBatches,
+    teach: Callable[[Tensor, int], Tensor],
+    key: dict[str, object],
+    fabric: Fabric,
+    say: Callable[[str], None],
+) -> dict[str, Answers]:
+    """What the teacher says of every fixed crop (`distill.crops`) of every sensor; read where it is there already.
+
+    Args:
+        folder: of the run's answers; one file a sensor, mapped into memory, and what it was made with beside it.
+        data: of the run.
+        teach: pictures (B, R, 3, h, w) and the side of the student's grid to features (B, blocks, T, D).
+        key: whatever the answers depend on, as JSON values: other values make them anew.
+        fabric: one process computes, the others wait.
+        say: told what is done.
+
+    Returns:
+        (images, crops, blocks, T, D) float16 for each sensor, images in the order of the training split.
+    """
+    crops = data.config.distill.crops
+    if fabric.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, source in data.sources.items():
+            mark = json.dumps({**key, "sensor": name}, sort_keys=True)
+            file, note = folder / f"{name}.npy", folder / f"{name}.json"
+            if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == mark:
+                continue
+            note.unlink(missing_ok=True)
+            say(f"  {name}: the teacher looks at {len(source.train)} × {crops} crops, once")
+            _write(file, data, source, teach, fabric)
+            partial = note.with_suffix(".tmp")
+            partial.write_text(mark, encoding="utf-8")
+            os.replace(partial, note)
+    fabric.barrier()
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in data.sources}
+
+
+def _write(
+    file: Path, data: MicroBatches, source: Source, teach: Callable[[Tensor, int], Tensor], fabric: Fabric
+) -> None:
+    crops, grid = data.config.distill.crops, source.side // data.patch
+    partial = file.with_suffix(".partial")
+    rows: Answers | None = None
+    for first, pictures in _pictures(data, source):
+        found = teach(fabric.to_device(pictures), grid).cpu().to(torch.float16).numpy()
+        if rows is None:
+            shape = (len(source.train), crops, *found.shape[1:])
+            rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        rows.reshape(-1, *found.shape[1:])[first : first + len(found)] = found
+    if isinstance(rows, np.memmap):
+        rows.flush()
+    os.replace(partial, file)
+
+
+def _pictures(data: MicroBatches, source: Source) -> Iterator[tuple[int, Tensor]]:
+    """Batches of pictures in the order of images and crops, each with the number of its first."""
+    view, crops = source.view, data.config.distill.crops
+    assert view is not None  # there is a teacher
+    bands = np.arange(source.shape[0])
+    total = len(source.train) * crops
+    for first in range(0, total, BATCH):
+        shown = []
+        for number in range(first, min(first + BATCH, total)):
+            image, valid = data.fixed_crop(source, *divmod(number, crops), bands)
+            shown.append(view.show(image, source.scaling, valid))
+        yield first, torch.from_numpy(np.stack(shown))
