@@ -16,7 +16,9 @@ import numpy as np
 
 from dofa import sensors
 from dofa.corpus.files import Archives, ArrayFile, ImageFile, RasterFile, harmonise
+from dofa.corpus.folders import content, hint
 from dofa.corpus.items import Item, Reading, Refusal, Sample, Split
+from dofa.corpus.windows import check_tile, windows
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
@@ -70,8 +72,7 @@ def read_images(
     """
     if isinstance(sensor, str):
         sensor = sensors.get(sensor)
-    if (tile is not None and tile < 1) or (stride is not None and (tile is None or not 0 < stride <= tile)):
-        raise ConfigError(f"tile {tile} and stride {stride}: a tile has 1 pixel at least, a stride 1 to tile pixels")
+    check_tile(tile, stride)
     if isinstance(bands, str):
         bands = [b if b in sensor.band_names else None for b in sensors.get(bands).band_names]
     find_place = _place_rule(place)
@@ -114,14 +115,14 @@ def read_images(
     common = min((f.scaling.select(kept) for f in files), key=lambda s: sum(s.offset))
     chosen = replace(sensor.select(kept), scaling=common)
     class_names = sorted({Path(f.path).parent.name for f in files}) if labels else []
-    places = _Places()
+    places = Places()
     items: list[Item] = []
     for file in files:
         label = class_names.index(Path(file.path).parent.name) if labels else None
         for index in range(file.count):
             source = file.path if file.count == 1 else f"{file.path}#{index}"
             name = file.places[index] if file.places else find_place(file, source, places)
-            for top, left in _windows(file.size, shape, stride or shape[0]):
+            for top, left in windows(file.size, shape, stride or shape[0]):
                 whole = file.size == shape
                 items.append(
                     Item(
@@ -166,7 +167,10 @@ def read_hyspecnet(
     root = Path(folder)
     found = sorted(str(p) for p in root.rglob(f"*{pattern}")) if root.is_dir() else []
     if not found:
-        raise DataError(f"{root} is no HySpecNet-11k: expected <tile>/<patch>/<patch>{pattern}, found {_content(root)}")
+        raise DataError(
+            f"{root} is no HySpecNet-11k: expected <tile>/<patch>/<patch>{pattern}, found {content(root)}"
+            f"{hint(root, 'hyspecnet')}"
+        )
     return read_images(found, sensor, tile=tile, stride=stride, bands="enmap", place=r"([^/\\]+)-Y\d+_X\d+[^/\\]*$")
 
 
@@ -182,7 +186,7 @@ def find_files(sources: Iterable[str | Path]) -> list[str]:
         if path.is_dir():
             here = [str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
             if not here:
-                raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)}): found {_content(path)}")
+                raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)}): found {content(path)}")
         elif path.suffix.lower() == ".txt" and path.is_file():
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             here = find_files(path.parent / line for line in lines if line)
@@ -215,7 +219,7 @@ class _Load:
         return Sample(raw, valid, label)
 
 
-class _Places:
+class Places:
     """Places by position: an image belongs to the first place whose first image has its centre within 0.1°.
 
     Fixed cells would not do: the same ground, taken again a few metres aside, could fall into the next cell.
@@ -234,16 +238,16 @@ class _Places:
         return f"{abs(anchor[1]):.2f}{'NS'[anchor[1] < 0]} {abs(anchor[0]):.2f}{'EW'[anchor[0] < 0]}"
 
 
-def _place_rule(place: str) -> Callable[[ImageFile, str, _Places], str]:
-    def by_georeference(file: ImageFile, source: str, places: _Places) -> str:
+def _place_rule(place: str) -> Callable[[ImageFile, str, Places], str]:
+    def by_georeference(file: ImageFile, source: str, places: Places) -> str:
         if file.centre_lonlat is None:
             raise DataError(f"{source} has no georeference: name its place by path, folder or a regular expression")
         return places.find(*file.centre_lonlat)
 
-    def automatic(file: ImageFile, source: str, places: _Places) -> str:
+    def automatic(file: ImageFile, source: str, places: Places) -> str:
         return file.path if file.centre_lonlat is None else places.find(*file.centre_lonlat)
 
-    known: dict[str, Callable[[ImageFile, str, _Places], str]] = {
+    known: dict[str, Callable[[ImageFile, str, Places], str]] = {
         "auto": automatic,
         "georeference": by_georeference,
         "path": lambda file, source, places: file.path,
@@ -258,21 +262,13 @@ def _place_rule(place: str) -> Callable[[ImageFile, str, _Places], str]:
             f"place {place!r} is neither of {', '.join(known)} nor a regular expression: {error}"
         ) from None
 
-    def by_pattern(file: ImageFile, source: str, places: _Places) -> str:
+    def by_pattern(file: ImageFile, source: str, places: Places) -> str:
         match = pattern.search(source)
         if match is None:
             raise DataError(f"place {place!r} is not found in {source}")
         return match[pattern.groups and 1]
 
     return by_pattern
-
-
-def _windows(size: tuple[int, int], tile: tuple[int, int], stride: int) -> Iterable[tuple[int, int]]:
-    """Top left corners of the tiles that cover an image."""
-    tops, lefts = (
-        sorted({*range(0, full - side + 1, stride), full - side}) for full, side in zip(size, tile, strict=True)
-    )
-    return ((top, left) for top in tops for left in lefts)
 
 
 def _common_bands(files: Sequence[ImageFile]) -> tuple[str, ...]:
@@ -303,16 +299,6 @@ def _notes(files: Sequence[ImageFile], sensor: Sensor, kept: Sequence[str]) -> t
         kinds.setdefault(warning.partition(":")[0], []).append(warning)
     notes += [first if not more else f"{first} (and {len(more)} files more)" for first, *more in kinds.values()]
     return tuple(notes)
-
-
-def _content(folder: Path) -> str:
-    """What a folder holds, in a few words."""
-    if not folder.exists():
-        return "no such folder"
-    if not folder.is_dir():
-        return "a file"
-    suffixes = Counter(p.suffix.lower() or "no suffix" for p in folder.rglob("*") if p.is_file())
-    return ", ".join(f"{n} × {s}" for s, n in suffixes.most_common(4)) or "an empty folder"
 
 
 def _some(names: Sequence[str]) -> str:
