@@ -356,7 +356,7 @@ def _decode(file: str, scene: str, bands: int) -> NDArray[np.uint8]:
         with Image.open(file, formats=("PNG",)) as picture:
             mode, size = picture.mode, picture.size
             fits = mode == MODES[bands] and size in ((SIDE, SIDE), (side, side))
-            pixels = np.asarray(picture) if fits else np.empty(0)
+            pixels = np.asarray(picture) if fits else np.empty(0, np.uint8)
     except BROKEN as error:
         raise DataError(f"{name} cannot be read, truncated or damaged: {' '.join(str(error).split())}") from None
     if mode != MODES[bands]:

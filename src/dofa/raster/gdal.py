@@ -31,7 +31,7 @@ def check_kind(dataset: Any) -> None:
     """Refuse files whose numbers are no measurements of bands.
 
     Raises:
-        DataError: no bands, bands of several types, complex numbers, a colour table or a bit mask.
+        DataError: no bands, bands of several types, complex numbers, a colour table, inks or a bit mask.
     """
     if dataset.count == 0:
         parts = dataset.subdatasets
@@ -42,6 +42,11 @@ def check_kind(dataset: Any) -> None:
         raise DataError("its numbers are complex (single-look SAR): detect them to power or amplitude first")
     if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
         raise DataError("one bit a pixel is a mask, not a band of measurements")
+    if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+        raise DataError(
+            "it is marked as cyan, magenta, yellow, black, which would be turned into RGB: open GTIFF_RAW:PATH for the "
+            "numbers in it (dofa pack five-billion-pixels does)"
+        )
     if dataset.colorinterp[0].name == "palette":
         raise DataError("its numbers are indices of a colour table: expand it first (gdal_translate -expand rgb)")
 
