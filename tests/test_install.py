@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # Everything that only the extras bring: importing one of these in the base install is a bug.
-EXTRAS = "rasterio zarr fsspec aiohttp requests PIL lightning_fabric sklearn scipy matplotlib tensorboard"
+EXTRAS = "rasterio zarr fsspec aiohttp requests PIL lightning_fabric sklearn scipy matplotlib tensorboard pyarrow"
 
 
 def test_the_base_install_makes_saves_loads_and_specialises_a_model_without_any_extra(tmp_path):
