@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import runpy
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,12 @@ def toy() -> SimpleNamespace:
     return SimpleNamespace(
         sensor=make_sensor, images=make_images, reading=make_reading, with_items=with_items, item=item, tree=tree
     )
+
+
+@pytest.fixture(scope="session")
+def layouts() -> SimpleNamespace:
+    """Writers of small published corpora in their true layouts (layouts.py)."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("layouts.py"))))
 
 
 class Recorder(http.server.SimpleHTTPRequestHandler):

@@ -44,25 +44,33 @@ def content(folder: Path) -> str:
 def recognise(folder: Path, wanted: str) -> str | None:
     """The layout whose images lie where it puts them, the one wanted before all others; None for none."""
     layouts = sorted(SIGNS, key=lambda layout: layout != wanted)
-    return next((x for x in layouts if any(_holds(folder, sign) for sign in SIGNS[x])), None)
+    return next((x for x in layouts if _looks_like(folder, x)), None)
 
 
 def hint(folder: Path, wanted: str) -> str:
-    """Where the corpus wanted, or another one, seems to lie: the folder itself, then up to two levels below and above.
+    """Where a corpus seems to lie: another one in the folder itself, or one up to two levels below and above.
 
     Returns:
         The end of an error message, with the command to run; empty where nothing is recognised.
     """
-    for place in (folder, *_below(folder, LEVELS)):
-        if layout := recognise(place, wanted):
-            return _advice(place, layout)
-    here = Path(os.path.abspath(folder))
-    for level, above in enumerate(list(here.parents)[:LEVELS], 1):
-        way = here.parts[-level:]
-        for layout in sorted(SIGNS, key=lambda layout: layout != wanted):
-            if any(_holds(above, sign, way) for sign in SIGNS[layout] if len(sign) > level):
-                return _advice(above, layout)
+    if layout := recognise(folder, wanted):
+        return _advice(folder, layout)
+    for layout in sorted(SIGNS, key=lambda layout: layout != wanted):
+        for below in _below(folder, LEVELS):
+            if _looks_like(below, layout):
+                return _advice(below, layout)
+        here = Path(os.path.abspath(folder))
+        for level, above in enumerate(list(here.parents)[:LEVELS], 1):
+            for sign in SIGNS[layout]:
+                # Where any name may come first, only the folder given counts: its neighbours are other matters.
+                way = here.parts[-level:] if sign[0] == ANY else ()
+                if len(sign) > len(way) and _holds(above, sign, way):
+                    return _advice(above, layout)
     return ""
+
+
+def _looks_like(folder: Path, layout: str) -> bool:
+    return any(_holds(folder, sign) for sign in SIGNS[layout])
 
 
 def _advice(folder: Path, layout: str) -> str:
