@@ -2,9 +2,12 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from dofa.corpus.items import Reading
 from dofa.corpus.packing import pack
@@ -18,8 +21,8 @@ class Layout:
     """A published corpus.
 
     Attributes:
-        reader: module and function behind it: folder, tile, stride and, where there is a choice, sensor in; a `Reading`
-            out.
+        reader: module and function behind it: a folder in, a `Reading` out. Its other parameters, of the names that
+            `pack_command` has, are what a user may say of this corpus.
         sensor: what took its images; None where the reader takes the choice.
     """
 
@@ -95,9 +98,7 @@ def pack_command(
         if not sources:
             raise ConfigError(f"say where to write: dofa pack {layout} {store} STORE")
         if os.path.isfile(store) or store.endswith(".txt") or "*" in store:
-            raise ConfigError(
-                f"{store} is the last name and so the store to write: name the store after it, or --store"
-            )
+            raise ConfigError(f"{store}, named last, is where to write: name the store after it, or give --store")
     if layout == "images":
         from dofa.corpus.readers import read_images
 
@@ -116,29 +117,36 @@ def pack_command(
             labels=labels,
         )
     else:
-        foreign = {"bands": bands, "nodata": nodata, "dn_offset": dn_offset, "labels": labels or None}
-        foreign["place"] = None if place == "auto" else place
-        for name, value in foreign.items():
-            if value is not None:
-                raise ConfigError(f"{name} belongs to the layout images; {layout} brings its own")
         if len(sources) != 1:
             raise ConfigError(f"{layout} takes one folder, not {len(sources)}: {', '.join(sources)}")
-        reading = _read(layout, Path(sources[0]), sensor, tile, stride)
+        reading = _read(
+            layout,
+            Path(sources[0]),
+            sensor=sensor,
+            tile=tile,
+            stride=stride,
+            bands=bands,
+            dn_offset=dn_offset,
+            nodata=nodata,
+            place=None if place == "auto" else place,
+            labels=labels or None,
+        )
     if sample is not None:
         reading = draw(reading, sample, seed)
     report = pack(reading, store, split=config, workers=workers, chunk=chunk, min_valid=min_valid, resume=resume)
     print(*report.lines(), sep="\n")
 
 
-def _read(layout: str, folder: Path, sensor: str | None, tile: int | None, stride: int | None) -> Reading:
-    """The images of a published corpus."""
+def _read(layout: str, folder: Path, **options: Any) -> Reading:
+    """The images of a published corpus, read with the options that are not None."""
     known = LAYOUTS[layout]
-    if known.sensor is not None and sensor not in (None, known.sensor):
-        raise ConfigError(f"{layout} holds images of {known.sensor}, none of {sensor}: leave --sensor out")
-    given = {"sensor": None if known.sensor else sensor, "tile": tile, "stride": stride}
     module, function = known.reader.split(":")
+    read: Callable[..., Reading] = getattr(import_module(module), function)
+    given = {name: value for name, value in options.items() if value is not None}
+    if known.sensor is not None and given.pop("sensor", known.sensor) != known.sensor:
+        raise ConfigError(f"{layout} holds images of {known.sensor}, none of {options['sensor']}: leave --sensor out")
+    for name in given:
+        if name not in signature(read).parameters:
+            raise ConfigError(f"{name} belongs to the layout images; {layout} brings its own")
     print(f"looking through {folder}", file=sys.stderr)  # minutes, where it holds millions of files
-    reading: Reading = getattr(import_module(module), function)(
-        folder, **{name: value for name, value in given.items() if value is not None}
-    )
-    return reading
+    return read(folder, **given)

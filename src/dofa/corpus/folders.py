@@ -22,7 +22,7 @@ SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
     "satlas-s2": ((ANY, r"b(05|06|07|08|11|12)", TILE), (r"S2\w_MSIL1C_.+", r"tci|b(05|06|07|08|11|12)", TILE)),
     "satlas-s1": ((ANY, r"v[vh]", TILE), (r"v[vh]", TILE)),
     "satlas-naip": ((r"m_\d+_[ns][ew]_.+", r"tci", TILE),),
-    "five-billion-pixels": ((r"Image__8bit_NirRGB", r"GF2_PMS.+\.tiff?"), (r"GF2_PMS\d__L1A\d+-MSS\d\.tiff?",)),
+    "five-billion-pixels": ((r"Image__8bit_NirRGB", r"GF2_PMS.+\.tiff?"),),
     "hyspecnet": ((ANY, ANY, r".+-SPECTRAL_IMAGE\.TIF"),),
     "ssl4eo-s12": ((r"s1|s2a|s2c", r"\d{7}", ANY, r"(B\d+A?|V[VH])\.tif"),),
     "bigearthnet": ((r"BigEarthNet-S[12]", r"S[12].+", ANY, r"S[12].+_(B\w+|V[VH])\.tiff?"),),
@@ -53,8 +53,9 @@ def hint(folder: Path, wanted: str) -> str:
     Returns:
         The end of an error message, with the command to run; empty where nothing is recognised.
     """
-    if layout := recognise(folder, wanted):
-        return _advice(folder, layout)
+    itself = recognise(folder, wanted)
+    if itself is not None and itself != wanted:
+        return _advice(folder, itself)
     for layout in sorted(SIGNS, key=lambda layout: layout != wanted):
         for below in _below(folder, LEVELS):
             if _looks_like(below, layout):
