@@ -31,7 +31,7 @@ TRIES = 5  # patches of one tile that are opened to learn where the tile lies
 
 
 def read_bigearthnet(
-    folder: str | Path, sensor: Sensor | str, *, tile: int | None = None, stride: int | None = None
+    folder: str | Path, sensor: Sensor | str | None = None, *, tile: int | None = None, stride: int | None = None
 ) -> Reading:
     """BigEarthNet v2 as published: patches of 120×120 pixels of 10 m.
 
@@ -58,6 +58,8 @@ def read_bigearthnet(
             cannot be read.
         ConfigError: a sensor this corpus has no images of, or settings that do not hold.
     """
+    if sensor is None:
+        raise ConfigError(f"say whose images of BigEarthNet v2 are wanted: sensor {' or '.join(FOLDERS)}")
     chosen = sensors.get(sensor) if isinstance(sensor, str) else sensor
     check_tile(tile, stride)
     if chosen.name not in FOLDERS:

@@ -37,7 +37,7 @@ SHIFTED = (
 
 def read_ssl4eo_s12(
     folder: str | Path,
-    sensor: Sensor | str,
+    sensor: Sensor | str | None = None,
     *,
     tile: int | None = None,
     stride: int | None = None,
@@ -66,6 +66,8 @@ def read_ssl4eo_s12(
         DataError: another folder or level; what was expected, found and meant is said.
         ConfigError: a sensor this corpus has no images of, or settings that do not hold.
     """
+    if sensor is None:
+        raise ConfigError(f"say whose images of SSL4EO-S12 are wanted: sensor {' or '.join(FOLDERS)}")
     chosen = sensors.get(sensor) if isinstance(sensor, str) else sensor
     check_tile(tile, stride)
     if chosen.name not in FOLDERS:
