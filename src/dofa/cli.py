@@ -34,6 +34,7 @@ VERBS = {
     "pack": Verb(
         "dofa.corpus.command:pack_command", "pack images into a store for training", {"layout": None, "sources": "+"}
     ),
+    "prefit": Verb("dofa.model.command:prefit_command", "start a model from an RGB teacher's weights", {}),
     "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}),
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
     "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}),

@@ -206,14 +206,19 @@ def read_released(path: Path) -> tuple[dict[str, Tensor], list[str]]:
             raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: fetch them with git lfs pull")
     if path.suffix == ".safetensors":
         return read_safetensors(path), []
-    content = _unpickle(path)
+    content = unpickle(path)
     for inner in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(inner), Mapping):
             return _tensors(content[inner], path), [str(key) for key in content if key != inner]
     return _tensors(content, path), []
 
 
-def _unpickle(path: Path) -> Any:
+def unpickle(path: Path) -> Any:
+    """What a PyTorch file holds, read with weights_only.
+
+    Raises:
+        CheckpointError: damaged, no such file, or a pickle of more than tensors.
+    """
     try:
         # A Namespace of settings lies in files that training scripts write; it can hold data alone.
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -1,18 +1,25 @@
 """The weight generator, fitted to a teacher's patch kernel before training: RGB features are then the teacher's."""
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from dofa.errors import CheckpointError, ConfigError
+from dofa.model.convert import unpickle
 from dofa.model.encoder import DOFA, Wavelengths
 from dofa.model.kernels import KERNEL_SCALE, WEIGHT_TOKENS
+from dofa.model.native import fill
 from dofa.model.teacher import Teacher
+from dofa.sensors import Sensor
 
 Method = Literal["closed-form", "iterative"]
+CUT = 1e-3  # of the largest singular value
 RGB_UM = (0.665, 0.56, 0.49)  # what the published models are told of red, green and blue
 
 
@@ -37,19 +44,23 @@ def prefit(
     wavelengths: Wavelengths = RGB_UM,
     *,
     method: Method = "closed-form",
-    updates: int = 1000,
+    updates: int = 200,
+    sensors: Sequence[Sensor] = (),
 ) -> Fit:
     """Makes the generated kernel at three wavelengths the teacher's patch kernel.
 
-    `closed-form` changes the generator's last linear maps alone, by the least change that is exact. `iterative` trains
-    the whole generator, as the paper does (its recipe is not published).
+    `closed-form` replaces the generator's last linear maps by the least ones that are exact. `iterative` trains the
+    whole generator from where it stands, as the paper does (its recipe is not published).
 
     Args:
         model: patch_offset 0, the teacher's width and patch.
         teacher: whose kernel is imitated.
         wavelengths: of red, green and blue.
         method: see above.
-        updates: of the iterative fit.
+        updates: L-BFGS steps of the iterative fit.
+        sensors: whose bands the closed form starts well, too, as far as that leaves red, green and blue exact: each
+            optical band of a whole image with the kernel of the nearest colour, divided by how many bands share it, so
+            that an image is to the encoder what its broad-band colours are to the teacher.
 
     Returns:
         The residual before and after.
@@ -71,7 +82,7 @@ def prefit(
     start = time.perf_counter()
     before = residual(model, teacher, wavelengths)
     if method == "closed-form":
-        _solve(model, wavelengths, target_weight, target_bias)
+        _solve(model, wavelengths, sensors, target_weight, target_bias)
     else:
         _train(model, wavelengths, target_weight, target_bias, updates)
     return Fit(before, residual(model, teacher, wavelengths), time.perf_counter() - start)
@@ -84,6 +95,64 @@ def residual(model: DOFA, teacher: Teacher, wavelengths: Wavelengths = RGB_UM) -
     made_weight, made_bias, _ = model.patch_embed.kernel(model.encode_bands(wavelengths))
     difference = torch.cat([(made_weight.reshape(weight.shape) - weight).flatten(), made_bias - bias])
     return float(difference.double().norm() / torch.cat([weight.flatten(), bias]).double().norm())
+
+
+@torch.no_grad()
+def feature_difference(model: DOFA, teacher: Teacher, wavelengths: Wavelengths = RGB_UM) -> float:
+    """The largest relative difference of any block's tokens, model against teacher.
+
+    Both see the same noise of unit variance as their normalised input, at the model's image size; |a − b| / |b| is
+    taken over all tokens of a block.
+
+    Raises:
+        ConfigError: the depths differ.
+    """
+    depth, side = model.config.depth, model.config.image_size
+    if depth != teacher.config.depth:
+        raise ConfigError(f"{teacher.name} has {teacher.config.depth} blocks, the model {depth}: nothing to compare")
+    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(model.cls_token.device)
+    theirs = teacher(noise, range(depth), normalised=True)
+    keep = torch.arange((side // model.config.patch) ** 2, device=noise.device).expand(2, -1)
+    _, _, mine = model.forward_visible(noise, wavelengths, keep, range(depth))
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(mine, theirs, strict=True))
+
+
+def load_generator(model: DOFA, file: str | Path) -> None:
+    """Puts a weight generator that was fitted elsewhere into a model, in place of `prefit`.
+
+    Args:
+        model: of the generator's width and patch.
+        file: as the authors release it (`weight_generator_1000_0.01_er50k.pt`): the dicts `weight_generator` and
+            `fclayer`.
+
+    Raises:
+        CheckpointError: unreadable, another layout, another width or patch, or a key too many or too few.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}")
+    content = unpickle(path)
+    parts = ("weight_generator", "fclayer")
+    if (
+        not isinstance(content, dict)
+        or set(content) != set(parts)
+        or not all(isinstance(content[p], dict) for p in parts)
+    ):
+        raise CheckpointError(
+            f"{path} is no weight generator: exactly the dicts weight_generator and fclayer are expected"
+        )
+    tensors = {f"{part}.{key}": value for part in parts for key, value in content[part].items()}
+    if odd := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{path}: {', '.join(odd[:4])} are no tensors")
+    own, generator = model.config, model.patch_embed.weight_generator
+    kernel, bias = (tensors.get(f"weight_generator.{key}.bias") for key in ("fc_weight", "fc_bias"))
+    if kernel is not None and bias is not None and kernel.shape != generator.fc_weight.bias.shape:
+        patch = math.sqrt(len(kernel) / max(1, len(bias)))
+        raise CheckpointError(
+            f"{path} generates kernels of width {len(bias)} and patch {patch:.4g}, "
+            f"the model has {own.width} and {own.patch}"
+        )
+    fill(model.patch_embed, tensors, str(path))
 
 
 def patch_kernel(model: DOFA, teacher: Teacher) -> tuple[Tensor, Tensor]:
@@ -106,39 +175,70 @@ def patch_kernel(model: DOFA, teacher: Teacher) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _solve(model: DOFA, wavelengths: Wavelengths, target_weight: Tensor, target_bias: Tensor) -> None:
-    """The least change of the last linear map that is exact, in float64; the bias goes into a constant."""
+def _solve(
+    model: DOFA, wavelengths: Wavelengths, sensors: Sequence[Sensor], target_weight: Tensor, target_bias: Tensor
+) -> None:
+    """The least last linear maps that are exact for red, green and blue."""
     generator = model.patch_embed.weight_generator
     assert generator.fc_bias is not None
+    colours, target = _states(model, wavelengths), target_weight.double() / KERNEL_SCALE
+    others, shared = [], []
+    for sensor in (s for s in sensors if any(band.kind == "optical" for band in s.bands)):
+        for bands in [sensor] + [sensor.select(three) for three in list(sensor.renderings.values())[:1]]:
+            share = _shares(model, bands, wavelengths)
+            # A whole spectrometer weighs as much as three bands.
+            weight = (share.sum(1, keepdim=True) > 0) / len(share) ** 0.5
+            others.append(weight * _states(model, bands))
+            shared.append(weight * share @ target)
+    # Three equations in 129 unknowns for each value of a kernel. The least solution, not the least change: what a
+    # random start leaves in the other 126 directions is noise as large as the teacher's kernels on every other band
+    # (docs/teachers.md). Neighbouring bands of a spectrometer are nearly one equation: what they would add is cut off.
+    least = torch.linalg.pinv(torch.cat([colours, *others]), rtol=CUT) @ torch.cat([target, *shared])
+    least += torch.linalg.pinv(colours) @ (target - colours @ least)
+    generator.fc_weight.weight.copy_(least[:-1].T)
+    generator.fc_weight.bias.copy_(least[-1])
+    # A bias belongs to no band: as a constant it is the teacher's for other bands, too.
+    generator.fc_bias.weight.zero_()
+    generator.fc_bias.bias.copy_(target_bias / KERNEL_SCALE)
+
+
+def _states(model: DOFA, wavelengths: Wavelengths) -> Tensor:
+    """(C, 129) float64: what the last linear map makes each band's kernel from, and the 1 of its bias."""
+    generator = model.patch_embed.weight_generator
     waves = model.patch_embed.fclayer(model.encode_bands(wavelengths))
     tokens = generator.transformer_encoder(torch.cat([generator.weight_tokens, waves, generator.bias_token]))
     state = (tokens[WEIGHT_TOKENS:-1] + waves).double()
-    state = torch.cat([state, torch.ones_like(state[:, :1])], dim=1)
-    made_weight, made_bias = generator(waves)
-    # Three equations in 129 unknowns for each value of a kernel: the pseudo-inverse answers with the least change.
-    missing = (target_weight.double() - made_weight.double()) / KERNEL_SCALE
-    change = torch.linalg.pinv(state).float() @ missing.float()
-    generator.fc_weight.weight.add_(change[:-1].T)
-    generator.fc_weight.bias.add_(change[-1])
-    # A bias belongs to no band: in the constant it is the teacher's for other bands, too.
-    generator.fc_bias.bias.add_((target_bias - made_bias) / KERNEL_SCALE)
+    return torch.cat([state, torch.ones_like(state[:, :1])], dim=1)
+
+
+def _shares(model: DOFA, sensor: Sensor, wavelengths: Wavelengths) -> Tensor:
+    """(C, 3) float64: how much of each colour's kernel a band begins with; nothing for bands that are not optical."""
+    colours = model.band_inputs(wavelengths)[0]
+    nearest = (model.band_inputs(sensor)[0][:, None] - colours).abs().argmin(1)
+    share = torch.nn.functional.one_hot(nearest, 3).double()
+    share *= torch.tensor([[band.kind == "optical"] for band in sensor.bands], device=share.device)
+    return share / share.sum(0).clamp(min=1)
 
 
 def _train(model: DOFA, wavelengths: Wavelengths, target_weight: Tensor, target_bias: Tensor, updates: int) -> None:
-    """Adam on the squared error of kernel and bias, relative to the teacher's."""
+    """L-BFGS on the squared error of kernel and bias, relative to the teacher's; all of the generator moves."""
     generator = model.patch_embed
-    optimiser = torch.optim.Adam(generator.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     with torch.no_grad():
         waves = model.encode_bands(wavelengths)
     scale = target_weight.square().sum() + target_bias.square().sum()
+    # Adam is at 0.19 after 300 updates, L-BFGS at 0.0016 after 100 that take as long each (ViT-S/14).
+    optimiser = torch.optim.LBFGS(
+        generator.parameters(), max_iter=updates, history_size=5, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def relative_error() -> Tensor:
+        optimiser.zero_grad()
+        weight, bias, _ = generator.kernel(waves)
+        error = (weight.reshape(target_weight.shape) - target_weight).square().sum()
+        loss = (error + (bias - target_bias).square().sum()) / scale
+        torch.autograd.backward(loss)
+        return loss.detach()
+
     with torch.enable_grad():
-        for _ in range(updates):
-            weight, bias, _ = generator.kernel(waves)
-            error = (weight.reshape(target_weight.shape) - target_weight).square().sum()
-            loss = (error + (bias - target_bias).square().sum()) / scale
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
-            schedule.step()
+        optimiser.step(relative_error)  # type: ignore[no-untyped-call]
     optimiser.zero_grad()
