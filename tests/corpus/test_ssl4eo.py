@@ -233,6 +233,11 @@ boxes = st.lists(
 )
 
 
+def test_locations_without_a_georeference_are_places_of_their_own():
+    box = (0.0, 0.0, 264.0, 264.0)
+    assert overlapping({"0": ("pixels", box), "1": ("pixels", box)}) == {"0": "0", "1": "1"}
+
+
 @given(boxes)
 def test_places_are_exactly_the_groups_that_overlap(drawn):
     grounds = {f"{n:02}": (f, (x, y, x + s, y + s)) for n, (x, y, s, f) in enumerate(drawn)}

@@ -23,6 +23,8 @@ from dofa.errors import DataError
 from dofa.raster import gdal
 from dofa.sensors import Sensor
 
+PIXELS = "pixels"  # the frame of files without a reference system
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -32,7 +34,7 @@ class Stack:
         image: (C, H, W) raw numbers, bands in the order of the files.
         valid: (H, W), False where a band lacks a measurement: by its file's nodata value, or by not being finite.
         bounds: (left, bottom, right, top) of the finest band in `frame`.
-        frame: its CRS; "pixels" where it has none.
+        frame: its CRS; PIXELS where it has none.
     """
 
     image: NDArray[Any]
@@ -148,7 +150,7 @@ def _open(path: str | Path) -> Any:
 
 def _footprint(file: Any) -> tuple[Bounds, str]:
     if file.crs is None:
-        return (0.0, 0.0, float(file.width), float(file.height)), "pixels"
+        return (0.0, 0.0, float(file.width), float(file.height)), PIXELS
     left, bottom, right, top = file.bounds
     return (left, bottom, right, top), file.crs.to_string()
 

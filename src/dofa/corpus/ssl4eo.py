@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dofa import sensors
-from dofa.corpus.bandfiles import Stack, coarser, footprint, part, read_stack, subfolders
+from dofa.corpus.bandfiles import PIXELS, Stack, coarser, footprint, part, read_stack, subfolders
 from dofa.corpus.folders import content, hint
 from dofa.corpus.items import Bounds, Item, Reading, Refusal, Sample
 from dofa.corpus.windows import check_tile, windows
@@ -92,20 +92,20 @@ def read_ssl4eo_s12(
     if shape[0] > size[0] or shape[1] > size[1]:
         raise ConfigError(f"tile {tile} is larger than the images of {size[0]}×{size[1]} pixels")
     places = overlapping({one.name: (one.frame, one.bounds) for one in locations})
-    cuts = list(windows(size, shape, stride or shape[0]))
+    cuts = [(top, left, *shape) for top, left in windows(size, shape, stride or shape[0])]
     say_offset = chosen.platform == "sentinel-2" and dn_offset is None
     items = []
     for one in locations:
+        bounds = [part(one.bounds, size, window) for window in cuts]
         for scene in one.scenes:
-            for top, left in cuts:
-                window = (top, left, *shape)
-                source = f"{root}/{one.name}/{scene}"
+            source = f"{root}/{one.name}/{scene}"
+            for window, lies in zip(cuts, bounds, strict=True):
                 items.append(
                     Item(
-                        source=source if shape == size else f"{source}@{top},{left}",
+                        source=source if shape == size else f"{source}@{window[0]},{window[1]}",
                         place=places[one.name],
                         load=_Load(source, scaling, window, size, say_offset),
-                        bounds=part(one.bounds, size, window),
+                        bounds=lies,
                         frame=one.frame,
                     )
                 )
@@ -126,7 +126,7 @@ def overlapping(grounds: Mapping[str, tuple[str, Bounds]]) -> dict[str, str]:
     """Groups of images whose ground overlaps, directly or by way of others.
 
     Args:
-        grounds: frame and bounds by name.
+        grounds: frame and bounds by name; those without a reference system overlap with none.
 
     Returns:
         For each name the first name of its group.
@@ -142,6 +142,8 @@ def overlapping(grounds: Mapping[str, tuple[str, Bounds]]) -> dict[str, str]:
     cell = max(sides, default=1.0)  # what overlaps lies in the same cell or the next
     cells: dict[tuple[str, int, int], list[str]] = {}
     for name, (frame, (left, bottom, right, top)) in grounds.items():
+        if frame == PIXELS:  # where it lies is not known
+            continue
         x, y = int(left // cell), int(bottom // cell)
         for key in ((frame, x + i, y + j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
             for other in cells.get(key, ()):
