@@ -1,10 +1,12 @@
-"""The arrays of pixels in a store: how images are cut into chunks, and chunks put into shards.
+"""The arrays of pixels in a store: how images are cut into chunks, chunks put into shards, and crops taken from them.
 
-Reading is left to Zarr. Writing through it costs three quarters of a millisecond a chunk, all in one thread; here the
-threads that load images compress them too, and a shard is one plain file, written whole (Zarr v3, sharding_indexed:
-chunks one after the other, then offset and length of each, then a checksum of these).
+A shard is one plain file (Zarr v3, sharding_indexed: chunks one after the other, then offset and length of each, then a
+checksum of these). Through Zarr a chunk costs three quarters of a millisecond to write and a third to read, all in one
+thread, which is many times what its pixels cost (docs/data-path.md). So the threads that load images compress them too,
+and crops are read from local shards here; Zarr reads what is elsewhere.
 """
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from zarr.codecs import BloscCodec
 CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
 ABSENT = 2**64 - 1  # offset and length of a chunk that holds only the fill value
 LEVEL = 3  # of zstd, behind a shuffle of bits
+LITTLE = {"endian": "little"}
+DECODER = Blosc()  # a chunk says itself how it was compressed
 
 Chunks = Sequence[bytes | None]
 
@@ -99,6 +103,118 @@ class Cut:
         for top in range(0, height, side):
             for left in range(0, width, side):
                 yield np.ascontiguousarray(padded[..., top : top + side, left : left + side])
+
+
+class ShardFiles:
+    """The shards of one local array, read without Zarr; nothing stays open, so threads and processes may share it.
+
+    Attributes:
+        folder: of the array.
+        shape: of the array; images first, rows and columns last.
+        dtype: of its numbers.
+        chunk: side of a chunk in pixels.
+        shard: images in a shard.
+        fill: value of the chunks that are not there.
+    """
+
+    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+        self.folder, self.fill = folder, metadata["fill_value"]
+        self.shape = tuple(metadata["shape"])
+        self.dtype = np.dtype(metadata["data_type"])
+        self.shard = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+        self.chunk = int(metadata["codecs"][0]["configuration"]["chunk_shape"][-1])
+        self._across = -(-self.shape[-1] // self.chunk)
+        self._chunks = -(-self.shape[-2] // self.chunk) * self._across  # of an image
+
+    @classmethod
+    def open(cls, folder: Path) -> "ShardFiles | None":
+        """The shards of an array; None where there is none, or one laid out in another way than `Cut.create` does."""
+        if not (folder / "zarr.json").is_file():
+            return None
+        metadata = json.loads((folder / "zarr.json").read_bytes())
+        if [c["name"] for c in metadata["codecs"]] != ["sharding_indexed"]:
+            return None
+        sharding = metadata["codecs"][0]["configuration"]
+        *middle, height, width = metadata["shape"][1:]
+        chunk, shard = sharding["chunk_shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        side = chunk[-1]
+        laid_out = (
+            chunk == [1, *middle, side, side]
+            and shard[1:] == [*middle, -(-height // side) * side, -(-width // side) * side]
+            and [c["name"] for c in sharding["codecs"]] == ["bytes", "blosc"]
+            and sharding["codecs"][0].get("configuration", LITTLE) == LITTLE  # absent for single bytes
+            and [c["name"] for c in sharding["index_codecs"]] == ["bytes", "crc32c"]
+            and sharding["index_location"] == "end"
+            and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+        )
+        return cls(folder, metadata) if laid_out else None
+
+    def read(
+        self, image: int, rows: slice, columns: slice, bands: Sequence[int] | NDArray[np.int64] | None = None
+    ) -> NDArray[Any]:
+        """A window of an image.
+
+        Args:
+            image: its number.
+            rows: start and stop, within the image.
+            columns: likewise.
+            bands: positions of the bands wanted, in the order wanted; all where absent.
+
+        Returns:
+            (C, h, w), or (h, w) where the array has no bands.
+
+        Raises:
+            FileNotFoundError: the shard is not there.
+            OSError: it cannot be read.
+            ValueError, RuntimeError: it is damaged.
+        """
+        number, place = divmod(image, self.shard)
+        side, middle = self.chunk, self.shape[1:-2]
+        out = np.empty(
+            (*(middle if bands is None else [len(bands)]), rows.stop - rows.start, columns.stop - columns.start),
+            self.dtype,
+        )
+        chosen: Any = ... if bands is None else np.asarray(bands, np.intp)
+        pixels = np.empty((*middle, side, side), self.dtype)
+        file = os.open(self.folder.joinpath("c", str(number), *["0"] * (len(self.shape) - 1)), os.O_RDONLY)
+        try:
+            index = self._index(file)[place]
+            for y in range(rows.start // side, -(-rows.stop // side)):
+                inside_y, to_y = _overlap(rows, y * side, side)
+                for x in range(columns.start // side, -(-columns.stop // side)):
+                    inside_x, to_x = _overlap(columns, x * side, side)
+                    offset, length = map(int, index[y * self._across + x])
+                    if offset == ABSENT:
+                        out[..., to_y, to_x] = self.fill
+                        continue
+                    _decode(os.pread(file, length, offset), length, pixels)
+                    found = pixels[..., inside_y, inside_x]
+                    out[..., to_y, to_x] = found if bands is None else found[chosen]
+        finally:
+            os.close(file)
+        return out
+
+    def _index(self, file: int) -> NDArray[np.uint64]:
+        """(images, chunks of an image, 2) offsets and lengths in a shard."""
+        size = 16 * self.shard * self._chunks
+        tail = os.pread(file, size + 4, max(os.fstat(file).st_size - size - 4, 0))
+        if google_crc32c.value(tail[:size]).to_bytes(4, "little") != tail[size:]:
+            raise ValueError("the checksum of the shard's index is wrong")
+        return np.frombuffer(tail, "<u8", count=size // 8).reshape(self.shard, self._chunks, 2)
+
+
+def _overlap(wanted: slice, start: int, side: int) -> tuple[slice, slice]:
+    """Where a chunk that begins at `start` meets what is wanted: within the chunk, and within what is wanted."""
+    first, last = max(wanted.start, start), min(wanted.stop, start + side)
+    return slice(first - start, last - start), slice(first - wanted.start, last - wanted.start)
+
+
+def _decode(data: bytes, length: int, out: NDArray[Any]) -> None:
+    """Undo Blosc, which believes its header: bytes 4 to 8 say how many come out, 12 to 16 how many there are."""
+    out_bytes, in_bytes = int.from_bytes(data[4:8], "little"), int.from_bytes(data[12:16], "little")
+    if len(data) != length or in_bytes != length or out_bytes != out.nbytes:
+        raise ValueError("a chunk is cut short or of another size")
+    DECODER.decode(data, out=out)
 
 
 def chunk_side(shape: tuple[int, int, int], itemsize: int) -> int:

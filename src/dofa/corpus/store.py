@@ -19,12 +19,14 @@ from zarr.errors import ContainsArrayError, GroupNotFoundError
 from zarr.storage import FsspecStore
 
 from dofa.corpus.items import Split
+from dofa.corpus.shards import ShardFiles
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
 FORMAT = "dofa-store"
 FORMAT_VERSION = 1
+UNREADABLE = (OSError, ValueError, RuntimeError)  # what damaged files and broken connections raise
 
 
 class SensorStore:
@@ -105,25 +107,50 @@ class SensorStore:
                 f"{self.url}, {self.name}: no window of {height}×{width} at ({top}, {left}) in image {index}; "
                 f"there are {self.count} of {self.shape[1]}×{self.shape[2]}"
             )
-        window = (int(index), slice(top, top + height), slice(left, left + width))
-        image = self._take("images", (window[0], slice(None), *window[1:]))
-        if not image.any():
-            self._check_shard(window[0])  # Zarr reads a file that is not there as zeros
-        valid = self._take("valid", window) if self.attributes["counts"]["partly_valid"] else None
-        return image if bands is None else image[list(bands)], valid
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        image = self._window("images", int(index), rows, columns, bands)
+        partly = self.attributes["counts"]["partly_valid"]
+        return image, self._window("valid", int(index), rows, columns) if partly else None
+
+    def _window(
+        self, name: str, index: int, rows: slice, columns: slice, bands: Sequence[int] | None = None
+    ) -> NDArray[Any]:
+        """Part of one image, or of its validity: straight from local shards, through Zarr from elsewhere."""
+        shards = self._shards(name)
+        if shards is None:
+            part = self._take(name, (index, ..., rows, columns))
+            if name == "images" and not part.any():
+                self._check_shard(index)  # Zarr reads a file that is not there as zeros
+            return part if bands is None else part[list(bands)]
+        try:
+            return shards.read(index, rows, columns, bands)
+        except FileNotFoundError:
+            if name == "images":
+                raise self._lost(index) from None
+            return np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)  # no mask was worth a file
+        except UNREADABLE as error:
+            raise self._unreadable(name, index, error) from None
 
     def _take(self, name: str, window: tuple[Any, ...]) -> NDArray[Any]:
         try:
             return np.asarray(self._array(name)[window])
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{self.url}, {self.name}: {name} of image {window[0]} cannot be read: {reason}") from None
+        except UNREADABLE as error:
+            raise self._unreadable(name, window[0], error) from None
+
+    def _unreadable(self, name: str, index: object, error: Exception) -> DataError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return DataError(f"{self.url}, {self.name}: {name} of image {index} cannot be read: {reason}")
 
     def _check_shard(self, index: int) -> None:
-        shard = f"{self.name}/images/c/{index // self.attributes['packing']['shard']}/0/0/0"
         system, root = fsspec.core.url_to_fs(self.url)
-        if not system.exists(f"{root}/{shard}"):
-            raise DataError(f"{self.url} is damaged: {shard} is missing; copy the store again")
+        if not system.exists(f"{root}/{self._shard(index)}"):
+            raise self._lost(index)
+
+    def _shard(self, index: int) -> str:
+        return f"{self.name}/images/c/{index // self.attributes['packing']['shard']}/0/0/0"
+
+    def _lost(self, index: int) -> DataError:
+        return DataError(f"{self.url} is damaged: {self._shard(index)} is missing; copy the store again")
 
     def _column(self, name: str) -> NDArray[Any]:
         """A whole array of one entry an image, read once."""
@@ -140,6 +167,15 @@ class SensorStore:
             self._opened[name] = zarr.open_array(_address(self.url), path=f"{self.name}/{name}", mode="r")
         array: zarr.Array[Any] = self._opened[name]
         return array
+
+    def _shards(self, name: str) -> ShardFiles | None:
+        """The files of a local array; None where it lies elsewhere or is laid out in another way."""
+        key = f"shards {name}"
+        if key not in self._opened:
+            address = _address(self.url)
+            self._opened[key] = ShardFiles.open(Path(address, self.name, name)) if isinstance(address, str) else None
+        shards: ShardFiles | None = self._opened[key]
+        return shards
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}, "_owner": -1}
