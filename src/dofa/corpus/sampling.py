@@ -33,8 +33,10 @@ def sample(reading: Reading, count: int, seed: int = 0) -> Reading:
     if count >= total:
         note = f"{count} images were asked for, and the corpus has {total}: all are taken"
         return replace(reading, notes=(*reading.notes, note))
-    first, last = min(i.source for i in reading.items), max(i.source for i in reading.items)
-    # Sorted as text, the two furthest apart: what they share, all share.
+    first = last = reading.items[0].source
+    for item in reading.items:  # made anew at each pass where a corpus is large, so few passes
+        first, last = min(first, item.source), max(last, item.source)
+    # The two furthest apart as text: what they share, all share.
     root = os.path.dirname(os.path.commonprefix([first, last]))  # noqa: RUF071
     numbers: dict[str, int] = {}
     place, draw = np.empty(total, np.int64), np.empty(total, np.uint64)

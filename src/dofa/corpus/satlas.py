@@ -45,7 +45,7 @@ class Product:
         title: for people.
         sensor: that took it.
         zoom: of its grid, which has 2^zoom columns and rows.
-        bands: the names of the bands in each of a scene's folders, in the sensor's order.
+        bands: in each of a scene's folders, in the order of its picture; together they are the image.
         expected: the path of a file below the corpus' folder.
         alone: whether the folder given may itself be a scene.
     """
@@ -202,7 +202,7 @@ def _read(product: Product, root: Path, tile: int | None, stride: int | None) ->
     if other := [scene.path for scene in scenes if scene.empty]:
         notes.append(f"{len(other)} folders without tiles are left out, the first: {other[0]}")
     return Reading(
-        sensor=sensors.get(product.sensor),
+        sensor=sensors.get(product.sensor).select([name for names in product.bands.values() for name in names]),
         items=_Tiles(
             product,
             [scene.path for scene in scenes],
