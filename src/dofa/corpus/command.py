@@ -31,7 +31,7 @@ class Layout:
 
 
 LAYOUTS = {
-    "hyspecnet": Layout("dofa.corpus.readers:read_hyspecnet"),
+    "hyspecnet": Layout("dofa.corpus.hyspecnet:read_hyspecnet"),
     "satlas-s1": Layout("dofa.corpus.satlas:read_satlas_s1", "sentinel-1-satlas"),
     "satlas-s2": Layout("dofa.corpus.satlas:read_satlas_s2", "sentinel-2-dofa9"),
     "satlas-naip": Layout("dofa.corpus.satlas:read_satlas_naip", "naip-rgb"),

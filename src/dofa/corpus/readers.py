@@ -1,4 +1,4 @@
-"""Readers of folders and published layouts: files in, a `Reading` for `dofa.corpus.packing.pack` out.
+"""Reader of images in folders: files in, a `Reading` for `dofa.corpus.packing.pack` out.
 
 Opening a file's header is enough to plan: sizes, bands, types, places. Pixels are read when packing asks for them.
 """
@@ -16,14 +16,14 @@ import numpy as np
 
 from dofa import sensors
 from dofa.corpus.files import Archives, ArrayFile, ImageFile, RasterFile, harmonise
-from dofa.corpus.folders import content, hint
+from dofa.corpus.folders import content
 from dofa.corpus.items import Item, Reading, Refusal, Sample, Split
 from dofa.corpus.windows import check_tile, windows
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
-__all__ = ["Item", "Reading", "Refusal", "Sample", "Split", "read_hyspecnet", "read_images"]
+__all__ = ["Item", "Reading", "Refusal", "Sample", "Split", "read_images"]
 
 SUFFIXES = (".tif", ".tiff", ".gtif", ".jp2", ".png", ".jpg", ".jpeg", ".npz")
 PLACE_DEGREES = 0.1  # images whose centres lie closer than this (11 km of latitude) to a place's first image show it
@@ -142,36 +142,6 @@ def read_images(
         refused=tuple(refused),
         notes=_notes(files, sensor, kept),
     )
-
-
-def read_hyspecnet(
-    folder: str | Path, sensor: Sensor | str = "enmap-202", *, tile: int | None = None, stride: int | None = None
-) -> Reading:
-    """HySpecNet-11k as published: <tile>/<patch>/<patch>-SPECTRAL_IMAGE.TIF with 224 bands of EnMAP L2A.
-
-    Validity comes from the nodata value of the bands kept. The QL_* layers are not used: clouds and haze are
-    measurements, and the published corpus was selected for few of them. A place is one EnMAP scene (the patch's name
-    without its position), so that the held-out places are those of a hard split.
-
-    Args:
-        folder: the corpus, its `patches` folder, or any part of it; patches without the tile's folder are found too.
-        sensor: `enmap-202` leaves out the bands 127–141 and 161–167 of water vapour as the publications do; `enmap`
-            keeps all that hold a measurement.
-        tile: side in pixels to cut the patches of 128 into; None keeps them whole.
-        stride: like in `read_images`.
-
-    Raises:
-        DataError: the folder holds no such file; what it holds is said.
-    """
-    pattern = "-SPECTRAL_IMAGE.TIF"
-    root = Path(folder)
-    found = sorted(str(p) for p in root.rglob(f"*{pattern}")) if root.is_dir() else []
-    if not found:
-        raise DataError(
-            f"{root} is no HySpecNet-11k: expected <tile>/<patch>/<patch>{pattern}, found {content(root)}"
-            f"{hint(root, 'hyspecnet')}"
-        )
-    return read_images(found, sensor, tile=tile, stride=stride, bands="enmap", place=r"([^/\\]+)-Y\d+_X\d+[^/\\]*$")
 
 
 def find_files(sources: Iterable[str | Path]) -> list[str]:
