@@ -1,6 +1,6 @@
 """HySpecNet-11k in its published layout: a folder a scene, a patch, and one GeoTIFF of 224 bands of EnMAP L2A in it.
 
-Planning lists folders and opens one file: to open all 11,483 as `dofa.raster` does, and look at their pixels, took 0.2 s
+Planning lists folders and opens one file: to open all 11,483 as `dofa.raster` does, with a look at pixels, took 0.2 s
 each, which is 40 minutes.
 """
 
