@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -51,7 +51,7 @@ class Loader:
     min_valid: float
     workers: int
 
-    def run(self, work: Sequence[tuple[Item, Split]]) -> Generator[tuple[Item, Split, Loaded | Refusal]]:
+    def run(self, work: Iterable[tuple[Item, Split]]) -> Generator[tuple[Item, Split, Loaded | Refusal]]:
         """Every item with its split and what came of it, in order."""
         waiting: deque[tuple[Item, Split, Future[Loaded | Refusal]]] = deque()
         rest = iter(work)

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,7 +118,8 @@ def pack(
     if not 0 <= min_valid <= 1:
         raise ConfigError(f"min_valid is {min_valid}; a share, 0 to 1")
     splits = assign(reading.items, split)
-    work = [(item, s) for item, s in zip(reading.items, splits, strict=True) if s is not None]
+    # Numbers, not images: a reading of millions makes each image anew when it is asked for.
+    work = [(n, s) for n, s in enumerate(splits) if s is not None]
     if not work:
         raise DataError(_nothing(reading.refused))
     if all(s != "train" for _, s in work):
@@ -134,7 +135,7 @@ def pack(
         "dtype": reading.dtype,
         "class_names": list(reading.class_names),
         "packing": {"split": asdict(split), "min_valid": min_valid, "chunk": chunk, "shard": shard_size},
-        "items": _fingerprint(work, reading.refused),
+        "items": _fingerprint(((reading.items[n], s) for n, s in work), reading.refused),
         "complete": False,
     }
     folder = Path(out) / sensor.name
@@ -147,7 +148,7 @@ def pack(
     loader = Loader(reading, scaling, cut, min_valid, workers or os.cpu_count() or 1)
     with (
         Journal(folder / JOURNAL, scaling.bands) as journal,
-        closing(loader.run(work[journal.items :])) as pieces,
+        closing(loader.run((reading.items[n], s) for n, s in work[journal.items :])) as pieces,
         Progress(f"packing {sensor.name}", len(work), journal.items, progress) as bar,
     ):
         while journal.items < len(work):
@@ -307,7 +308,7 @@ def _nothing(refused: Sequence[Refusal]) -> str:
     )
 
 
-def _fingerprint(work: Sequence[tuple[Item, Split]], refused: Sequence[Refusal]) -> str:
+def _fingerprint(work: Iterable[tuple[Item, Split]], refused: Sequence[Refusal]) -> str:
     """Names the images of a pack, so that only the same pack continues it."""
     digest = hashlib.sha256()
     for item, split in work:
