@@ -22,6 +22,7 @@ from dofa.pixels import (
     resolve_stats,
     unit_map,
 )
+from dofa.pixels import scaling as scaling_module
 
 BANDS = ("B02", "B03", "B04")
 
@@ -45,6 +46,54 @@ spread = st.floats(0.0625, 1e3, width=32)
 
 
 # -- Scaling ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(["uint8", "uint16", "int16", "int32", "float32", "float64"]),
+    bands=st.integers(1, 40),
+    shape=st.sampled_from([(1, 1), (7, 5), (33, 40)]),
+    leading=st.sampled_from([(), (2,)]),
+    clipped=st.sampled_from(["none", "some", "all"]),
+    masked=st.booleans(),
+)
+def test_bands_a_few_at_a_time_give_the_bits_of_the_formula(data, dtype, bands, shape, leading, clipped, masked):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    raw = rng.integers(0, 250, (*leading, bands, *shape)).astype(dtype)
+    raw = raw[..., :: data.draw(st.sampled_from([1, -1]))]
+    valid = rng.random((*leading, *shape)) < 0.7 if masked else None
+    names = tuple(f"B{i}" for i in range(bands))
+    clip = tuple((0.2, 1.7) if clipped == "all" or (clipped == "some" and i % 3) else None for i in range(bands))
+    scale, offset, mean = (tuple(map(float, rng.uniform(0.001, 0.01, bands))) for _ in range(3))
+    std = (0.0, *map(float, rng.uniform(0.1, 1, bands - 1)))
+    one = Scaling("reflectance", names, scale, offset, clip, mean, std, "corpus", "corpus")
+    # All bands at once, step by step, as design.md section 3 has it.
+    work = np.float64 if dtype in ("int32", "float64") else np.float32
+
+    def column(values, kind):
+        return np.asarray(values, kind)[:, None, None]
+
+    physical = raw.astype(work) * column(scale, work) + column(offset, work)
+    limits = [(-np.inf, np.inf) if c is None else c for c in clip]
+    physical = np.clip(physical, column([c[0] for c in limits], work), column([c[1] for c in limits], work))
+    physical = physical.astype(np.float32)
+    inverse = [0.0, *(1 / s for s in std[1:])]
+    expected = (physical - column(mean, np.float32)) * column(inverse, np.float32)
+    if valid is not None:
+        expected = np.where(valid[..., None, :, :], expected, np.float32(0))
+    before, block = raw.copy(), scaling_module.BLOCK
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantBandWarning)
+        patch.setattr(scaling_module, "BLOCK", data.draw(st.sampled_from([1, 100, block])))
+        np.testing.assert_array_equal(one.physical(raw), physical, strict=True)
+        got = one.normalise(raw, valid)
+        np.testing.assert_array_equal(got.view(np.int32), expected.view(np.int32), strict=True)  # the sign of 0 too
+        out = np.full(raw.shape, np.nan, np.float32)
+        assert one.normalise(raw, valid, out=out) is out
+        np.testing.assert_array_equal(out, expected, strict=True)
+        np.testing.assert_array_equal(one.normalise_physical(physical, valid), expected, strict=True)
+    np.testing.assert_array_equal(raw, before)
 
 
 def test_normalised_is_clip_of_raw_times_scale_plus_offset_minus_mean_over_std():

@@ -29,6 +29,7 @@ UNIT_SPAN: dict[str, float] = {
     "uint8": 255.0,
     "dn": 10_000.0,
 }
+BLOCK = 2**16  # values normalised at once: a quarter of a megabyte, well within the second-level cache
 CONSTANT_SHARE = 1e-6  # a standard deviation below this share of the physical range is a band without variance
 
 
@@ -123,10 +124,11 @@ class Scaling:
         Raises:
             ConfigError: a name is not among the bands.
         """
-        missing = [b for b in bands if b not in self.bands]
+        places = {b: i for i, b in enumerate(self.bands)}
+        missing = [b for b in bands if b not in places]
         if missing:
             raise ConfigError(f"scaling has no band {', '.join(missing)}; it has {', '.join(self.bands)}")
-        at = [self.bands.index(b) for b in bands]
+        at = [places[b] for b in bands]
         return replace(
             self,
             bands=tuple(bands),
@@ -166,56 +168,83 @@ class Scaling:
             DataError: the number of bands is another.
         """
         self._check_bands(raw_chw)
-        # int32 and float64 raw values would lose digits as float32 before the factor, so those go through float64.
-        wide = raw_chw.dtype.itemsize > 4 or raw_chw.dtype in (np.int32, np.uint32)
-        work: Any = np.float64 if wide else np.float32
-        out = raw_chw.astype(work) * _column(self.scale, work) + _column(self.offset, work)
-        return self._clipped(out)
+        return self._physical(raw_chw, slice(None))
 
-    def normalise(self, raw_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None) -> Float:
+    def normalise(
+        self, raw_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None, out: Float | None = None
+    ) -> Float:
         """Raw numbers to the input of a model.
 
         Args:
             raw_chw: (..., C, H, W) in the file's own type.
             valid_hw: (..., H, W), False where there is no measurement; those pixels become 0, the mean.
+            out: (..., C, H, W) float32 to write the result to.
 
         Returns:
-            (..., C, H, W) float32; bands without variance are 0.
+            (..., C, H, W) float32, `out` where it is given; bands without variance are 0.
 
         Raises:
             ConfigError: there are no statistics.
-            DataError: another number of bands, or a valid pixel is not finite.
+            DataError: another number of bands, or a valid pixel is not finite (`out` is written all the same).
         """
-        return self._standardised(self.physical(raw_chw), valid_hw)
+        self._check_bands(raw_chw)
+        out = np.empty(raw_chw.shape, np.float32) if out is None else out
+        # A few bands at a time stay in the processor's cache from step to step.
+        step = max(1, BLOCK * len(self.bands) // max(raw_chw.size, 1))
+        for first in range(0, len(self.bands), step):
+            part = slice(first, first + step)
+            self._standardise(self._physical(raw_chw[..., part, :, :], part), part, valid_hw, out[..., part, :, :])
+        return self._checked(out)
 
     def normalise_physical(self, physical_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None) -> Float:
         """Like `normalise`, from values that are already physical (they are clipped here too)."""
         self._check_bands(physical_chw)
-        return self._standardised(self._clipped(physical_chw), valid_hw)
+        out = np.empty(physical_chw.shape, np.float32)
+        self._standardise(self._clipped(physical_chw, slice(None)), slice(None), valid_hw, out)
+        return self._checked(out)
 
-    def _clipped(self, physical_chw: NDArray[Any]) -> Float:
-        out = physical_chw
-        if any(c is not None for c in self.clip):
-            low = _column([-np.inf if c is None else c[0] for c in self.clip], out.dtype)
-            high = _column([np.inf if c is None else c[1] for c in self.clip], out.dtype)
+    def _physical(self, raw: NDArray[Any], bands: slice) -> Float:
+        # int32 and float64 raw values would lose digits as float32 before the factor, so those go through float64.
+        wide = raw.dtype.itemsize > 4 or raw.dtype in (np.int32, np.uint32)
+        work: Any = np.float64 if wide else np.float32
+        out = raw.astype(work)
+        out *= _column(self.scale[bands], work)
+        out += _column(self.offset[bands], work)
+        return self._clipped(out, bands)
+
+    def _clipped(self, physical: NDArray[Any], bands: slice) -> Float:
+        out, clips = physical, self.clip[bands]
+        if any(c is not None for c in clips):
+            low = _column([-np.inf if c is None else c[0] for c in clips], out.dtype)
+            high = _column([np.inf if c is None else c[1] for c in clips], out.dtype)
             out = np.clip(out, low, high)
         return np.asarray(out, np.float32)
 
-    def _standardised(self, physical_chw: Float, valid_hw: NDArray[np.bool_] | None) -> Float:
-        if self.mean is None or self.std is None:
+    def _standardise(self, physical: Float, bands: slice, valid_hw: NDArray[np.bool_] | None, out: Float) -> None:
+        if self.mean is None:
             raise ConfigError(f"this scaling has no statistics: {CURES}")
+        np.subtract(physical, _column(self.mean[bands]), out=out)
+        out *= _column(self._factor[bands])
+        if valid_hw is not None:
+            np.copyto(out, np.float32(0), where=~np.asarray(valid_hw, bool)[..., None, :, :])
+
+    @cached_property
+    def _factor(self) -> tuple[float, ...]:
+        """1 / std, and 0 for bands without variance, which are named once."""
         if self.constant:
             _name_constant(self.constant)
-        inverse = [0.0 if b in self.constant else 1.0 / s for b, s in zip(self.bands, self.std, strict=True)]
-        out: Float = (physical_chw - _column(self.mean)) * _column(inverse)
-        if valid_hw is not None:
-            out = np.where(np.asarray(valid_hw, bool)[..., None, :, :], out, np.float32(0))
-        if not np.isfinite(out).all():
+        constant = frozenset(self.constant)
+        return tuple(0.0 if b in constant else 1.0 / s for b, s in zip(self.bands, self.std or (), strict=True))
+
+    @staticmethod
+    def _checked(normalised: Float) -> Float:
+        finite = np.isfinite(normalised)
+        if not finite.all():
             raise DataError(
-                f"{int((~np.isfinite(out)).sum())} values are NaN or infinite where pixels count as valid: "
+                f"{int((~finite).sum())} values are NaN or infinite where pixels count as valid: "
                 "mark them in the validity mask or declare the nodata value"
             )
-        return out
+        return normalised
 
     def denormalise(self, normalised_chw: NDArray[Any]) -> Float:
         """Normalised values back to physical ones; a constant band comes back as its mean."""
@@ -358,7 +387,7 @@ def resolve_stats(
 @cache
 def _name_constant(bands: tuple[str, ...]) -> None:
     """Warn of these bands, once in a process."""
-    warnings.warn(f"bands without variance are fed as 0: {', '.join(bands)}", ConstantBandWarning, stacklevel=4)
+    warnings.warn(f"bands without variance are fed as 0: {', '.join(bands)}", ConstantBandWarning, stacklevel=6)
 
 
 def _column(values: Sequence[float], dtype: Any = np.float32) -> NDArray[Any]:
