@@ -148,8 +148,8 @@ class _Tile(NamedTuple):
     @property
     def source(self) -> str:
         """Its file, or the pattern that matches its files."""
-        first, *others = self.files
-        return os.path.join(self.scene, "*", os.path.basename(first)) if others else first
+        inner = () if self.flat else ("*",) if len(self.product.bands) > 1 else self.product.bands
+        return os.sep.join((self.scene, *inner, f"{self.col}_{self.row}.png"))
 
     @property
     def fault(self) -> str:
