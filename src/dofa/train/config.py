@@ -161,8 +161,10 @@ class OptimConfig:
         warmup_updates: over which the rate grows from 0 to lr; the first update already moves.
         min_lr: what the cosine ends at.
         clip: largest norm of the gradient, None for no limit.
-        encoder_lr: factor on the rate of everything in the encoder but its weight generator; below 1 where the encoder
-            starts from trained weights.
+        encoder_lr: factor on the rate of everything in the encoder but its weight generator; below 1 where it starts
+            from trained weights.
+        generator_lr: factor on the rate of the encoder's weight generator. Where it was fitted to a teacher a tenth is
+            plenty: every band's kernel moves with every step (docs/log.md).
         keep_initial: share of the encoder's initial weights in the model that is saved (Wortsman et al. 2022).
     """
 
@@ -173,11 +175,12 @@ class OptimConfig:
     min_lr: float = 0.0
     clip: float | None = None
     encoder_lr: float = 1.0
+    generator_lr: float = 1.0
     keep_initial: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.encoder_lr > 0 or not 0 <= self.keep_initial < 1:
-            raise ConfigError("optim: encoder_lr is above 0, keep_initial at least 0 and below 1")
+        if min(self.encoder_lr, self.generator_lr) <= 0 or not 0 <= self.keep_initial < 1:
+            raise ConfigError("optim: encoder_lr and generator_lr are above 0, keep_initial at least 0 and below 1")
         if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optim: lr {self.lr} is above 0 and min_lr {self.min_lr} between 0 and lr")
         if not all(0 <= b < 1 for b in self.betas):

@@ -367,7 +367,7 @@ def draw_bands(seed: int, update: int, order: int, source: Source, data: DataCon
         drawn = generator(seed, update, order, 3).random()
         rgb, whole = data.band_sets.get("rgb", 0.0), data.band_sets.get("all", 0.0)
         if drawn < rgb + whole:
-            return np.sort(np.array(source.rgb if drawn < rgb and source.rgb else range(count), np.int64))
+            return np.unique(np.array(source.rgb if drawn < rgb and source.rgb else range(count), np.int64))
     return keep_bands(generator(seed, update, order, 1), count, data.band_keep)
 
 

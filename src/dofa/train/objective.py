@@ -192,19 +192,22 @@ def freeze_unused(mae: MaskedAutoencoder, blocks: Sequence[int]) -> None:
         block.requires_grad_(False)
 
 
-def build_model(config: ModelConfig, teacher: Teacher | None = None) -> MaskedAutoencoder:
+def build_model(
+    config: ModelConfig, teacher: Teacher | None = None, sensors: Sequence[Sensor] = ()
+) -> MaskedAutoencoder:
     """A new model of the configured size, or the one that `init` names, with its decoder where it has one.
 
     Args:
         config: with `start`, a new model begins with the teacher's weights.
         teacher: in float32.
+        sensors: whose bands `prefit` starts well.
     """
     if config.init is None:
         encoder = create(config.size, **config.changes)
         if teacher is not None and config.start != "random":
             initialise(encoder, teacher)
             if config.start == "prefit":
-                prefit(encoder, teacher)
+                prefit(encoder, teacher, sensors=sensors)
         return MaskedAutoencoder(encoder, config.decoder, config.mask)
     record = Path(config.init) / "config.json"
     if record.is_file() and "decoder" in json.loads(record.read_text(encoding="utf-8")):

@@ -6,48 +6,51 @@ from typing import Any
 import torch
 from torch import nn
 
-from dofa.model.vit import VisionTransformer
+from dofa.model.encoder import DOFA
 from dofa.train.config import OptimConfig
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, encoder_lr: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, encoder_lr: float = 1.0, generator_lr: float = 1.0
+) -> list[dict[str, Any]]:
     """Trainable parameters in groups: matrices, which decay, and the rest, which does not; each at its rate.
 
     Biases, norms, LayerScale, tokens and positions do not decay: towards zero means nothing for them.
 
     Args:
         module: whatever is trained; any submodule may name further ones in `no_weight_decay()`, relative to itself.
-        weight_decay: of the first group.
-        encoder_lr: factor on the rate of the encoder (`DOFA`) without its patch embedding; where it is not 1 those
-            parameters have groups of their own.
+        weight_decay: of matrices.
+        encoder_lr: factor on the rate of an encoder (`DOFA`) without what makes its kernels.
+        generator_lr: factor on the rate of what makes its kernels.
 
     Returns:
         groups for torch.optim.AdamW, with `lr_scale`; parameters keep the order of `named_parameters`.
     """
     exempt: set[str] = set()
-    slowed: set[str] = set()
+    factor: dict[str, float] = {}
     for prefix, part in module.named_modules():
         path = f"{prefix}." if prefix else ""
         named = getattr(part, "no_weight_decay", None)
         if callable(named):
             exempt |= {path + name for name in named()}
-        if isinstance(part, VisionTransformer) and encoder_lr != 1:
-            slowed |= {path + n for n, _ in part.named_parameters() if not n.startswith(("patch_embed", "polar"))}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for slow in (False, True) if slowed else (False,):
-        groups[slow, True], groups[slow, False] = [], []
+        if isinstance(part, DOFA):
+            for name, _ in part.named_parameters():
+                makes_kernels = name.startswith("patch_embed.") or name == "polarisation_embed"
+                factor[path + name] = generator_lr if makes_kernels else encoder_lr
+    scales = (1.0, *sorted({*factor.values()} - {1.0}))
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(s, decays): [] for s in scales for decays in (True, False)}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[name in slowed, parameter.ndim > 1 and name not in exempt].append(parameter)
+            groups[factor.get(name, 1.0), parameter.ndim > 1 and name not in exempt].append(parameter)
     return [
-        {"params": found, "weight_decay": weight_decay if decays else 0.0, "lr_scale": encoder_lr if slow else 1.0}
-        for (slow, decays), found in groups.items()
+        {"params": found, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+        for (scale, decays), found in groups.items()
     ]
 
 
 def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the groups of `parameter_groups`; create it after the module is sharded."""
-    groups = parameter_groups(module, config.weight_decay, config.encoder_lr)
+    groups = parameter_groups(module, config.weight_decay, config.encoder_lr, config.generator_lr)
     # One pass over the memory instead of several: 4 to 6 times faster on a CPU, where it is a tenth of a tiny step.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 

@@ -78,7 +78,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
 
     torch.manual_seed(run.seed)
     teacher = None if config.distill.teacher is None else load_teacher(config.distill.teacher)
-    mae = build_model(config.model, teacher)
+    mae = build_model(config.model, teacher, [store.sensor for store in stores.values()])
     mae.set_grad_checkpointing(config.model.gradient_checkpointing)
     known = set(mae.encoder.config.sensors)
     scalings = learn_sensors(mae, stores, config.data.statistics, teacher)
