@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub import constants
 
@@ -22,9 +23,10 @@ from dofa.model import hub
 from dofa.model.checkpoint import encoder_sha256, load, load_mae, save
 from dofa.model.config import DecoderConfig, EncoderConfig
 from dofa.model.convert import UnverifiedWeightsWarning
-from dofa.model.encoder import DOFA
+from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.released import RELEASED, ReleasedFile
+from dofa.model.teacher import load_teacher
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILE = "DOFA_ViT_tiny_e100.pth"
@@ -298,6 +300,40 @@ def test_a_server_that_never_answers_right_is_one_line(server, repository, monke
     with pytest.raises(CheckpointError, match=r"fetching config\.json from .*/me/tiny failed: disk full$") as caught:
         load("me/tiny")
     one_line(caught)
+
+
+@pytest.fixture
+def timm(server):
+    """A repository me/vit_tiny as timm keeps its weights on the hub, and its tensors."""
+    state = StaticViT(EncoderConfig(16, 2, 2, 8, image_size=32, pooled_norm=False), 3).state_dict()
+    config = {"architecture": "vit_tiny", "model_args": {"num_heads": 2}}
+    config["pretrained_cfg"] = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "license": "mit"}
+    server.files["me/vit_tiny/config.json"] = json.dumps(config).encode()
+    server.files["me/vit_tiny/model.safetensors"] = safetensors.torch.save(state)
+    return state
+
+
+def test_a_teacher_comes_by_its_name_with_what_its_config_says_and_later_from_the_cache(server, timm):
+    teacher = load_teacher("me/vit_tiny", image_size=64)
+    assert torch.equal(teacher.vit.state_dict()["blocks.1.mlp.fc1.weight"], timm["blocks.1.mlp.fc1.weight"])
+    assert teacher.sha256 == hashlib.sha256(server.files["me/vit_tiny/model.safetensors"]).hexdigest()
+    told = (teacher.name, teacher.licence, teacher.config.heads, teacher.mean.tolist())
+    assert told == ("me/vit_tiny", "mit", 2, [0.5, 0.5, 0.5])
+    assert [name for name, _ in downloads(server)] == ["config.json", "model.safetensors"]
+    server.stop()
+    assert load_teacher("me/vit_tiny").sha256 == teacher.sha256
+
+
+def test_a_teacher_that_is_not_on_the_hub_is_one_line(server, timm, repository):
+    del server.files["me/vit_tiny/model.safetensors"]
+    for name, told in (
+        ("me/vit_tiny", r"me/vit_tiny has no file model\.safetensors"),
+        ("you/vit_huge", "no repository .*you/vit_huge.* no such local folder"),
+        ("me/tiny", "holds a DOFA model; a teacher is an ordinary RGB ViT"),
+    ):
+        with pytest.raises(CheckpointError, match=told) as caught:
+            load_teacher(name)
+        one_line(caught)
 
 
 DRIVER = """
