@@ -11,19 +11,9 @@ from hypothesis import strategies as st
 from dofa import sensors
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError, DataError
+from dofa.train.augment import draw_window, flip, generator, jitter_basis, keep_bands, resize, spectral_jitter
 from dofa.train.config import JitterConfig
-from dofa.train.data import (
-    MicroBatches,
-    describe_sources,
-    draw_window,
-    flip,
-    generator,
-    jitter_basis,
-    keep_bands,
-    make_mixture,
-    resize,
-    spectral_jitter,
-)
+from dofa.train.data import MicroBatches, describe_sources, make_mixture
 
 PATCH = 8
 
@@ -149,7 +139,7 @@ def test_a_value_that_is_no_number_names_its_source(settings, monkeypatch):
     batch = data[0]
     store = data.stores[batch["sensor"]]
     monkeypatch.setattr(store, "read", lambda *a: (np.full((len(store.sensor.bands), 32, 32), np.nan), None))
-    monkeypatch.setattr("dofa.train.data.keep_bands", lambda rng, count, least: np.arange(count))
+    monkeypatch.setattr("dofa.train.augment.keep_bands", lambda rng, count, least: np.arange(count))
     with pytest.raises(DataError, match=rf"{store.name}, {store.name}-\d+.tif: .*NaN"):
         data[0]
 
