@@ -4,11 +4,13 @@
     python benchmarks/distillation.py train renderings --teacher vits14.safetensors --out runs/lift
     python benchmarks/distillation.py probe renderings --teacher vits14.safetensors --out runs/lift
     python benchmarks/distillation.py table --out runs/lift --json lift.json
+    python benchmarks/distillation.py compare mim+visible-short mim+proxy-short --out runs/lift --json compare.json
 
-`corpus` packs Sentinel-2 (levels 2A and 1C), Sentinel-1, NAIP and EnMAP from real imagery without a single EuroSAT image.
-`train` runs one row with `dofa pretrain`'s own function. `probe` judges frozen features on EuroSAT: RGB 2,000 and 13 bands
-100, five folds ten times, logistic regression and k-NN, block 6 and the last, alone and beside band statistics. `table`
-puts the rows together: paired differences to the teacher with intervals of a bootstrap over images.
+`corpus` packs Sentinel-2 (levels 2A and 1C), Sentinel-1, NAIP and EnMAP from real imagery, without an image of EuroSAT.
+`train` runs one row with `dofa pretrain`'s own function; `--tag short --seed 1` writes `<row>-short-seed1`. `probe` judges
+frozen features on EuroSAT: RGB 2,000 (five folds) and 13 bands 100 (five folds, ten times), logistic regression and k-NN,
+block 6 and the last, alone and beside band statistics. `table` puts the rows together: paired differences to the teacher
+with intervals of a bootstrap over images. `compare` pairs two rows of several seeds, resampling seeds and images.
 
 The teacher is a DINOv2-style ViT-S/14, fine-tuned for saliency: its last blocks are degraded, block 6 is compared.
 """
@@ -63,7 +65,8 @@ COMMON = [
 ]
 DISTILL_ONLY = ["distill.reconstruction=0", "run.evaluate_every=0"]
 RENDERINGS = [
-    "distill={view: full, renderings: [rgb, swir-nir-red, colour-infrared], blocks: [6], target: tokens, loss: smooth-l1}",
+    "distill={view: full, renderings: [rgb, swir-nir-red, colour-infrared], target: tokens, loss: smooth-l1}",
+    "distill.blocks=[6]",
     "distill.projector=false",
     "distill.anchor=1.0",
     "distill.crops=6",
@@ -84,7 +87,7 @@ UNTRAINED = ("random", "initialised", "prefit")
 
 
 def level_1c(data: Path) -> Reading:
-    """Sentinel-2 level 1C, 13 bands: four clear co-located places, one flood chip, a place of SSL4EO-S12 at two dates."""
+    """Sentinel-2 level 1C, 13 bands: four clear co-located places, a flood chip, a place of SSL4EO-S12 at two dates."""
     found: list[Item] = []
     for file in sorted(data.glob("colocated_s1_s2/S2L1C/*.tif")):
         if file.stem in CLOUDY:
@@ -108,15 +111,17 @@ def corpus(data: Path, out: Path) -> None:
         print(*pack(each, out / "store").lines(), sep="\n")
 
 
-def train(row: str, teacher: Path, out: Path, updates: int, seed: int, extra: Sequence[str]) -> None:
+def train(row: str, teacher: Path, out: Path, updates: int, seed: int, tag: str, extra: Sequence[str]) -> None:
     """One row."""
-    name = row if not seed else f"{row}-seed{seed}"
+    name = f"{row}-{tag}-seed{seed}" if tag else row
     settings = [*COMMON, *ROWS[row], f"distill.teacher={teacher}"]
     settings += [f"data.stores=[{out / 'store'}]", f"run.updates={updates}", f"run.seed={seed}"]
     settings += [f"run.out={out / name}", *extra]
-    began = time.monotonic()
+    began, used = time.monotonic(), time.process_time()
     pretrain(load_config("cpu-tiny", settings))
-    (out / name / "seconds.json").write_text(json.dumps(time.monotonic() - began))
+    # On a shared machine the wall says little: what the one process computed is told beside it.
+    cost = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time() - used}
+    (out / name / "cost.json").write_text(json.dumps(cost))
 
 
 def untrained(row: str, teacher: Teacher) -> DOFA:
@@ -200,10 +205,16 @@ def table(out: Path, file: Path | None) -> None:
     rows = []
     for name, values in found.items():
         row: dict[str, Any] = {"row": name}
-        seconds = out / name / "seconds.json"
-        if seconds.is_file():
-            row["minutes"] = round(json.loads(seconds.read_text()) / 60, 1)
-            row["updates"] = read_log(out / name)[-1]["update"]
+        if (out / name / "log.jsonl").is_file():
+            log = read_log(out / name)
+            row["updates"] = log[-1]["update"]
+            row["held-out error − floor"] = {
+                str(line["update"]): {k.partition("/")[2]: line[k] for k in line if k.startswith("difference/")}
+                for line in log
+                if any(k.startswith("difference/") for k in line)
+            }
+        if (out / name / "cost.json").is_file():
+            row |= json.loads((out / name / "cost.json").read_text())
         for key, right in values.items():
             data, features, classifier = key.split("|")
             own = bootstrap(100 * right, np.arange(len(right)), 0)
@@ -230,16 +241,40 @@ def table(out: Path, file: Path | None) -> None:
                     print(f"{row['row']:20} {features:18} {row[key][0]:5.1f}  {told:24} k-NN {knn:5.1f}")
 
 
+def compare(first: str, second: str, out: Path, file: Path | None) -> None:
+    """The paired difference of two rows over their seeds, with the interval of resampled seeds and images."""
+    seeds = sorted(f.stem.removeprefix(f"{first}-seed") for f in out.glob(f"{first}-seed*.npz"))
+    result: dict[str, Any] = {"rows": [first, second], "seeds": seeds, "cost": {}}
+    for name in (first, second):
+        costs = [json.loads((out / f"{name}-seed{s}" / "cost.json").read_text()) for s in seeds]
+        result["cost"][name] = [round(c["processor_seconds"]) for c in costs]
+    pairs = [[dict(np.load(out / f"{name}-seed{s}.npz")) for name in (first, second)] for s in seeds]
+    rng = np.random.default_rng(0)
+    for key in pairs[0][0]:
+        gaps = np.stack([100 * (mine[key] - theirs[key]) for mine, theirs in pairs])  # (seeds, images)
+        draws = []
+        for _ in range(2000):
+            chosen = rng.integers(0, len(gaps), len(gaps))
+            draws.append(gaps[chosen][:, rng.integers(0, gaps.shape[1], gaps.shape[1])].mean())
+        low, high = np.quantile(draws, (0.025, 0.975))
+        result[key] = [float(gaps.mean()), float(low), float(high), [float(g) for g in gaps.mean(1)]]
+        print(f"{key:44} {gaps.mean():+5.2f} ({low:+.2f} … {high:+.2f})  by seed {np.round(gaps.mean(1), 2)}")
+    if file:
+        file.write_text(json.dumps(result, indent=1))
+
+
 def main() -> None:
     """One step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("corpus", "train", "probe", "table"))
-    parser.add_argument("rows", nargs="*", help=f"of {', '.join([*ROWS, *UNTRAINED])}, band statistics, teacher")
+    parser.add_argument("step", choices=("corpus", "train", "probe", "table", "compare"))
+    known = f"of {', '.join([*ROWS, *UNTRAINED])}, band statistics, teacher, teacher renderings"
+    parser.add_argument("rows", nargs="*", help=known)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--teacher", type=Path, default=Path("vits14.safetensors"))
     parser.add_argument("--out", type=Path, default=Path("runs/lift"))
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tag", default="", help="a further row of the same kind")
     parser.add_argument("--set", nargs="*", default=[], help="further settings, key.key=value")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -247,9 +282,11 @@ def main() -> None:
         corpus(args.data, args.out)
     elif args.step == "table":
         table(args.out, args.json)
-    for row in args.rows:
+    elif args.step == "compare":
+        compare(args.rows[0], args.rows[1], args.out, args.json)
+    for row in args.rows if args.step in ("train", "probe") else ():
         if args.step == "train":
-            train(row, args.teacher, args.out, args.updates, args.seed, args.set)
+            train(row, args.teacher, args.out, args.updates, args.seed, args.tag, args.set)
         elif args.step == "probe":
             probe(row, args.teacher, args.data, args.out)
 
