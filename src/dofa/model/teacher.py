@@ -25,8 +25,9 @@ from dofa.model.kernels import embed_patches
 from dofa.model.native import CONFIG, WEIGHTS, file_sha256, fill
 from dofa.model.released import HEADS
 from dofa.model.vit import Grid, block_indices, interpolate_positions
+from dofa.pixels import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of RGB in [0, 1]: DINOv2, MAE, most of timm
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)  # of RGB in [0, 1]: DINOv2, MAE, most of timm
 HALF = ((0.5,) * 3, (0.5,) * 3)  # timm's augreg weights
 _PATCH = "patch_embed.proj.weight"
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
