@@ -9,8 +9,8 @@
 `corpus` packs Sentinel-2 (levels 2A and 1C), Sentinel-1, NAIP and EnMAP from real imagery, without images of EuroSAT.
 `train` runs one row with `dofa pretrain`'s function; `--tag short --seed 1` writes `<row>-short-seed1`. `probe` judges
 frozen features on EuroSAT: RGB 2,000 (five folds) and 13 bands 100 (five folds, ten times), logistic regression and
-k-NN, block 6 and the last, alone and beside band statistics. `table` puts the rows together: paired differences to the teacher
-with intervals of a bootstrap over images. `compare` pairs two rows of several seeds, resampling seeds and images.
+k-NN, block 6 and the last, alone and beside band statistics. `table` puts the rows together: paired differences to the
+teacher with intervals of a bootstrap over images. `compare` pairs two rows of several seeds, resampling both.
 
 The teacher is a DINOv2-style ViT-S/14, fine-tuned for saliency: its last blocks are degraded, block 6 is compared.
 """
