@@ -225,8 +225,9 @@ class DistillConfig:
             )
         if min(self.weight, self.reconstruction, self.anchor, self.crops) < 0:
             raise ConfigError("distill: weight, reconstruction, anchor and crops are at least 0")
-        if self.teacher is None and self.reconstruction == 0:
-            raise ConfigError("distill.reconstruction is 0 and there is no teacher: nothing is left to learn from")
+        if self.reconstruction == 0 and (self.teacher is None or self.weight == 0):
+            lacking = "there is no teacher" if self.teacher is None else "so is distill.weight"
+            raise ConfigError(f"distill.reconstruction is 0 and {lacking}: nothing is left to learn from")
         if self.loss == "smooth-l1" and self.projector:
             raise ConfigError("distill.loss smooth-l1 compares values as they are: set distill.projector to false")
         if self.view == "proxy" and len(self.renderings) > 1:

@@ -42,7 +42,8 @@ def teacher_answers(
     if fabric.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in data.sources.items():
-            mark = json.dumps({**key, "sensor": name}, sort_keys=True)
+            seen = {"grid": source.side // data.patch, "scaling": source.scaling.to_dict(), "view": repr(source.view)}
+            mark = json.dumps({**key, "sensor": name, **seen}, sort_keys=True)
             file, note = folder / f"{name}.npy", folder / f"{name}.json"
             if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == mark:
                 continue

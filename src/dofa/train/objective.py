@@ -71,7 +71,7 @@ class Pretraining(nn.Module):
         # In a tuple it is no part of the module: neither trained, nor saved, nor sharded.
         self._teacher = (teacher,)
         depth = len(mae.encoder.blocks)
-        self.blocks = block_indices(distill.blocks, depth) if width is not None else []
+        self.blocks = named_blocks("distill.blocks", distill.blocks, depth) if width is not None else []
         self.distillation = None if width is None else Distillation(distill, mae.encoder.config.width, width)
         self.parts = [name for name, used in self._used(anchor is not None).items() if used]
         if anchor is not None:
@@ -180,6 +180,18 @@ class Pretraining(nn.Module):
         weight, bias, _ = encoder.patch_embed.kernel(encoder.encode_bands(RGB_UM))
         square = (weight - self.anchor_weight).square().sum() + (bias - self.anchor_bias).square().sum()
         return square / (self.anchor_weight.square().sum() + self.anchor_bias.square().sum())
+
+
+def named_blocks(setting: str, blocks: Sequence[int], depth: int) -> list[int]:
+    """Block numbers from 0, of a setting that an error names.
+
+    Raises:
+        ConfigError: there is no such block.
+    """
+    try:
+        return block_indices(blocks, depth)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from None
 
 
 def freeze_unused(mae: MaskedAutoencoder, blocks: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from dofa.errors import ConfigError
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.prefit import patch_kernel
 from dofa.model.teacher import Teacher, load_teacher
-from dofa.model.vit import block_indices
 from dofa.train.answers import teacher_answers
 from dofa.train.config import PretrainConfig, RunConfig, differences, from_dict, to_yaml
 from dofa.train.data import MicroBatches, Source, describe_sources, held_out_batch, make_mixture
@@ -37,6 +37,7 @@ from dofa.train.objective import (
     build_model,
     code_version,
     learn_sensors,
+    named_blocks,
     save_model,
     store_digest,
 )
@@ -179,7 +180,8 @@ def assemble(
         width = mae.encoder.config.width
         anchor = (kernel[0].reshape(-1, width).to(fabric.device), kernel[1].to(fabric.device))
     teacher.to(fabric.device, torch.bfloat16 if config.run.precision == "bf16-mixed" else torch.float32)
-    block_indices(distill.teacher_blocks or distill.blocks, teacher.config.depth)
+    setting = "blocks" if distill.teacher_blocks is None else "teacher_blocks"
+    named_blocks(f"distill.{setting} of the teacher", getattr(distill, setting), teacher.config.depth)
     distilled = teacher.config.width if distill.weight else None
     return Pretraining(mae.train(), sensors, distill, teacher, distilled, anchor)
 
@@ -210,11 +212,11 @@ def learn_answers(
         data.answers = teacher_answers(folder, data, objective.teach, key, fabric, say)
     if config.distill.loss == "smooth-l1" and anew:
         told = []
-        for first in range(STANDARD_BATCHES):
-            for planned in data.mixture.plan(first)[:1]:
-                batch = fabric.to_device(data.make(first, 0, planned))
-                side = batch["image"].shape[-1] // objective.mae.patch
-                told.append(batch["target"] if "target" in batch else objective.teach(batch["pictures"], side))
+        # All of an update's micro-batches, for the first are of its commonest sensor.
+        planned = ((u, order, p) for u in range(STANDARD_BATCHES) for order, p in enumerate(data.mixture.plan(u)))
+        for batch in (fabric.to_device(data.make(*each)) for each in islice(planned, STANDARD_BATCHES)):
+            side = batch["image"].shape[-1] // objective.mae.patch
+            told.append(batch["target"] if "target" in batch else objective.teach(batch["pictures"], side))
         shortest = min(t.shape[2] for t in told)
         objective.distillation.standardise(torch.cat([t[:, :, :shortest].float() for t in told]))
 
