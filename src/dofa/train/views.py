@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, nearest
 from dofa.model.config import DistillConfig
 from dofa.pixels import HIDDEN, IMAGENET_MEAN, IMAGENET_STD, DisplayMap, Scaling, display_map, display_statistics, show
-from dofa.sensors import Sensor
+from dofa.sensors import Sensor, catalogue
 
 Float = NDArray[np.float32]
 
@@ -87,13 +87,14 @@ def plan_view(sensor: Sensor, config: DistillConfig) -> View:
 
 
 def plan_views(sensors: Mapping[str, Sensor], config: DistillConfig) -> dict[str, View]:
-    """`plan_view` for every sensor of a run, whose settings must name sensors and renderings that are there.
+    """`plan_view` for every sensor of a run.
 
     Raises:
-        ConfigError: `distill.proxies` or `distill.renderings` names something nobody has.
+        ConfigError: `distill.proxies` names a sensor that is neither here nor catalogued (a recipe names those of its
+            corpora, and a run may lack some), or `distill.renderings` a picture nobody has.
     """
     for name in config.proxies:
-        if name not in sensors:
+        if name not in sensors and name not in catalogue():
             raise ConfigError(f"distill.proxies names {name!r}: {nearest(name, sensors)}")
     known = {"rgb", "colour-infrared", "swir-nir-red"} | {r for s in sensors.values() for r in s.renderings}
     for name in config.renderings:
