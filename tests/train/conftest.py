@@ -16,6 +16,8 @@ from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
 from dofa.train.config import PretrainConfig, from_dict
 
+from ..vit_files import write_vit
+
 
 def smooth_fields(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
     """(count, size, size) patchy fields in 0..1."""
@@ -146,3 +148,24 @@ def train_outside(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def vits(tmp_path_factory) -> dict[str, Path]:
+    """Teachers by what distinguishes them from the student."""
+    folder = tmp_path_factory.mktemp("vits")
+    return {
+        "same": write_vit(folder / "same", 48, 2, 3, 8, 32),
+        "wide": write_vit(folder / "wide", 64, 3, 4, 8, 32, seed=1),
+        "fine": write_vit(folder / "fine", 48, 2, 3, 4, 32, seed=2),
+    }
+
+
+@pytest.fixture
+def taught(settings, vits) -> Callable[..., PretrainConfig]:
+    """A configuration with a teacher of the student's form; keywords as in `settings`, and under distill."""
+
+    def make(distill: dict | None = None, **changes: object) -> PretrainConfig:
+        return settings(distill={"teacher": str(vits["same"]), **(distill or {})}, **changes)
+
+    return make

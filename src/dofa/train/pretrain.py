@@ -105,6 +105,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         if newest is not None:
             facts = load_state(newest, objective, adam)
             check_stores(facts["stores"], digests)
+            check_teacher(facts.get("teacher"), teacher)
             done, images = facts["update"], facts["images"]
         if writes:
             remove_partial(out / "checkpoints")
@@ -118,6 +119,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
 
         def keep(update: int) -> None:
             facts = {"images": images, "stores": digests, "config": config.to_dict()}
+            facts |= {"teacher": teacher.sha256} if teacher is not None else {}
             save_state(out / "checkpoints", update, objective, adam, facts, keep=run.keep, write=writes)
             provenance = {"code": code_version(), "updates": update, **facts}
             share = config.optim.keep_initial
@@ -290,6 +292,19 @@ def check_stores(before: dict[str, str], now: dict[str, str]) -> None:
         raise ConfigError(
             f"the stores of {', '.join(changed)} are not those the run was begun with: give the same, or start a new "
             "run with model.init"
+        )
+
+
+def check_teacher(before: str | None, now: Teacher | None) -> None:
+    """Refuse to continue with another teacher under the same name.
+
+    Raises:
+        ConfigError: its file has another digest.
+    """
+    if before is not None and now is not None and before != now.sha256:
+        raise ConfigError(
+            f"the teacher {now.name} is not the file the run was begun with: give the same, or start a new run with "
+            "model.init"
         )
 
 
