@@ -25,7 +25,7 @@ from dofa.train.views import plan_view
 
 A100_BF16 = 312e12  # FLOP/s, dense, NVIDIA's data sheet
 L40_BF16 = 181e12  # likewise; what DOFA+ was trained on
-UTILISATION = 0.35  # assumed share of the peak, not measured: usual for Vision Transformers of this size in bf16
+UTILISATION = 0.35  # assumed share of the peak, not measured: what well-fed Vision Transformers reach in bf16
 PUBLISHED = {  # sensor: images and their side, as the published script trained (arXiv 2403.15356)
     "sentinel-1-satlas": (100_000, 512),
     "sentinel-2-dofa9": (100_000, 512),
@@ -160,15 +160,15 @@ class Cost:
             f"{name:{wide}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
             for name, row in zip(["", *names], [head, *rows], strict=True)
         ]
+        a100, l40 = (_hours(self.gpu_hours(peak)) for peak in (A100_BF16, L40_BF16))
         once = [f"the teacher's answers, once: {self.answers:.2e} FLOPs"] if self.answers else []
         return [
             f"{_big(self.images)} images seen in {self.updates:,} updates, {self.epochs:.4g} epochs",
             *table,
             *once,
-            f"{self.flops:.2e} FLOPs = {_hours(self.gpu_hours())} GPU-hours of an A100 or {_hours(self.gpu_hours(L40_BF16))} "
-            "of an L40,",
-            f"extrapolated at {UTILISATION:.0%} of their {A100_BF16 / 1e12:.0f} and {L40_BF16 / 1e12:.0f} TFLOP/s in bf16, "
-            "not measured",
+            f"{self.flops:.2e} FLOPs = {a100} GPU-hours of an A100 or {l40} of an L40,",
+            f"extrapolated at {UTILISATION * 100:.0f} % of their {A100_BF16 / 1e12:.0f} and {L40_BF16 / 1e12:.0f} TFLOP/s "
+            "in bf16, not measured",
             *self.notes,
         ]
 
