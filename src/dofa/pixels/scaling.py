@@ -191,17 +191,19 @@ class Scaling:
         out = np.empty(raw_chw.shape, np.float32) if out is None else out
         # A few bands at a time stay in the processor's cache from step to step.
         step = max(1, BLOCK * len(self.bands) // max(raw_chw.size, 1))
+        lost = 0
         for first in range(0, len(self.bands), step):
             part = slice(first, first + step)
-            self._standardise(self._physical(raw_chw[..., part, :, :], part), part, valid_hw, out[..., part, :, :])
-        return self._checked(out)
+            physical = self._physical(raw_chw[..., part, :, :], part)
+            lost += self._standardise(physical, part, valid_hw, out[..., part, :, :])
+        return self._checked(out, lost)
 
     def normalise_physical(self, physical_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None) -> Float:
         """Like `normalise`, from values that are already physical (they are clipped here too)."""
         self._check_bands(physical_chw)
         out = np.empty(physical_chw.shape, np.float32)
-        self._standardise(self._clipped(physical_chw, slice(None)), slice(None), valid_hw, out)
-        return self._checked(out)
+        lost = self._standardise(self._clipped(physical_chw, slice(None)), slice(None), valid_hw, out)
+        return self._checked(out, lost)
 
     def _physical(self, raw: NDArray[Any], bands: slice) -> Float:
         # int32 and float64 raw values would lose digits as float32 before the factor, so those go through float64.
@@ -220,13 +222,16 @@ class Scaling:
             out = np.clip(out, low, high)
         return np.asarray(out, np.float32)
 
-    def _standardise(self, physical: Float, bands: slice, valid_hw: NDArray[np.bool_] | None, out: Float) -> None:
+    def _standardise(self, physical: Float, bands: slice, valid_hw: NDArray[np.bool_] | None, out: Float) -> int:
+        """Write the normalised values of some bands; how many are not finite."""
         if self.mean is None:
             raise ConfigError(f"this scaling has no statistics: {CURES}")
         np.subtract(physical, _column(self.mean[bands]), out=out)
         out *= _column(self._factor[bands])
         if valid_hw is not None:
             np.copyto(out, np.float32(0), where=~np.asarray(valid_hw, bool)[..., None, :, :])
+        finite = np.isfinite(out)
+        return 0 if finite.all() else int(finite.size - np.count_nonzero(finite))
 
     @cached_property
     def _factor(self) -> tuple[float, ...]:
@@ -237,11 +242,10 @@ class Scaling:
         return tuple(0.0 if b in constant else 1.0 / s for b, s in zip(self.bands, self.std or (), strict=True))
 
     @staticmethod
-    def _checked(normalised: Float) -> Float:
-        finite = np.isfinite(normalised)
-        if not finite.all():
+    def _checked(normalised: Float, lost: int) -> Float:
+        if lost:
             raise DataError(
-                f"{int((~finite).sum())} values are NaN or infinite where pixels count as valid: "
+                f"{lost} values are NaN or infinite where pixels count as valid: "
                 "mark them in the validity mask or declare the nodata value"
             )
         return normalised
