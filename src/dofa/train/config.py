@@ -299,7 +299,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pretrai
     """A run's configuration from a YAML file, or from one of the package's recipes by its name.
 
     Args:
-        path: a YAML file, or cpu-tiny, dofa-base-mim, dofa-large-mim.
+        path: a YAML file, or the name of a recipe: cpu-tiny, dofa-base, dofa-large, dofa-plus-small, dofa-plus-base,
+            dofa-plus-large.
         overrides: settings that win over the file, as `key.key=value` with a YAML value: `data.stores=[a, b]`.
 
     Raises:

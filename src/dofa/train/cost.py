@@ -167,8 +167,8 @@ class Cost:
             *table,
             *once,
             f"{self.flops:.2e} FLOPs = {a100} GPU-hours of an A100 or {l40} of an L40,",
-            f"extrapolated at {UTILISATION * 100:.0f} % of their {A100_BF16 / 1e12:.0f} and {L40_BF16 / 1e12:.0f} TFLOP/s "
-            "in bf16, not measured",
+            f"extrapolated at {UTILISATION * 100:.0f} % of their {A100_BF16 / 1e12:.0f} and {L40_BF16 / 1e12:.0f} "
+            "TFLOP/s in bf16, not measured",
             *self.notes,
         ]
 
