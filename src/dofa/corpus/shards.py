@@ -18,16 +18,17 @@ import numpy as np
 import zarr
 from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, BloscShuffle
 
 CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
 ABSENT = 2**64 - 1  # offset and length of a chunk that holds only the fill value
-# Both behind a shuffle of bits. Of a curve of many bands LZ4 leaves no more bytes than zstd, and gives them back three
-# times as fast; of few bands it leaves up to a quarter more (docs/data-path.md).
-ZSTD, LZ4HC = ("zstd", 3), ("lz4hc", 5)
+# Of few bands zstd behind a shuffle of bytes leaves within 4 % as many bytes as behind one of bits,
+# and gives them back up to twice as fast. Of a curve of many bands LZ4 behind a shuffle of bits leaves as few as zstd,
+# and gives them back two to three times as fast; of few it leaves up to a quarter more (docs/data-path.md).
+FEW, MANY = Blosc("zstd", 3, Blosc.SHUFFLE), Blosc("lz4hc", 5, Blosc.BITSHUFFLE)
+MASKS = Blosc("zstd", 3, Blosc.BITSHUFFLE)
 MANY_BANDS = 32
 LITTLE = {"endian": "little"}
-DECODER = Blosc()  # a chunk says itself how it was compressed
 
 Chunks = Sequence[bytes | None]
 
@@ -51,7 +52,7 @@ class Cut:
     def create(self, folder: Path, count: int) -> None:
         """Make the arrays `images` and `valid`, sized for so many images, where they are not there."""
         bands, *tile = self.shape
-        codecs = {"images": self._codec, "valid": ZSTD}
+        codecs = {"images": self._codec, "valid": MASKS}
         cover = [-(-side // self.chunk) * self.chunk for side in tile]
         for name, middle, kind, fill in (("images", [bands], self.dtype, 0), ("valid", [], "bool", True)):
             if not (folder / name / "zarr.json").exists():
@@ -61,20 +62,18 @@ class Cut:
                     dtype=kind,
                     chunks=(1, *middle, self.chunk, self.chunk),
                     shards=(self.shard, *middle, *cover),
-                    compressors=BloscCodec(cname=codecs[name][0], clevel=codecs[name][1], shuffle="bitshuffle"),
+                    compressors=_zarr_codec(codecs[name]),
                     fill_value=fill,
                 )
 
     def encode(self, image: NDArray[Any]) -> Chunks:
         """(…, H, W) as compressed chunks, row by row. A chunk of zeros is kept: one that is not there is a lost one."""
-        squeeze = Blosc(*self._codec, Blosc.BITSHUFFLE)
-        return [squeeze.encode(chunk) for chunk in self._chunks(image, 0)]
+        return [self._codec.encode(chunk) for chunk in self._chunks(image, 0)]
 
     def encode_mask(self, valid: NDArray[np.bool_] | None) -> Chunks:
         """(H, W) validity as compressed chunks; those that are True everywhere take no room."""
-        squeeze = Blosc(*ZSTD, Blosc.BITSHUFFLE)
         whole = np.ones(self.shape[1:], bool) if valid is None else valid
-        return [None if chunk.all() else squeeze.encode(chunk) for chunk in self._chunks(whole, True)]
+        return [None if chunk.all() else MASKS.encode(chunk) for chunk in self._chunks(whole, True)]
 
     def write(self, array: Path, number: int, images: Sequence[Chunks]) -> None:
         """Write a shard as one whole file; nothing where not a single chunk is present."""
@@ -99,9 +98,9 @@ class Cut:
         os.replace(part, file)
 
     @property
-    def _codec(self) -> tuple[str, int]:
-        """Name and level of what images are compressed with."""
-        return LZ4HC if self.shape[0] > MANY_BANDS else ZSTD
+    def _codec(self) -> Blosc:
+        """What images are compressed with."""
+        return MANY if self.shape[0] > MANY_BANDS else FEW
 
     def _chunks(self, pixels: NDArray[Any], fill: int) -> Iterator[NDArray[Any]]:
         """Chunks row by row; those at the edge are filled up."""
@@ -223,7 +222,11 @@ def _decode(data: bytes, length: int, out: NDArray[Any]) -> None:
     out_bytes, in_bytes = int.from_bytes(data[4:8], "little"), int.from_bytes(data[12:16], "little")
     if len(data) != length or in_bytes != length or out_bytes != out.nbytes:
         raise ValueError("a chunk is cut short or of another size")
-    DECODER.decode(data, out=out)
+    FEW.decode(data, out=out)  # a chunk says itself how it was compressed
+
+
+def _zarr_codec(codec: Blosc) -> BloscCodec:
+    return BloscCodec(cname=codec.cname, clevel=codec.clevel, shuffle=BloscShuffle.from_int(codec.shuffle))
 
 
 def chunk_side(shape: tuple[int, int, int], itemsize: int) -> int:
