@@ -139,10 +139,11 @@ def test_a_chunk_that_ends_before_its_bytes_do_is_noticed(one):
         store.read(0)
 
 
-@pytest.mark.parametrize(("at", "byte"), [(4, 7), (0, 250), (12, 255)])
-def test_a_chunk_with_a_damaged_header_is_noticed(one, at, byte):
+@pytest.mark.parametrize("at", [0, 4, 12], ids=["version", "size", "compressed size"])
+def test_a_chunk_with_a_damaged_header_is_noticed(one, at):
     store, file = one
-    rewrite(file, at=int(index_of(file)[0, 0]) + at, byte=byte)
+    at += int(index_of(file)[0, 0])
+    rewrite(file, at=at, byte=file.read_bytes()[at] ^ 0xFF)
     with pytest.raises(DataError, match="images of image 0 cannot be read"):
         store.read(0)
 
