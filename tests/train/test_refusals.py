@@ -65,7 +65,7 @@ def refused(settings, tmp_path, capsys) -> Callable[..., str]:
         (["data.crop={default: 32, naip_rgb: 24}"], "data.crop names 'naip_rgb': did you mean naip-rgb"),
         (["data.batch={naip-rgb: 4}"], "data.batch has no entry for sentinel-1-grd"),
         (["data.band_sets={rgb: 0.7, all: 0.5}"], "together at most 1"),
-        (["data.rehearsal=0.3"], "name model.init"),
+        (["data.rehearsal=0.3"], "model.init is not set"),
         (["distill.reconstruction=0", "distill.weight=0"], "nothing is left to learn from"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) else "",

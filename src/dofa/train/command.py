@@ -15,8 +15,8 @@ def pretrain_command(
     """Train a model on packed stores.
 
     Args:
-        config: a YAML file, or a recipe by name: cpu-tiny, dofa-base, dofa-large, dofa-plus-small, dofa-plus-base,
-            dofa-plus-large.
+        config: a YAML file, or a recipe by name: continue, cpu-tiny, dofa-base, dofa-large, dofa-plus-small,
+            dofa-plus-base, dofa-plus-large.
         set: settings that win over the file, such as data.stores=[corpus] or run.updates=1000.
         resume: continue from the newest checkpoint of run.out; begins where there is none yet.
         print_config: print the whole configuration as YAML and stop.

@@ -114,7 +114,7 @@ class DataConfig:
             sensor scaled as its pictures are, in the teacher's normalisation (`dofa.pixels.display_statistics`): what a
             patch kernel taken from a teacher expects.
         rehearsal: share of the micro-batches for sensors that `model.init` knows, the rest for new ones; the weights
-            hold within each. None leaves it to the weights.
+            hold within each. 0 only measures what is forgotten, None leaves it to the weights.
     """
 
     stores: tuple[str, ...] = ()
@@ -133,8 +133,8 @@ class DataConfig:
         unknown = [name for name in self.band_sets if name not in ("rgb", "all")]
         if unknown or min(self.band_sets.values(), default=0) < 0 or sum(self.band_sets.values()) > 1 + 1e-9:
             raise ConfigError(f"data.band_sets is {self.band_sets}; shares of rgb and all, together at most 1")
-        if self.rehearsal is not None and not 0 < self.rehearsal < 1:
-            raise ConfigError(f"data.rehearsal is {self.rehearsal}; a share of the micro-batches, between 0 and 1")
+        if self.rehearsal is not None and not 0 <= self.rehearsal < 1:
+            raise ConfigError(f"data.rehearsal is {self.rehearsal}; a share of the micro-batches, at least 0, below 1")
         for name in ("crop", "batch"):
             value = getattr(self, name)
             numbers = value.values() if isinstance(value, dict) else [value]
@@ -258,12 +258,22 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.model.start != "random" and self.distill.teacher is None:
             raise ConfigError(f"model.start is {self.model.start!r}, but distill.teacher names no teacher")
-        if self.data.rehearsal is not None and self.model.init is None:
-            raise ConfigError("data.rehearsal shares updates with the sensors model.init knows: name model.init")
         if self.format_version > FORMAT_VERSION:
             raise ConfigError(
                 f"this configuration has format_version {self.format_version}, newer than the {FORMAT_VERSION} this "
                 "dofa reads: update dofa"
+            )
+
+    def check_init(self) -> None:
+        """Refuse to train without the model that is to be trained further; a recipe may leave its name to the user.
+
+        Raises:
+            ConfigError: `data.rehearsal` is set and `model.init` is not.
+        """
+        if self.data.rehearsal is not None and self.model.init is None:
+            raise ConfigError(
+                "model.init is not set, and data.rehearsal rehearses the sensors it knows: name the model to start "
+                "from, a folder such as runs/first/model or a released one such as dofa-v2-base"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -299,8 +309,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pretrai
     """A run's configuration from a YAML file, or from one of the package's recipes by its name.
 
     Args:
-        path: a YAML file, or the name of a recipe: cpu-tiny, dofa-base, dofa-large, dofa-plus-small, dofa-plus-base,
-            dofa-plus-large.
+        path: a YAML file, or the name of a recipe: continue, cpu-tiny, dofa-base, dofa-large, dofa-plus-small,
+            dofa-plus-base, dofa-plus-large.
         overrides: settings that win over the file, as `key.key=value` with a YAML value: `data.stores=[a, b]`.
 
     Raises:

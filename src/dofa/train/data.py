@@ -142,15 +142,17 @@ def rehearse(weights: Mapping[str, float], known: Collection[str], config: Pretr
     """The weights with a share of `data.rehearsal` for known sensors together, the rest for new ones.
 
     Raises:
-        ConfigError: there are only known sensors, or only new ones.
+        ConfigError: `model.init` is not set, or there are only known sensors, or only new ones.
     """
+    config.check_init()
     share = config.data.rehearsal or 0.0
     old = sum(w for name, w in weights.items() if name in known)
     new = sum(w for name, w in weights.items() if name not in known)
     if not old or not new:
         raise ConfigError(
             f"data.rehearsal mixes sensors that {config.model.init} knows ({', '.join(sorted(known)) or 'none'}) with "
-            f"new ones, but data.stores holds {', '.join(weights)}: add the {'new' if old else 'old'} ones"
+            f"new ones, but data.stores holds {', '.join(weights)}: add the {'new' if old else 'old'} ones, or set "
+            "data.rehearsal=null"
         )
     return {name: w * (share / old if name in known else (1 - share) / new) for name, w in weights.items()}
 

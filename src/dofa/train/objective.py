@@ -221,13 +221,18 @@ def build_model(
             if config.start == "prefit":
                 prefit(encoder, teacher, sensors=sensors)
         return MaskedAutoencoder(encoder, config.decoder, config.mask)
-    record = Path(config.init) / "config.json"
-    if record.is_file() and "decoder" in json.loads(record.read_text(encoding="utf-8")):
+    if brings_decoder(config.init):
         mae = load_mae(Path(config.init))
         mae.mask_config = config.mask
     else:
         mae = MaskedAutoencoder(load(config.init), config.decoder, config.mask)
     return mae
+
+
+def brings_decoder(init: str) -> bool:
+    """Whether what `model.init` names is a folder with a decoder, and not an encoder alone."""
+    record = Path(init) / "config.json"
+    return record.is_file() and "decoder" in json.loads(record.read_text(encoding="utf-8"))
 
 
 def learn_sensors(

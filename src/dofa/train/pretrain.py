@@ -23,9 +23,11 @@ from torch.distributed.fsdp import fully_shard
 from dofa import figures
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import ConfigError
+from dofa.model.checkpoint import load_mae
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.prefit import patch_kernel
 from dofa.model.teacher import Teacher, load_teacher
+from dofa.train import forgetting
 from dofa.train.answers import teacher_answers
 from dofa.train.config import PretrainConfig, RunConfig, differences, from_dict, to_yaml
 from dofa.train.data import MicroBatches, Source, describe_sources, held_out_batch, make_mixture
@@ -34,6 +36,7 @@ from dofa.train.log import RunLog
 from dofa.train.loop import Step, sigterm_flag, train
 from dofa.train.objective import (
     Pretraining,
+    brings_decoder,
     build_model,
     code_version,
     learn_sensors,
@@ -54,7 +57,8 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     """Train a masked autoencoder on the stores of a configuration.
 
     Under torchrun every process calls it. The run folder gets config.yaml, log.jsonl and log.csv, checkpoints/ with
-    the training state, pictures/, and model/, the native model folder, written with every checkpoint.
+    the training state, pictures/, and model/, the native model folder, written with every checkpoint; where
+    `model.init` is trained further, also forgetting.json.
 
     Args:
         config: of the run (`load_config`).
@@ -72,8 +76,9 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     run, out = config.run, Path(config.run.out)
     if not config.data.stores:
         raise ConfigError("data.stores is empty: name at least one packed corpus (dofa pack makes them)")
+    config.check_init()
     stores = open_stores(list(config.data.stores))
-    find_checkpoint(config, resume)  # refuses before anything is started
+    begun = find_checkpoint(config, resume) is not None  # refuses before anything is started
     fabric = launch(run)
     writes = fabric.is_global_zero
 
@@ -93,6 +98,14 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     mixture = make_mixture(sources, config, known)
     updates = run.updates or mixture.updates(run.epochs or 1)
     data = MicroBatches(config, stores, sources, mixture, patch, fabric.global_rank, fabric.world_size)
+    report = None
+    if writes and config.model.init is not None and config.distill.reconstruction:
+        report = forgetting.read_report(out) if begun else None
+        if report is None:  # also of a run that continues: no checkpoint was loaded yet, `mae` is what init names
+            mae.to(fabric.device)
+            trained = brings_decoder(config.model.init)
+            report = forgetting.begin(mae, stores, sources, mixture, known, config, trained)
+            mae.cpu()
 
     objective = assemble(mae, sources, config, teacher, fabric)
     model = fabric.setup_module(objective)
@@ -110,6 +123,8 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         if writes:
             remove_partial(out / "checkpoints")
             (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            if report is not None:
+                forgetting.write_report(out, report)
         log = stack.enter_context(RunLog(out, columns(list(sources), objective.parts), done, updates, enabled=writes))
         told = stack.enter_context(sigterm_flag())
         window = Window()
@@ -162,6 +177,10 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
                 raise SystemExit(TERMINATED)
         if done >= updates:
             keep(done)  # a run killed between its last checkpoint and its model folder
+        if report is not None:
+            report = forgetting.finish(report, load_mae(out / "model").to(fabric.device), stores, updates)
+            forgetting.write_report(out, report)
+            log.say("\n".join(report.lines()))
     return out
 
 
