@@ -6,7 +6,6 @@ then do hidden patches cost nothing, and bf16 `conv2d` is silently wrong on some
 """
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -52,13 +51,39 @@ def patchify(image: Tensor, patch: int, index: Tensor | None = None) -> Tensor:
     Returns:
         (B, K or N, C·p·p), values of a patch in (C, p, p) order.
     """
+    if index is None:
+        batch, bands, height, width = image.shape
+        grid = image.reshape(batch, bands, height // patch, patch, width // patch, patch)
+        return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, bands * patch * patch)
+    first, steps = patch_runs(image, patch, index)
+    return take_runs(image, patch, first, steps)
+
+
+def patch_runs(image: Tensor, patch: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Where patches lie in an image that is read as one long row of runs of p pixels.
+
+    Args:
+        image: (B, C, H, W), sides multiples of the patch.
+        patch: side of a patch in pixels.
+        index: (B, K) patches of each image.
+
+    Returns:
+        (B, K) number of each patch's first run, and (C·p,) what to add for its others.
+    """
     batch, bands, height, width = image.shape
     columns = width // patch
-    grid = image.reshape(batch, bands, height // patch, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
-    if index is None:
-        return grid.reshape(batch, -1, bands * patch * patch)
-    rows = torch.arange(batch, device=image.device)[:, None]
-    return grid[rows, index // columns, index % columns].flatten(2)
+    plane = height * columns
+    start = torch.arange(batch, device=index.device)[:, None] * (bands * plane)
+    band = torch.arange(bands, device=index.device)[:, None] * plane
+    line = torch.arange(patch, device=index.device) * columns
+    return start + index // columns * (patch * columns) + index % columns, (band + line).flatten()
+
+
+def take_runs(image: Tensor, patch: int, first: Tensor, steps: Tensor) -> Tensor:
+    """The patches (..., C·p·p) that begin at `first` (...), see `patch_runs`."""
+    # Whole runs are copied, three times faster than pixels by a six-dimensional index.
+    runs = image.reshape(-1, patch).index_select(0, (first[..., None] + steps).flatten())
+    return runs.reshape(*first.shape, -1)
 
 
 def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
@@ -120,15 +145,19 @@ class WeightGenerator(nn.Module):
             waves: (C, dim) encoded wavelengths V'.
 
         Returns:
-            (C, out) weights, one row a band, and (bias_out,) or None; both with their factor of 0.01.
+            (C, out) weights, one row a band, in the autocast precision, and (bias_out,) or None in the parameters'
+            own; both with their factor of 0.01.
         """
-        # Without a batch axis PyTorch takes the same path in training and in inference.
-        tokens = self.transformer_encoder(torch.cat([self.weight_tokens, waves, self.bias_token]))
-        state = tokens[WEIGHT_TOKENS:-1] + waves
-        # The factor goes onto the small operands: a generated kernel has up to 40 million values.
-        weight = F.linear(KERNEL_SCALE * state, self.fc_weight.weight, KERNEL_SCALE * self.fc_weight.bias)
-        bias = None if self.fc_bias is None else KERNEL_SCALE * self.fc_bias(tokens[-1])
-        return weight, bias
+        with torch.autocast(waves.device.type, enabled=False):
+            waves = waves.to(self.weight_tokens.dtype)
+            # Without a batch axis PyTorch takes the same path in training and in inference.
+            tokens = self.transformer_encoder(torch.cat([self.weight_tokens, waves, self.bias_token]))
+            state = tokens[WEIGHT_TOKENS:-1] + waves
+            bias = None if self.fc_bias is None else KERNEL_SCALE * self.fc_bias(tokens[-1])
+            # The factor goes onto the small operands: a generated kernel has up to 40 million values.
+            small = KERNEL_SCALE * state, KERNEL_SCALE * self.fc_weight.bias
+        # In the autocast precision, which the kernel is rounded to anyway before it meets an image.
+        return F.linear(small[0], self.fc_weight.weight, small[1]), bias
 
 
 class DynamicPatchEmbedding(nn.Module):
@@ -149,7 +178,7 @@ class DynamicPatchEmbedding(nn.Module):
         self.fclayer = WaveMLP(dim)
 
     def kernel(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The generated kernel, always computed in the parameters' own precision.
+        """The generated kernel in the parameters' own precision, whatever the autocast.
 
         Args:
             waves: (C, dim) encoded wavelengths V.
@@ -158,8 +187,13 @@ class DynamicPatchEmbedding(nn.Module):
             weight (C·p·p, D), bias (D,), and the corrected encoding V' (C, dim) that the decoder is fed too.
         """
         with torch.autocast(waves.device.type, enabled=False):
-            waves = cast(Tensor, self.fclayer(waves.to(self.fclayer.w1.weight.dtype)))
-            weight, bias = self.weight_generator(waves)
+            return self._generate(waves)
+
+    def _generate(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `kernel`, with the weight in the autocast precision."""
+        with torch.autocast(waves.device.type, enabled=False):
+            waves = self.fclayer(waves.to(self.fclayer.w1.weight.dtype))
+        weight, bias = self.weight_generator(waves)
         return weight.reshape(-1, self.width), bias, waves
 
     def forward(self, image: Tensor, waves: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -173,7 +207,7 @@ class DynamicPatchEmbedding(nn.Module):
         Returns:
             (B, K or N, D) tokens without positions, and V' (C, dim).
         """
-        weight, bias, waves = self.kernel(waves)
+        weight, bias, waves = self._generate(waves)
         return embed_patches(image, self.patch, self.offset, weight, bias, keep), waves
 
 
@@ -224,6 +258,5 @@ class DynamicPatchPrediction(nn.Module):
         Returns:
             (B, M, C·p·p), values in (C, p, p) order: band c is written by the kernel of wavelength c.
         """
-        with torch.autocast(tokens.device.type, enabled=False):
-            weight, _ = self.weight_generator(waves.to(self.weight_generator.weight_tokens.dtype))
+        weight, _ = self.weight_generator(waves)
         return F.linear(tokens, weight.reshape(-1, self.width))

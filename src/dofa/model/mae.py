@@ -5,19 +5,21 @@ not. Sources: arXiv 2403.15356; He et al. 2022 for masking and per-patch targets
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dofa.errors import DataError
 from dofa.model.config import DecoderConfig, MaskConfig
 from dofa.model.encoder import DOFA, Wavelengths, patch_grid
-from dofa.model.kernels import DynamicPatchPrediction, pad_to_patch, patchify, unpatchify
+from dofa.model.kernels import DynamicPatchPrediction, pad_to_patch, patch_runs, patchify, take_runs, unpatchify
 from dofa.model.vit import NORM_EPS, Block, Grid, init_linear, interpolate_positions, run_block, sincos_positions
 
 VARIANCE_FLOOR = 1e-6  # added under the root of a patch's variance
+VALUES_AT_ONCE = 2**22  # of the loss: in float32 16 MB, which a processor's cache and its allocator hold on to
 
 
 class MaskedAutoencoder(nn.Module):
@@ -87,8 +89,8 @@ class MaskedAutoencoder(nn.Module):
 
         Returns:
             loss: scalar, mean over the masked patches that hold a valid pixel.
-            patch_loss: (B, M) mean squared error of each, over its valid values; 0 where it has none.
-            image_loss: (B,) without gradient, mean over an image's masked patches; NaN where none is valid.
+            patch_loss: (B, M) mean squared error of each, over its valid values; 0 where it has none; no gradient.
+            image_loss: (B,) mean over an image's masked patches; NaN where none is valid; no gradient.
             pred: (B, M, C·p·p) normalised predictions, (C, p, p) order.
             masked: (B, M) their patch indices. mask: (B, N) float, 1 = masked.
             latent: (B, 1 + K, D) CLS and visible tokens after `norm`. keep: (B, K) indices of the visible patches.
@@ -113,12 +115,11 @@ class MaskedAutoencoder(nn.Module):
         tokens, waves, levels = self.encoder.forward_visible(image, wavelengths, keep, blocks)
         latent = self.encoder.norm(tokens)
         pred = self.decode(latent, waves, keep, masked, grid)
-        target = patch_targets(image, self.patch, masked, valid)
-        patch_loss, counted = target.error(pred.float())
+        loss, patch_loss, counted = masked_error(pred, image, self.patch, masked, valid)
         return {
-            "loss": patch_loss.sum() / counted.sum().clamp(min=1),
+            "loss": loss,
             "patch_loss": patch_loss,
-            "image_loss": patch_loss.detach().sum(1) / counted.sum(1),
+            "image_loss": patch_loss.sum(1) / counted.sum(1),
             "pred": pred,
             "masked": masked,
             "mask": mask,
@@ -211,15 +212,6 @@ class PatchTargets(NamedTuple):
     std: Tensor
     weight: Tensor | None
 
-    def error(self, pred: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error of each patch over what counts, and 1 where anything does: both (B, M)."""
-        square = (pred.reshape(self.normalised.shape) - self.normalised) ** 2
-        if self.weight is None:
-            return square.mean((2, 3)), torch.ones_like(square[:, :, 0, 0])
-        pixels = self.weight.sum((2, 3))
-        mean = (square * self.weight).sum((2, 3)) / (square.shape[2] * pixels.clamp(min=1))
-        return mean, (pixels > 0).float()
-
 
 @torch.no_grad()
 def patch_targets(image: Tensor, patch: int, index: Tensor, valid: Tensor | None = None) -> PatchTargets:
@@ -234,21 +226,103 @@ def patch_targets(image: Tensor, patch: int, index: Tensor, valid: Tensor | None
         index: (B, M) patch indices.
         valid: (B, H, W) bool, None if every pixel counts; pixels that fill the last patches never count.
     """
-    bands, (height, width) = image.shape[1], image.shape[-2:]
-    pixels = patchify(pad_to_patch(image.float(), patch), patch, index).reshape(*index.shape, bands, -1)
+    image, counts = pixels_and_counts(image, patch, valid)
+    pixels = patchify(image, patch, index).reshape(*index.shape, image.shape[1], -1)
+    weight = None if counts is None else patchify(counts, patch, index).reshape(*index.shape, 1, -1)
+    return PatchTargets(*normalise_(pixels, weight), weight)
+
+
+def pixels_and_counts(image: Tensor, patch: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The image in float32 and whole patches, and (B, 1, H, W), 1 where a pixel counts, or None where all do."""
+    height, width = image.shape[-2:]
     if valid is None and height % patch == 0 and width % patch == 0:
-        mean = pixels.mean((2, 3), keepdim=True)
-        centred = pixels.sub_(mean)
-        std = (centred.square().sum((2, 3), keepdim=True) / (centred[0, 0].numel() - 1) + VARIANCE_FLOOR).sqrt()
-        return PatchTargets(centred.div_(std), mean, std, None)
-    counts = torch.ones_like(image[:, :1]) if valid is None else valid[:, None].float()
-    counts = F.pad(counts, (0, -width % patch, 0, -height % patch))
-    weight = patchify(counts, patch, index).reshape(*index.shape, 1, -1)
-    total = bands * weight.sum((2, 3), keepdim=True)
-    mean = (pixels * weight).sum((2, 3), keepdim=True) / total.clamp(min=1)
-    centred = pixels.sub_(mean).mul_(weight)
-    std = (centred.square().sum((2, 3), keepdim=True) / (total - 1).clamp(min=1) + VARIANCE_FLOOR).sqrt()
-    return PatchTargets(centred.div_(std), mean, std, weight)
+        return image.float(), None
+    counts = torch.ones_like(image[:, :1], dtype=torch.float32) if valid is None else valid[:, None].float()
+    return pad_to_patch(image.float(), patch), F.pad(counts, (0, -width % patch, 0, -height % patch))
+
+
+def normalise_(pixels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches (..., C, p·p) normalised in place, 0 where nothing counts; their mean and deviation (..., 1, 1)."""
+    if weight is None:
+        mean = pixels.mean((-2, -1), keepdim=True)
+        freedom: Tensor | int = pixels.shape[-2] * pixels.shape[-1] - 1
+        pixels.sub_(mean)
+    else:
+        total = pixels.shape[-2] * weight.sum((-2, -1), keepdim=True)
+        mean = (pixels * weight).sum((-2, -1), keepdim=True) / total.clamp(min=1)
+        freedom = (total - 1).clamp(min=1)
+        pixels.sub_(mean).mul_(weight)
+    square = torch.linalg.vector_norm(pixels, dim=(-2, -1), keepdim=True).square()
+    std = (square / freedom + VARIANCE_FLOOR).sqrt()
+    return pixels.div_(std), mean, std
+
+
+def masked_error(
+    pred: Tensor, image: Tensor, patch: int, index: Tensor, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far predictions are from the normalised pixels of their patches.
+
+    Args:
+        pred: (B, M, C·p·p), normalised, (C, p, p) order.
+        image: (B, C, H, W); it gets no gradient.
+        patch: side in pixels.
+        index: (B, M) patch indices.
+        valid: (B, H, W) bool, None if every pixel counts.
+
+    Returns:
+        The mean over the patches where anything counts, a scalar; and, without gradient, the (B, M) mean squared error
+        of each over what counts, 0 where nothing does, and (B, M) 1 where anything does.
+    """
+    image, counts = pixels_and_counts(image.detach(), patch, valid)
+    weight = None if counts is None else patchify(counts, patch, index)
+    total, error = cast(tuple[Tensor, Tensor], _MaskedError.apply(pred, image, patch, index, weight))  # type: ignore[no-untyped-call]
+    counted = torch.ones_like(error) if weight is None else weight.amax(-1)
+    return total / counted.sum().clamp(min=1), error, counted
+
+
+class _MaskedError(torch.autograd.Function):
+    """Sum and parts of `masked_error`, a few patches at a time.
+
+    With 202 bands the targets of all patches in float32, and what autograd keeps between them and the error, took most
+    of the loss' time and several times its memory. Only the difference stays, in the precision of the predictions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, pred: Tensor, image: Tensor, patch: int, index: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        bands, area = image.shape[1], patch * patch
+        flat = pred.reshape(-1, bands, area)
+        kept = torch.empty_like(flat)
+        error = torch.empty(len(flat), device=pred.device)
+        first, steps = patch_runs(image, patch, index)
+        some = len(flat) if torch.compiler.is_compiling() else max(1, VALUES_AT_ONCE // (bands * area))
+        for i in range(0, len(flat), some):
+            part = slice(i, i + some)
+            pixels = take_runs(image, patch, first.flatten()[part], steps).reshape(flat[part].shape)
+            seen = None if weight is None else weight.reshape(-1, 1, area)[part]
+            difference = normalise_(pixels, seen)[0].sub_(flat[part])
+            if seen is not None:
+                difference.mul_(seen)
+            error[part] = torch.linalg.vector_norm(difference, dim=(1, 2)).square() / (bands * area)
+            if seen is not None:
+                share = seen.mean((1, 2)).clamp(min=1 / area)
+                error[part] /= share
+                difference.div_(share[:, None, None])
+            kept[part] = difference
+        ctx.save_for_backward(kept)
+        ctx.shape = index.shape
+        error = error.reshape(index.shape)
+        ctx.mark_non_differentiable(error)
+        return error.sum(), error
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (kept,) = ctx.saved_tensors
+        # A factor without dimensions: the product stays in the precision of `kept`, without a copy in float32.
+        towards = kept * (total * (-2 / kept[0].numel()))
+        return towards.reshape(*ctx.shape, -1), None, None, None, None
 
 
 @torch.no_grad()
@@ -276,6 +350,6 @@ def visible_mean_floor(
         spectrum = seen.normalised.mean((1, 3))
     else:
         spectrum = seen.normalised.sum((1, 3)) / seen.weight.sum((1, 3)).clamp(min=1)
-    hidden = patch_targets(image, patch, masked, valid)
-    error, counted = hidden.error(spectrum[:, None, :, None].expand(hidden.normalised.shape))
+    spectrum = spectrum[:, None, :, None].expand(-1, masked.shape[1], -1, patch**2).flatten(2)
+    _, error, counted = masked_error(spectrum, image, patch, masked, valid)
     return error.sum(1) / counted.sum(1)

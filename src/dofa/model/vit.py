@@ -17,6 +17,9 @@ from dofa.model.config import EncoderConfig
 
 Grid = tuple[int, int]
 NORM_EPS = 1e-6
+# Attention scores in bf16 that the C library's allocator still keeps (24 of 32 MB): what is larger comes from the
+# system page by page each time, which costs a third more (docs/step.md).
+SCORES_AT_ONCE = 12 * 2**20
 
 
 class Attention(nn.Module):
@@ -47,6 +50,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     take a half to a quarter of the time (docs/log.md; 37 to 197 tokens).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        images = max(1, SCORES_AT_ONCE // (q.shape[1] * q.shape[2] ** 2))
+        if images < len(q) and not torch.compiler.is_compiling():
+            parts = zip(*(torch.split(t, images) for t in (q, k, v)), strict=True)
+            return torch.cat([attend(*part) for part in parts])
         scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         return scores.softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
