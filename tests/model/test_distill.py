@@ -251,6 +251,7 @@ def test_the_anchor_is_nothing_after_the_fit_and_the_squared_residual_later(obje
     with torch.no_grad():
         for parameter in student.encoder.patch_embed.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+        student.encoder.patch_embed.weight_generator.fc_bias.bias.add_(10.0)  # its hundredth is made a bias
     told = losses(model, batch_of(S2))
     assert told["anchor"] > 1e-3
     assert told["anchor"] == pytest.approx(residual(student.encoder, teacher) ** 2, rel=1e-4)

@@ -1,5 +1,6 @@
 """A teacher's answers on fixed crops, kept on disk: what they hold, when they are made anew, interruptions."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def test_the_same_settings_read_the_answers_and_others_make_them_anew(taught, vi
     # None of these changes what the teacher is shown.
     same = taught(distill, optim__lr=1e-4, run__updates=9, data__jitter={"share": 0.2}, data__band_keep=0.3)
     assert prepared(same).ask().said == []
+    folder, kept = Path(first.config.run.out) / "teacher", tmp_path / "kept"
+    shutil.copytree(folder, kept)
 
     other = tmp_path / "other"
     write_vit(other, 48, 2, 3, 8, 32, seed=9)
@@ -59,6 +62,8 @@ def test_the_same_settings_read_the_answers_and_others_make_them_anew(taught, vi
         (taught(distill, data__statistics="display"), "statistics"),
         (taught(distill, model__changes=changes), "patch"),
     ):
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
         ready = prepared(config).ask()
         assert len(ready.said) == 3, why
         batch = ready.data[0]

@@ -17,6 +17,7 @@ from dofa.train.pretrain import pretrain
 from dofa.train.state import checkpoints
 
 from .conftest import command, environment
+from .preparing import FULL, prepared
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -112,3 +113,58 @@ def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_words(twenty
     assert len(set(said)) == 1
     assert "sources " in said[0]
     assert not (Path(config.run.out) / "model").exists()
+
+
+TAUGHT = {
+    "paper": {"sar_proxy": "random"},
+    "visible": {"view": "visible", "blocks": [0, 1], "target": "tokens", "reconstruction": 0.0},
+    "renderings": {**FULL, "crops": 2, "anchor": 1.0, "reconstruction": 1.0},
+}
+
+
+@pytest.fixture
+def taught_updates(taught, tmp_path):
+    """Six updates with a teacher, mixed sensors and accumulation."""
+
+    def make(out: str, distill: dict, **changes):
+        fixed = {
+            "model__start": "prefit",
+            "optim__encoder_lr": 0.25,
+            "optim__generator_lr": 0.05,  # a fitted generator that moves faster leaves its fit, and every run is chaos
+            "run__updates": 6,
+            "run__micro_batches": 4,
+            "run__save_every": 1000,
+            "run__out": str(tmp_path / out),
+            "data__weights": "equal",
+        }
+        return taught(distill, **{**fixed, **changes})
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distill", TAUGHT.values(), ids=TAUGHT)
+def test_two_taught_processes_equal_one(taught_updates, train_outside, distill):
+    one = weights(pretrain(taught_updates("one", distill)))
+    two = train_outside(taught_updates("two", distill), processes=2)
+    assert two.returncode == 0, two.stderr
+    assert furthest(one, weights(Path(taught_updates("two", distill).run.out))) <= 2e-6
+    rows = [read_log(Path(taught_updates(n, distill).run.out)) for n in ("one", "two")]
+    for key in {k for row in rows[0] for k in row if "/" in k} | {"grad_norm"}:
+        said = [[row[key] for row in each if key in row] for each in rows]
+        assert said[0] == pytest.approx(said[1], rel=1e-4), key
+    start = prepared(taught_updates("one", distill)).objective.state_dict()
+    still = {k for k in one if torch.equal(one[k], start[k])}
+    assert not any(".projectors." in k or (".patch_embed." in k and k.endswith("weight")) for k in still)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distill", TAUGHT.values(), ids=TAUGHT)
+def test_a_sharded_student_equals_ddp_with_a_teacher(taught_updates, train_outside, distill):
+    for strategy in ("ddp", "fully-shard"):
+        config = taught_updates(strategy, distill, run__strategy=strategy, optim__keep_initial=0.2)
+        done = train_outside(config, processes=2)
+        assert done.returncode == 0, done.stderr
+    runs = [Path(taught_updates(s, distill).run.out) for s in ("ddp", "fully-shard")]
+    assert furthest(*(weights(r) for r in runs)) <= 2e-6
+    assert furthest(*(load_file(r / "model" / "model.safetensors") for r in runs)) <= 2e-6
