@@ -71,6 +71,15 @@ def test_the_same_settings_read_the_answers_and_others_make_them_anew(taught, vi
         ready.objective(batch)
 
 
+def test_another_teacher_under_the_same_name_is_asked_anew(taught, tmp_path):
+    config = taught({**FULL, "crops": 1, "teacher": str(tmp_path / "vit")})
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / "vit", ignore_errors=True)
+        write_vit(tmp_path / "vit", 48, 2, 3, 8, 32, seed=seed)
+        assert len(prepared(config).ask().said) == 3
+        assert prepared(config).ask().said == []
+
+
 def test_answers_are_made_anew_for_another_store_and_only_for_it(taught, store, tmp_path):
     distill = {**FULL, "crops": 1}
     prepared(taught(distill)).ask()
