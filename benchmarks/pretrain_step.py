@@ -300,10 +300,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     peak = matmul_peak()
-    processor = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")),
-        platform.processor(),
-    )
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.partition(":")[2].strip() for line in about.splitlines() if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
     print(f"{processor}, {torch.get_num_threads()} threads, bf16 matrix products {peak / 1e9:.0f} GFLOP/s")
     rows = []
     for model in args.models:
