@@ -13,9 +13,10 @@ from dofa.cli import main
 from dofa.corpus.items import Reading
 from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
+from dofa.errors import ConfigError
 from dofa.model.checkpoint import create, save
 from dofa.model.config import TrainedSensor
-from dofa.train.config import PretrainConfig, to_yaml
+from dofa.train.config import PretrainConfig, load_config, to_yaml
 from dofa.train.pretrain import pretrain
 
 from ..vit_files import write_vit
@@ -107,3 +108,18 @@ def test_a_model_that_knows_the_sensor_otherwise_is_one_clear_line(taught, refus
     config = taught(model__init=str(model), model__changes={})
     assert "add the old ones" in refused(config, "data.rehearsal=0.3")
     assert "leave model.start 'prefit' out" in refused(config, "model.start=prefit")
+
+
+def test_a_decoder_that_is_not_trained_is_not_judged():
+    for setting in ("run.evaluate_every=10", "run.pictures_every=10"):
+        with pytest.raises(ConfigError, match=r"set run\.evaluate_every and run\.pictures_every to 0"):
+            load_config(
+                "cpu-tiny",
+                [
+                    "run={}",
+                    "distill.teacher=t.safetensors",
+                    "distill.reconstruction=0",
+                    "run.updates=1",
+                    setting,
+                ],
+            )

@@ -256,6 +256,11 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        if self.distill.reconstruction == 0 and (self.run.evaluate_every or self.run.pictures_every):
+            raise ConfigError(
+                "distill.reconstruction is 0, so no decoder is trained that could be judged or drawn: set "
+                "run.evaluate_every and run.pictures_every to 0"
+            )
         if self.model.start != "random" and self.distill.teacher is None:
             raise ConfigError(f"model.start is {self.model.start!r}, but distill.teacher names no teacher")
         if self.format_version > FORMAT_VERSION:
