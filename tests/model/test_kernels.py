@@ -118,3 +118,24 @@ def test_the_generator_works_in_float32_under_autocast():
     plain, _, _ = embedding.kernel(waves)
     assert under.dtype == torch.float32
     assert np.array_equal(under.detach().numpy(), plain.detach().numpy())
+
+
+@pytest.mark.parametrize("bands", [3, 202])
+def test_an_embedding_under_autocast_generates_its_kernel_in_bf16_and_trains_in_float32(bands):
+    torch.manual_seed(0)
+    embedding = DynamicPatchEmbedding(width=48, patch=8)
+    image, waves = torch.randn(2, bands, 32, 32), encode_wavelengths(torch.linspace(0.42, 2.4, bands))
+    results = []
+    for enabled in (True, False):
+        embedding.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            tokens, corrected = embedding(image, waves)
+            made = embedding.weight_generator(corrected)[0]
+        assert made.dtype == (torch.bfloat16 if enabled else torch.float32)
+        assert corrected.dtype == torch.float32
+        tokens.float().square().mean().backward()
+        results.append((tokens.detach().float(), embedding.weight_generator.fc_weight.weight.grad.clone()))
+    (half, gradient), (exact, expected) = results
+    assert gradient.dtype == torch.float32
+    assert (half - exact).norm() <= 1e-2 * exact.norm()
+    assert (gradient - expected).norm() <= 2e-2 * expected.norm()

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dofa.model.mae as mae_module
 from dofa.errors import ConfigError, DataError
 from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig
 from dofa.model.encoder import DOFA
-from dofa.model.mae import MaskedAutoencoder, split_patches, visible_mean_floor
+from dofa.model.mae import MaskedAutoencoder, masked_error, patch_targets, split_patches, visible_mean_floor
 from dofa.sensors import Band
 
 SAR = [Band(p, None, kind="sar", polarisation=p) for p in ("VV", "VH")]
@@ -89,6 +90,48 @@ def test_sparse_computation_equals_the_dense_one_in_loss_prediction_and_gradient
     for name, gradient in gradients.items():
         difference = float((gradient - expected[name]).abs().max())
         assert difference <= 1e-5 * float(expected[name].abs().max()), name
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 10**9], ids=["one patch", "a few", "all"])
+@pytest.mark.parametrize("masked_pixels", [False, True])
+def test_the_error_in_pieces_has_the_value_and_gradient_of_the_plain_expression(monkeypatch, at_once, masked_pixels):
+    monkeypatch.setattr(mae_module, "VALUES_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    image, index = torch.randn(3, 5, 32, 32), torch.stack([torch.randperm(16)[:12] for _ in range(3)])
+    valid = torch.rand(3, 32, 32) > 0.6 if masked_pixels else None
+    if valid is not None:
+        valid[0, :8] = False  # whole patches that do not count
+    results = []
+    for plain in (False, True):
+        pred = torch.randn(3, 12, 5 * PATCH**2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        if plain:
+            target = patch_targets(image, PATCH, index, valid)
+            square = (pred.reshape(target.normalised.shape) - target.normalised) ** 2
+            weight = torch.ones(3, 12, 1, PATCH**2) if target.weight is None else target.weight
+            pixels = weight.sum((2, 3))
+            error = (square * weight).sum((2, 3)) / (5 * pixels.clamp(min=1))
+            counted = (pixels > 0).float()
+            loss = error.sum() / counted.sum()
+        else:
+            loss, error, counted = masked_error(pred, image, PATCH, index, valid)
+        (3 * loss).backward()
+        results.append((loss, error, counted, pred.grad))
+    for ours, expected in zip(*results, strict=True):
+        assert worst(ours, expected) <= 1e-6
+
+
+def test_the_errors_gradient_keeps_the_precision_of_the_predictions():
+    torch.manual_seed(0)
+    image, index = torch.randn(2, 3, 32, 32), torch.arange(12).expand(2, -1)
+    gradients = []
+    for dtype in (torch.bfloat16, torch.float32):
+        pred = torch.randn(2, 12, 3 * PATCH**2, generator=torch.Generator().manual_seed(1)).bfloat16().to(dtype)
+        loss, _, _ = masked_error(pred.requires_grad_(), image, PATCH, index)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert pred.grad.dtype == dtype
+        gradients.append(pred.grad.float())
+    assert (gradients[0] - gradients[1]).norm() <= 5e-3 * gradients[1].norm()
 
 
 @pytest.mark.parametrize("offset", [0, 1])
