@@ -84,7 +84,7 @@ def right(model: DOFA, images: LabelledImages, name: str, cache: Path) -> NDArra
     All models are fed by the images' own statistics, so that only weights differ.
     """
     mean, std = band_statistics(images, cache).over(np.arange(len(images)))
-    scaling = images.scaling.with_stats(mean, std, "dataset")
+    scaling = images.scaling.with_stats(mean, std, "user")
     features = encode(model, images, scaling, ("pooled",), cache=cache)["pooled"]
     out = np.zeros(len(images))
     for repeat in range(REPEATS[name]):
