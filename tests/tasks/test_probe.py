@@ -10,11 +10,11 @@ import pytest
 from dofa.errors import ConfigError, DataError
 from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
+from dofa.model.heads import load_head
 from dofa.pixels import Scaling
 from dofa.tasks import probe as room
 from dofa.tasks.evaluation import fit_logistic, split_folds
 from dofa.tasks.features import encode
-from dofa.tasks.heads import load_head
 from dofa.tasks.probe import probe
 
 QUICK = {"stats": "dataset", "random_seeds": 2, "neighbours": 3, "penalties": (0.1, 10.0)}

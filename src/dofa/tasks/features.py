@@ -5,12 +5,10 @@ What was computed is kept in a cache file whose name is a digest of everything t
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -21,14 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dofa.errors import ConfigError, DataError, nearest
+from dofa.files import write_atomically
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
+from dofa.model.heads import Block
 from dofa.model.vit import block_indices
 from dofa.pixels import Scaling, convert_units, resolve_stats, unit_map
 from dofa.tasks.datasets import LabelledImages
 
-Block = int | Literal["pooled"]
 Precision = Literal["float32", "bf16"]
 Floats = NDArray[np.float32]
 Progress = Callable[[int], None]
@@ -300,17 +299,3 @@ def _store(cache: Path | None, key: Mapping[str, Any], arrays: dict[str, NDArray
         return
     file, text = _cache_file(cache, key)
     write_atomically(file, save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, {"key": text}))
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """All of it or nothing: written beside, flushed to the disk, then renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{uuid4().hex}.tmp")
-    try:
-        with beside.open("xb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)

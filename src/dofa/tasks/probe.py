@@ -18,6 +18,7 @@ from rich.progress import Progress
 from dofa.errors import ConfigError, DataError
 from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
+from dofa.model.heads import Head, palette
 from dofa.pixels import Scaling, unit_map
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.evaluation import (
@@ -42,7 +43,6 @@ from dofa.tasks.features import (
     random_encoder,
     write_atomically,
 )
-from dofa.tasks.heads import Head, palette
 from dofa.tasks.result import CLASSIFIERS, Classifier, Difference, ProbeResult, Row
 
 By = Literal["auto", "image", "place", "split"]

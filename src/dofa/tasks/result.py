@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dofa.errors import ConfigError, nearest
+from dofa.model.heads import Head
 from dofa.tasks.evaluation import Interval
-from dofa.tasks.heads import Head
 
 Classifier = Literal["logistic", "k-NN"]
 CLASSIFIERS: tuple[Classifier, ...] = ("logistic", "k-NN")

@@ -19,16 +19,17 @@ from safetensors.numpy import load, save
 from torch import Tensor
 
 from dofa.errors import CheckpointError, ConfigError
+from dofa.files import write_atomically
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.encoder import DOFA
 from dofa.model.native import read_record
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
-from dofa.tasks.features import Block, write_atomically
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "head.json", "head.safetensors"
 Task = Literal["classification"]
+Block = int | Literal["pooled"]
 Colour = tuple[int, int, int]
 _KEYS = (
     "format_version", "task", "class_names", "colours", "ignore", "nodata", "encoder_sha256", "levels", "sensor",
