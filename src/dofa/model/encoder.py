@@ -13,7 +13,7 @@ from dofa.model.kernels import DynamicPatchEmbedding, embed_patches, encode_wave
 from dofa.model.vit import Grid, Intermediates, VisionTransformer, interpolate_positions
 from dofa.sensors import Band, Sensor, check_wavelength_um
 
-Wavelengths = Tensor | Sequence[float] | Sensor | str | Sequence[Band]
+Wavelengths = Tensor | Sequence[float] | Sensor | str | Sequence[Band] | Sequence[Sensor]
 
 
 class DOFA(VisionTransformer):
@@ -52,7 +52,8 @@ class DOFA(VisionTransformer):
         band by band (name or alias). A SAR band has no wavelength; the config's number stands for it.
 
         Args:
-            wavelengths: micrometres, a Sensor or its name, or Bands (which tell no sensor: their own wavelengths).
+            wavelengths: micrometres, a Sensor or its name, or Bands (which tell no sensor: their own wavelengths); or
+                several Sensors, whose bands follow one another in the image.
 
         Returns:
             (C,) wavelengths in µm, and (C,) long: 0 for a band without polarisation, else 1 + its place in
@@ -72,8 +73,11 @@ class DOFA(VisionTransformer):
             known = _trained(self.config, wavelengths)
             numbers = [self._number(band, known) for band in wavelengths.bands]
             places = [_polarisation(band) for band in wavelengths.bands]
+        elif wavelengths and all(isinstance(v, Sensor) for v in wavelengths):
+            told = [self.band_inputs(cast(Sensor, v)) for v in wavelengths]
+            return torch.cat([n for n, _ in told]), torch.cat([p for _, p in told])
         else:
-            numbers = [self._number(v, []) if isinstance(v, Band) else float(v) for v in wavelengths]
+            numbers = [self._number(v, []) if isinstance(v, Band) else float(cast(float, v)) for v in wavelengths]
             places = [_polarisation(v) if isinstance(v, Band) else 0 for v in wavelengths]
         if not numbers:
             raise ConfigError("no wavelengths given: one number in µm for each band")

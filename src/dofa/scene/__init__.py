@@ -1,0 +1,1 @@
+"""From scenes to features and maps."""

@@ -1,0 +1,147 @@
+"""Pixels of a scene in chunks aligned with its file's blocks, each decoded once although tiles overlap."""
+
+import math
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.scene.tiles import Window
+
+SIDE = 256  # pixels a side of a chunk, at least
+LARGEST = 48 * 2**20  # bytes of one chunk, where the file's blocks allow it
+
+
+class Pixels(NamedTuple):
+    """Raw numbers of a window.
+
+    Attributes:
+        parts: (C, h, w) for each part of the scene, in its file's type.
+        valid: (h, w), False where there is no measurement, and outside the scene.
+    """
+
+    parts: list[NDArray[Any]]
+    valid: NDArray[np.bool_]
+
+
+class Source(Protocol):
+    """What chunks need of a scene."""
+
+    @property
+    def height(self) -> int:
+        """Rows of pixels."""
+
+    @property
+    def width(self) -> int:
+        """Columns of pixels."""
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of pixels that are best read together."""
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all bands at one pixel."""
+
+    def read(self, window: Window) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
+        """Raw numbers of each part, and validity."""
+
+
+class Chunks:
+    """Reads windows through a cache of chunks; threads share it, and no chunk is decoded by two of them at once.
+
+    Args:
+        scene: what is read.
+        budget: bytes of decoded chunks to keep; those used last stay.
+    """
+
+    def __init__(self, scene: Source, budget: int) -> None:
+        self.scene = scene
+        self.side = chunk_side(scene)
+        self._budget = budget
+        self._held = 0
+        self._kept: OrderedDict[tuple[int, int], Future[Pixels]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, window: Window) -> Pixels:
+        """Raw numbers and validity of a window, which may reach over the border of the scene: 0 and invalid there.
+
+        Raises:
+            DataError: pixels that cannot be decoded.
+        """
+        top, left = max(window.row, 0), max(window.col, 0)
+        bottom = min(window.row + window.height, self.scene.height)
+        right = min(window.col + window.width, self.scene.width)
+        parts: list[NDArray[Any]] = []
+        valid = np.zeros((window.height, window.width), bool)
+        rows, cols = self.side
+        for i in range(top // rows, -(-bottom // rows)):
+            for j in range(left // cols, -(-right // cols)):
+                found = self._chunk(i, j)
+                if not parts:
+                    parts = [np.zeros((len(p), window.height, window.width), p.dtype) for p in found.parts]
+                first, last = max(top, i * rows), min(bottom, (i + 1) * rows)
+                begin, end = max(left, j * cols), min(right, (j + 1) * cols)
+                into = np.s_[first - window.row : last - window.row, begin - window.col : end - window.col]
+                out_of = np.s_[first - i * rows : last - i * rows, begin - j * cols : end - j * cols]
+                for part, theirs in zip(parts, found.parts, strict=True):
+                    part[:, *into] = theirs[:, *out_of]
+                valid[into] = found.valid[out_of]
+        return Pixels(parts, valid)
+
+    def valid(self, window: Window) -> NDArray[np.bool_]:
+        """Validity alone, (h, w)."""
+        return self.read(window).valid
+
+    def _chunk(self, i: int, j: int) -> Pixels:
+        with self._lock:
+            found = self._kept.get((i, j))
+            mine = found is None
+            if found is None:
+                found = self._kept[i, j] = Future()
+            self._kept.move_to_end((i, j))
+        if mine:
+            self._decode(i, j, found)
+        return found.result()
+
+    def _decode(self, i: int, j: int, promise: "Future[Pixels]") -> None:
+        rows, cols = self.side
+        window = Window(
+            i * rows, j * cols, min(rows, self.scene.height - i * rows), min(cols, self.scene.width - j * cols)
+        )
+        try:
+            pixels = Pixels(*self.scene.read(window))
+        except BaseException as error:
+            with self._lock:
+                del self._kept[i, j]  # whoever asks next tries again
+            promise.set_exception(error)
+            return
+        promise.set_result(pixels)
+        with self._lock:
+            self._held += _size(pixels)
+            for key in list(self._kept):
+                if self._held <= self._budget or key == (i, j):
+                    break
+                if self._kept[key].done():
+                    self._held -= _size(self._kept.pop(key).result())
+
+
+def chunk_side(scene: Source) -> tuple[int, int]:
+    """Rows and columns of a chunk: whole blocks of the file, SIDE pixels at least, no larger than the scene."""
+    rows, cols = (
+        min(block * math.ceil(SIDE / block), -(-length // block) * block)
+        for block, length in zip(scene.block, (scene.height, scene.width), strict=True)
+    )
+    rows, cols = min(rows, max(scene.height, 1)), min(cols, max(scene.width, 1))
+    # Files in strips as wide as the scene: fewer rows at a time.
+    most = max(1, LARGEST // (cols * scene.pixel_bytes))
+    if rows > most:
+        rows = max(scene.block[0], most // scene.block[0] * scene.block[0])
+    return min(rows, scene.height), cols
+
+
+def _size(pixels: Pixels) -> int:
+    return sum(p.nbytes for p in pixels.parts) + pixels.valid.nbytes

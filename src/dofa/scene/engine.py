@@ -1,0 +1,316 @@
+"""Runs a model over scenes in bounded memory: tiles read ahead by threads, batches, joined blocks in a fixed order.
+
+What is joined does not depend on threads, nor on where an interrupted run went on: batches are made of the same tiles
+each time, and a block that is finished is the same to the last bit.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dofa.errors import DataError
+from dofa.pixels import Float
+from dofa.scene.inputs import Inputs
+from dofa.scene.tiles import Plan, Tile, Window
+
+Precision = Literal["auto", "float32", "bf16"]
+BUDGET = 128 * 2**20  # bytes for decoded pixels and unfinished rows together; wider scenes are cut into swaths
+
+
+class TileModel(Protocol):
+    """What runs on tiles.
+
+    Attributes:
+        channels: K, numbers a cell.
+        patch: pixels; tiles are whole patches.
+        offset: patch_offset of the encoder.
+        cell: pixels a side of a cell of its answer.
+    """
+
+    channels: int
+    patch: int
+    offset: int
+    cell: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised (B, C, h, w) to (B, K, h / cell, w / cell)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scene to run.
+
+    Attributes:
+        inputs: the scene, with what normalises it.
+        plan: how it is cut.
+        model: what runs on its tiles; jobs that share one object share batches.
+        skip: blocks that are finished already.
+    """
+
+    inputs: Inputs
+    plan: Plan
+    model: TileModel
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished part of the output.
+
+    Attributes:
+        job: its number among the jobs.
+        index: its number among the plan's blocks.
+        window: the cells it covers.
+        values: (K, h, w) float32; 0 where not valid.
+        valid: (h, w), where at least half the pixels inside the scene are measurements.
+    """
+
+    job: int
+    index: int
+    window: Window
+    values: Float
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A tile in its place: of which job and block, whether its answer is wanted, and whether it ends its block."""
+
+    job: int
+    block: int
+    tile: Tile
+    wanted: bool
+    last: bool
+
+
+@dataclass
+class _Batch:
+    items: list[_Item]
+    reads: "list[Future[Float | None]]" = field(default_factory=list)
+
+
+def run(
+    jobs: Sequence[Job],
+    *,
+    batch: int = 16,
+    threads: int = 2,
+    precision: Precision = "auto",
+    device: str | None = None,
+    progress: Callable[[int, int], None] = lambda tiles, read: None,
+) -> Iterator[Block]:
+    """Every block of every job that is not finished yet, in order.
+
+    Args:
+        jobs: scenes with their plans.
+        batch: tiles the model takes at once.
+        threads: that read and normalise ahead of the model.
+        precision: autocast to bf16, or not; `auto` does on processors and devices that multiply it fast.
+        device: of the model.
+        progress: called with tiles done and bytes of pixels read for them.
+
+    Yields:
+        Blocks: job by job, within each in the order of `plan.blocks`, from `skip` on.
+
+    Raises:
+        DataError: pixels that cannot be decoded, or answers that are not finite; the scene is named.
+    """
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    low = precision == "bf16" or (precision == "auto" and fast_bf16(target))
+    joined: deque[Future[list[Block]]] = deque()
+    ahead: deque[_Batch] = deque()
+    batches = _batches(jobs, batch)
+    with ThreadPoolExecutor(threads, "dofa-read") as readers, ThreadPoolExecutor(1, "dofa-join") as joiner:
+        joint = _Joint(jobs)
+        try:
+            while True:
+                while len(ahead) < 3 and (group := next(batches, None)) is not None:
+                    group.reads = [readers.submit(_read, jobs[i.job].inputs, i.tile.window) for i in group.items]
+                    ahead.append(group)
+                if not ahead:
+                    break
+                group = ahead.popleft()
+                answers = _answer(group, jobs, target, low)
+                joined.append(joiner.submit(joint.add, group.items, answers))
+                progress(len(group.items), sum(_bytes(jobs[i.job], i.tile) for i in group.items))
+                while joined and (joined[0].done() or len(joined) > 2):
+                    yield from joined.popleft().result()
+            while joined:
+                yield from joined.popleft().result()
+        finally:
+            for waiting in ahead:
+                for read in waiting.reads:
+                    read.cancel()
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether autocast to bf16 pays: on accelerators, and on processors that multiply it in hardware."""
+    if device.type != "cpu":
+        return True
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
+    """Pixels across a swath, so that decoded rows and unfinished cells stay within BUDGET; at least two tiles."""
+    rows = tile + 2 * inputs.chunks.side[0]
+    cells = (tile + model.patch) / stride**2
+    column = inputs.scene.pixel_bytes * rows + 8 * model.channels * cells
+    return max(2 * tile, int(BUDGET / column) // model.patch * model.patch)
+
+
+def _read(inputs: Inputs, window: Window) -> Float | None:
+    """A normalised tile, or None where it holds no measurement."""
+    image, valid = inputs.normalised(window)
+    return image if valid.any() else None
+
+
+def _bytes(job: Job, tile: Tile) -> int:
+    return tile.window.height * tile.window.width * job.inputs.scene.pixel_bytes
+
+
+def _batches(jobs: Sequence[Job], size: int) -> Iterator[_Batch]:
+    """Tiles of one shape for one model, at most `size`; always the same ones, whatever is finished already."""
+    waiting: list[_Item] = []
+
+    def kind(item: _Item) -> tuple[int, int, int, int]:
+        job, window = jobs[item.job], item.tile.window
+        return id(job.model), job.inputs.count, window.height, window.width
+
+    for item in _items(jobs):
+        if waiting and (len(waiting) == size or kind(waiting[0]) != kind(item)):
+            if any(i.wanted for i in waiting):
+                yield _Batch(waiting)
+            waiting = []
+        waiting.append(item)
+    if any(i.wanted for i in waiting):
+        yield _Batch(waiting)
+
+
+def _items(jobs: Sequence[Job]) -> Iterator[_Item]:
+    for number, job in enumerate(jobs):
+        count = len(job.plan.blocks)
+        needed = job.plan.begins(job.skip) if job.skip < count else count
+        for block in range(count):
+            tiles = job.plan.tiles_of(block)
+            for i, tile in enumerate(tiles):
+                yield _Item(number, block, tile, block >= needed, i == len(tiles) - 1)
+
+
+@torch.inference_mode()
+def _answer(group: _Batch, jobs: Sequence[Job], device: torch.device, low: bool) -> list[Float | None]:
+    """(h, w, K) float32 a tile, None for those without a measurement."""
+    images = [read.result() for read in group.reads]
+    full = [image for image in images if image is not None]
+    if not full:
+        return [None] * len(images)
+    first = jobs[group.items[0].job]
+    stacked = torch.from_numpy(np.stack(full)).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=low):
+        answer = first.model(stacked)
+    values = iter(answer.permute(0, 2, 3, 1).float().cpu().numpy())
+    out: list[Float | None] = [None if image is None else next(values) for image in images]
+    for item, value in zip(group.items, out, strict=True):
+        if value is not None and not np.isfinite(value.sum(dtype=np.float64)):
+            w = item.tile.window
+            raise DataError(
+                f"{jobs[item.job].inputs.scene.name}: the model's answer for rows {w.row}–{w.row + w.height}, columns "
+                f"{w.col}–{w.col + w.width} is not finite: try precision float32, and look at the statistics"
+            )
+    return out
+
+
+class _Joint:
+    """Adds up the answers of overlapping tiles and hands out blocks as they are finished; used by one thread."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._at = (-1, -1)  # job and swath of the sums below
+        self._top = 0
+        self._sum = np.zeros((0, 0, 0))
+        self._weight = np.zeros((0, 0))
+
+    def add(self, items: Sequence[_Item], answers: Sequence[Float | None]) -> list[Block]:
+        """Blocks that are finished by these answers."""
+        out = []
+        for item, answer in zip(items, answers, strict=True):
+            if not item.wanted:
+                continue
+            job = self._jobs[item.job]
+            window = job.plan.blocks[item.block]
+            self._move_to(item, job, window)
+            if answer is not None:
+                self._add(job.plan, window, item.tile, answer)
+            if item.last and item.block >= job.skip:
+                out.append(self._finished(item, job, window))
+        return out
+
+    def _move_to(self, item: _Item, job: Job, window: Window) -> None:
+        """Put the sums over a block: anew for another swath, else moved down to its first row."""
+        if self._at != (item.job, window.col):
+            rows = (job.plan.tile + job.plan.patch) // job.plan.stride + 1
+            self._at, self._top = (item.job, window.col), window.row
+            self._sum = np.zeros((rows, window.width, job.model.channels))
+            self._weight = np.zeros((rows, window.width))
+        down = window.row - self._top
+        if down:
+            for array in (self._sum, self._weight):
+                array[:-down] = array[down:]
+                array[-down:] = 0
+            self._top = window.row
+
+    def _add(self, plan: Plan, window: Window, tile: Tile, answer: Float) -> None:
+        # Products of float32 numbers and small integers are exact in float64, and so are their sums where tiles agree.
+        weight = np.outer(tile.rows, tile.cols).astype(np.float64)
+        weighted = answer * weight[..., None]
+        ratio = plan.cell // plan.stride
+        rows, cols = self._weight.shape
+        top, left = tile.window.row // plan.stride - self._top, tile.window.col // plan.stride - window.col
+        for i in range(ratio):
+            for j in range(ratio):
+                # Every cell of a pass covers ratio × ratio cells of the output: one of them at a time.
+                down, across = (
+                    _places(top + i, ratio, len(weight), rows),
+                    _places(left + j, ratio, weight.shape[1], cols),
+                )
+                self._sum[down.into, across.into] += weighted[down.of, across.of]
+                self._weight[down.into, across.into] += weight[down.of, across.of]
+
+    def _finished(self, item: _Item, job: Job, window: Window) -> Block:
+        weight = self._weight[: window.height]
+        valid = _valid_cells(job.inputs, job.plan, window) & (weight > 0)
+        values = self._sum[: window.height] / np.maximum(weight, 1)[..., None]
+        values = np.where(valid[..., None], values, 0).astype(np.float32)
+        return Block(item.job, item.block, window, values.transpose(2, 0, 1), valid)
+
+
+class _Places(NamedTuple):
+    of: slice  # of what is added
+    into: slice  # of the sums
+
+
+def _places(first: int, step: int, count: int, length: int) -> _Places:
+    """Where `count` places first, first + step, … lie within 0..length."""
+    begin = max(0, -(first // step))
+    end = max(begin, min(count, -(-(length - first) // step)))
+    start = first + begin * step
+    return _Places(slice(begin, end), slice(start, start + (end - begin) * step, step))
+
+
+def _valid_cells(inputs: Inputs, plan: Plan, window: Window) -> NDArray[np.bool_]:
+    """Where at least half of a cell's pixels inside the scene are measurements."""
+    pixels, s = plan.pixels_of(window), plan.stride
+    valid = inputs.chunks.valid(pixels)
+    row, col = np.arange(pixels.height) + pixels.row, np.arange(pixels.width) + pixels.col
+    inside = np.outer((row >= 0) & (row < inputs.scene.height), (col >= 0) & (col < inputs.scene.width))
+
+    def count(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.asarray(mask.reshape(window.height, s, window.width, s).sum((1, 3), dtype=np.int64))
+
+    found = count(valid)
+    return np.asarray((found > 0) & (found * 2 >= count(inside)))

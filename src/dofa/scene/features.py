@@ -1,0 +1,403 @@
+"""Features of scenes: what the encoder says of every patch, pixel or tile, as arrays with a place.
+
+for window, features in dofa.embed("scene.tif", "dofa-v2-base", sensor="sentinel-2-l2a"):
+    …                                        # (K, h, w) float32, NaN where there is no measurement
+dofa.embed("scene.tif", model, stride=4, pca=16).to_xarray()
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import dofa
+from dofa.errors import ConfigError
+from dofa.model.checkpoint import encoder_sha256, load
+from dofa.model.encoder import DOFA, StaticViT
+from dofa.model.heads import Block as Level
+from dofa.model.vit import block_indices
+from dofa.pixels import Float
+from dofa.scene import engine
+from dofa.scene.engine import Job, Precision
+from dofa.scene.inputs import Inputs, settle
+from dofa.scene.scene import Scene, open_scene
+from dofa.scene.statistics import scene_statistics
+from dofa.scene.tiles import Plan, Window
+
+if TYPE_CHECKING:
+    import xarray
+
+What = Literal["patch", "pixel", "tile"]
+SAMPLE_TILES = 48  # that a projection and the scale of int8 are fitted on, over all scenes together
+
+
+class EncoderTiles(nn.Module):
+    """An encoder as the engine runs it: images to maps of features.
+
+    Args:
+        vit: specialised for the bands it is fed.
+        what: `patch`, `pixel` (maps upsampled to pixels, bilinear) or `tile` (one vector for an image).
+        blocks: whose patch tokens, concatenated; `pooled` is the last block with the norm that the pooled vector has.
+        tile: pixels a side, for `tile`.
+    """
+
+    def __init__(self, vit: StaticViT, what: What, blocks: Sequence[Level], tile: int) -> None:
+        super().__init__()
+        self.vit, self.what = vit, what
+        depth = len(vit.blocks)
+        self.blocks: list[Level] = [b if b == "pooled" else block_indices([b], depth)[0] for b in blocks]
+        self.patch = tile if what == "tile" else vit.config.patch
+        self.cell = {"patch": self.patch, "pixel": 1, "tile": tile}[what]
+        self.offset = 0 if what == "tile" else vit.config.patch_offset
+        self.channels = vit.config.width * len(self.blocks)
+        self.projection: Projection | None = None
+
+    def project(self, projection: "Projection") -> None:
+        """Give only the components of a projection from now on."""
+        self.projection = projection
+        self.channels = len(projection.axes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised (B, C, h, w) to (B, K, h / cell, w / cell) float32."""
+        maps = self.maps(images)
+        if self.projection is not None:
+            maps = self.projection(maps)
+        if self.what == "pixel":
+            maps = F.interpolate(maps, scale_factor=self.vit.config.patch, mode="bilinear", align_corners=False)
+        return maps
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(B, D, g, g) of all blocks asked for, before any projection; g is 1 for `tile`."""
+        inner = [b for b in self.blocks if b != "pooled"]
+        if "pooled" in self.blocks:
+            found: Any = self.vit.forward_intermediates(images, inner or [-1], intermediates_only=False)
+            tokens, levels = cast(tuple[Tensor, list[Tensor]], found)
+        else:
+            levels = cast(list[Tensor], self.vit.forward_intermediates(images, inner))
+        of_block = dict(zip(inner, levels, strict=False))
+        out = []
+        for block in self.blocks:
+            if block != "pooled":
+                level = of_block[block].float()
+                out.append(level.mean((2, 3), keepdim=True) if self.what == "tile" else level)
+            elif self.what == "tile":
+                out.append(self.vit.forward_head(tokens, pre_logits=True).float()[:, :, None, None])
+            else:
+                normed = self.vit.fc_norm(tokens[:, 1:]).float()
+                grid = [-(-side // self.vit.config.patch) for side in images.shape[-2:]]
+                out.append(normed.transpose(1, 2).reshape(len(images), -1, *grid))
+        return torch.cat(out, dim=1)
+
+
+class Projection(nn.Module):
+    """Principal components of features, fitted on a sample.
+
+    Args:
+        mean: (D,).
+        axes: (k, D), orthonormal rows, the sign of each fixed by its largest entry.
+        explained: (k,) share of the variance.
+    """
+
+    def __init__(self, mean: NDArray[Any], axes: NDArray[Any], explained: NDArray[Any]) -> None:
+        super().__init__()
+        self.mean = nn.Buffer(torch.from_numpy(np.asarray(mean, np.float32)))
+        self.axes = nn.Buffer(torch.from_numpy(np.asarray(axes, np.float32)))
+        self.explained = explained
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, D, h, w) to (B, k, h, w) float32."""
+        with torch.autocast(maps.device.type, enabled=False):
+            return torch.einsum("kd,bdhw->bkhw", self.axes, maps.float() - self.mean[:, None, None])
+
+    @classmethod
+    def fit(cls, features: NDArray[Any], components: int) -> "Projection":
+        """Fit to (n, D) features.
+
+        Raises:
+            ConfigError: fewer features or dimensions than components.
+        """
+        if not 0 < components <= min(features.shape):
+            raise ConfigError(f"pca {components}: between 1 and {min(features.shape)} for {features.shape} features")
+        wide = features.astype(np.float64)
+        mean = wide.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(wide.T, bias=True).reshape(wide.shape[1], -1))
+        order = np.argsort(values)[::-1][:components]
+        axes = vectors[:, order].T
+        axes = axes * np.sign(axes[np.arange(components), np.abs(axes).argmax(1)])[:, None]
+        return cls(mean, axes, values[order] / max(values.sum(), 1e-30))
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Features of one scene, computed as they are asked for.
+
+    Iterating gives (window of cells, (K, h, w) float32 with NaN where there is no measurement), block by block.
+
+    Attributes:
+        inputs: the scene and what normalises it.
+        plan: how it is cut; `plan.shape` are the rows and columns of cells.
+        tiles: the encoder.
+        meta: what a file of these features says of itself.
+        settings: of `engine.run`.
+    """
+
+    inputs: Inputs
+    plan: Plan
+    tiles: EncoderTiles
+    meta: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def job(self) -> Job:
+        """What the engine runs."""
+        return Job(self.inputs, self.plan, self.tiles)
+
+    @property
+    def transform(self) -> tuple[float, ...] | None:
+        """Affine coefficients of the cells, None where the scene has no place."""
+        found = self.inputs.scene.transform
+        return None if found is None else self.plan.transform(found)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the channels: `pc1`…, or the block and the number of the feature in it."""
+        if self.tiles.projection is not None:
+            return tuple(f"pc{i + 1}" for i in range(self.tiles.channels))
+        width = self.tiles.vit.config.width
+        return tuple(
+            f"{block if block == 'pooled' else f'block{block}'}_{i}"
+            for block in self.tiles.blocks
+            for i in range(width)
+        )
+
+    def __iter__(self) -> Iterator[tuple[Window, Float]]:
+        for block in engine.run([self.job], **self.settings):
+            yield block.window, np.where(block.valid, block.values, np.float32(np.nan))
+
+    def array(self) -> Float:
+        """All of it in memory, (K, rows, columns)."""
+        out = np.full((self.tiles.channels, *self.plan.shape), np.nan, np.float32)
+        for window, values in self:
+            out[:, window.rows, window.cols] = values
+        return out
+
+    def to_xarray(self) -> "xarray.DataArray":
+        """All of it in memory, with coordinates at the centres of the cells, CRS and names."""
+        from dofa.scene.labelled import data_array
+
+        return data_array(self.array(), self.inputs.scene.crs, self.transform, self.names, self.meta)
+
+
+def embed(
+    scene: Scene | str | Path | Sequence[str | Path],
+    model: DOFA | str | Path,
+    *,
+    level: What = "patch",
+    blocks: Sequence[Level] = ("pooled",),
+    stride: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    pca: int | None = None,
+    stats: str | None = None,
+    batch: int = 16,
+    precision: Precision = "auto",
+    device: str | None = None,
+    compile: bool = False,
+    progress: Callable[[int, int], None] = lambda tiles, read: None,
+    **opening: Any,
+) -> Embedding:
+    """Features of one scene.
+
+    Args:
+        scene: open, or what `open_scene` takes, with its other arguments in `opening` (`sensor`, `bands`, …).
+        model: an encoder, or its name or folder.
+        level: `patch`, one vector a patch; `pixel`, maps upsampled to pixels; `tile`, one vector a window.
+        blocks: numbers from 0 (negative from the end), and `pooled`: the last block with the pooled vector's norm.
+        stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass.
+        tile: pixels a side that the model sees at once; None for the size the weights were trained at.
+        overlap: pixels that neighbouring tiles share; None for a quarter of a tile.
+        pca: keep so many principal components, fitted on a sample of the scene.
+        stats: see `dofa.scene.inputs.settle`.
+        batch: tiles at a time.
+        precision: see `engine.run`.
+        device: see `engine.run`.
+        compile: run the model through torch.compile.
+        progress: see `engine.run`.
+        opening: further arguments of `open_scene`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what does not fit together, in one line with the cure.
+    """
+    (one,) = embed_all(
+        [scene], model, level=level, blocks=blocks, stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats,
+        batch=batch, precision=precision, device=device, compile=compile, progress=progress, **opening,
+    )  # fmt: skip
+    return one
+
+
+def embed_all(
+    scenes: Sequence[Scene | str | Path | Sequence[str | Path]],
+    model: DOFA | str | Path,
+    *,
+    level: What = "patch",
+    blocks: Sequence[Level] = ("pooled",),
+    stride: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    pca: int | None = None,
+    stats: str | None = None,
+    batch: int = 16,
+    precision: Precision = "auto",
+    device: str | None = None,
+    compile: bool = False,
+    progress: Callable[[int, int], None] = lambda tiles, read: None,
+    **opening: Any,
+) -> list[Embedding]:
+    """Features of several scenes: like `embed`, with one projection and, for `--stats dataset`, one statistics."""
+    model = model if isinstance(model, DOFA) else load(model)
+    opened = [scene if isinstance(scene, Scene) else open_scene(scene, **opening) for scene in scenes]
+    measured = _measure(opened, stats)
+    inputs = [settle(s, model.config, stats=stats, measured=m) for s, m in zip(opened, measured, strict=True)]
+    settings = {"batch": batch, "precision": precision, "device": device, "progress": progress}
+    digest = encoder_sha256(model)
+    tiles_of: dict[Any, EncoderTiles] = {}  # scenes of one sensor share a model, and so their batches
+    out = []
+    for given in inputs:
+        side = tile_side(given, model, tile)
+        key = (model.encode_bands(given.wavelengths).numpy().tobytes(), side)
+        if key not in tiles_of:
+            tiles_of[key] = EncoderTiles(specialised(model, given, side, device, compile), level, blocks, side)
+        tiles = tiles_of[key]
+        plan = plan_of(given, tiles, side, stride, overlap)
+        meta = describe(given, model, digest, plan, level, tiles)
+        out.append(Embedding(given, plan, tiles, meta, settings))
+    if pca is not None:
+        if len({tiles.channels for tiles in tiles_of.values()}) > 1:
+            raise ConfigError("pca: scenes with different numbers of features share no components")
+        projection = Projection.fit(sample(out), pca)
+        for tiles in tiles_of.values():
+            tiles.project(projection)
+        for one in out:
+            one.meta["pca"] = {
+                "components": pca,
+                "explained": [float(v) for v in projection.explained],
+                "fitted_on": [o.inputs.scene.name for o in out],
+            }
+    return out
+
+
+def tile_side(inputs: Inputs, model: DOFA, tile: int | None) -> int:
+    """Pixels a side of a tile: as told, or as trained; no more than the scene's whole patches.
+
+    Raises:
+        ConfigError: not a multiple of the patch.
+    """
+    patch = model.config.patch
+    side = model.config.image_size if tile is None else tile
+    if side < patch or side % patch:
+        raise ConfigError(f"tile {side}: a multiple of the patch of {patch} pixels is needed")
+    return min(side, patch * -(-max(inputs.scene.height, inputs.scene.width) // patch))
+
+
+def specialised(model: DOFA, inputs: Inputs, side: int, device: str | None, compile: bool) -> StaticViT:
+    """The encoder with the kernel of these bands and positions of tiles of this size."""
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    vit = model.specialize(inputs.wavelengths, side).eval().to(target)
+    if compile:
+        from dofa.model.compiled import compiled
+
+        compiled(vit)
+    return vit
+
+
+def plan_of(inputs: Inputs, tiles: engine.TileModel, side: int, stride: int | None, overlap: int | None) -> Plan:
+    """How a scene is cut for a model.
+
+    Raises:
+        ConfigError: a stride or an overlap that does not fit.
+    """
+    whole = tiles.patch == side  # one vector a tile
+    step = tiles.cell if stride is None else stride
+    return Plan(
+        height=inputs.scene.height,
+        width=inputs.scene.width,
+        tile=side,
+        overlap=0 if whole else (tiles.patch * (side // 4 // tiles.patch) if overlap is None else overlap),
+        patch=tiles.patch,
+        cell=tiles.cell,
+        stride=step,
+        offset=tiles.offset,
+        swath=engine.swath_of(inputs, side, tiles, step),
+    )
+
+
+def sample(embeddings: Sequence[Embedding]) -> NDArray[np.float32]:
+    """(n, D) features of evenly spaced tiles of all scenes, those with measurements."""
+    each = max(1, SAMPLE_TILES // len(embeddings))
+    found = []
+    for one in embeddings:
+        rng = np.random.default_rng(0)
+        height, width, side = one.inputs.scene.height, one.inputs.scene.width, one.plan.tile
+        across = max(1, round((each * width / height) ** 0.5))
+        rows = np.linspace(0, max(height - side, 0), max(1, each // across)).astype(int)
+        cols = np.linspace(0, max(width - side, 0), across).astype(int)
+        for row in rows:
+            for col in cols:
+                # Shaken, or a scene with regular fields would be met at the same place of each.
+                shake = rng.integers(0, max(1, side // 2), 2)
+                window = Window(
+                    int(min(row + shake[0], max(height - side, 0))),
+                    int(min(col + shake[1], max(width - side, 0))),
+                    side,
+                    side,
+                )
+                image, valid = one.inputs.normalised(window)
+                if not valid.any():
+                    continue
+                device = one.tiles.vit.cls_token.device
+                with torch.inference_mode():
+                    maps = one.tiles.maps(torch.from_numpy(image)[None].to(device))[0].float().cpu().numpy()
+                cell = side // maps.shape[-1]
+                seen = valid.reshape(maps.shape[-2], cell, maps.shape[-1], cell).mean((1, 3)) >= 0.5
+                found.append(maps[:, seen].T)
+    if not found or not sum(map(len, found)):
+        raise ConfigError("no tile with measurements to fit on")
+    return np.concatenate(found)
+
+
+def describe(inputs: Inputs, model: DOFA, digest: str, plan: Plan, level: What, tiles: EncoderTiles) -> dict[str, Any]:
+    """What a file of features says of itself; plain JSON."""
+    return {
+        "dofa": dofa.__version__,
+        "encoder_sha256": digest,
+        "licence": model.origin.licence,
+        "attribution": model.origin.attribution,
+        "scene": inputs.scene.name,
+        "level": level,
+        "blocks": list(tiles.blocks),
+        "tile": plan.tile,
+        "overlap": plan.overlap,
+        "stride": plan.stride,
+        "patch": model.config.patch,
+        "patch_offset": model.config.patch_offset,
+        "gsd_m": inputs.scene.gsd_m,
+        "sensors": [s.name for s in inputs.sensors],
+        "bands": [list(s.band_names) for s in inputs.sensors],
+        "wavelength_um": [float(w) for w in model.band_inputs(inputs.wavelengths)[0]],
+        "scaling": [s.to_dict() for s in inputs.scalings],
+    }
+
+
+def _measure(scenes: Sequence[Scene], stats: str | None) -> list[Any]:
+    """Statistics of each scene's parts, where they are asked for."""
+    if stats == "scene":
+        return [scene_statistics([scene]) for scene in scenes]
+    if stats == "dataset":
+        return [scene_statistics(scenes)] * len(scenes)
+    return [None] * len(scenes)
