@@ -18,7 +18,7 @@ from .conftest import ArrayScene, LocalModel, array_inputs
 
 def whole(image, model, stride):
     """What the model says of the whole image: its passes, each on the image cropped by its shift, averaged."""
-    channels, height, width = image.shape
+    height, width = image.shape[1:]
     rows, cols = -(-height // stride), -(-width // stride)
     total, count = np.zeros((model.channels, rows, cols)), np.zeros((rows, cols))
     for a, b in itertools.product(range(0, model.cell, stride), repeat=2):

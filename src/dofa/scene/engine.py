@@ -285,8 +285,8 @@ class _Joint:
         weight = self._weight[: window.height]
         valid = _valid_cells(job.inputs, job.plan, window) & (weight > 0)
         values = self._sum[: window.height] / np.maximum(weight, 1)[..., None]
-        values = np.where(valid[..., None], values, 0).astype(np.float32)
-        return Block(item.job, item.block, window, values.transpose(2, 0, 1), valid)
+        values = np.where(valid[..., None], values, 0)
+        return Block(item.job, item.block, window, values.transpose(2, 0, 1).astype(np.float32), valid)
 
 
 class _Places(NamedTuple):

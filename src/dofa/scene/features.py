@@ -169,12 +169,8 @@ class Embedding:
         """Of the channels: `pc1`…, or the block and the number of the feature in it."""
         if self.tiles.projection is not None:
             return tuple(f"pc{i + 1}" for i in range(self.tiles.channels))
-        width = self.tiles.vit.config.width
-        return tuple(
-            f"{block if block == 'pooled' else f'block{block}'}_{i}"
-            for block in self.tiles.blocks
-            for i in range(width)
-        )
+        blocks = ["pooled" if block == "pooled" else f"block{block}" for block in self.tiles.blocks]
+        return tuple(f"{block}_{i}" for block in blocks for i in range(self.tiles.vit.config.width))
 
     def __iter__(self) -> Iterator[tuple[Window, Float]]:
         for block in engine.run([self.job], **self.settings):
@@ -344,19 +340,13 @@ def sample(embeddings: Sequence[Embedding]) -> NDArray[np.float32]:
     for one in embeddings:
         rng = np.random.default_rng(0)
         height, width, side = one.inputs.scene.height, one.inputs.scene.width, one.plan.tile
+        last = max(height - side, 0), max(width - side, 0)
         across = max(1, round((each * width / height) ** 0.5))
-        rows = np.linspace(0, max(height - side, 0), max(1, each // across)).astype(int)
-        cols = np.linspace(0, max(width - side, 0), across).astype(int)
-        for row in rows:
-            for col in cols:
+        for row in np.linspace(0, last[0], max(1, each // across)):
+            for col in np.linspace(0, last[1], across):
                 # Shaken, or a scene with regular fields would be met at the same place of each.
-                shake = rng.integers(0, max(1, side // 2), 2)
-                window = Window(
-                    int(min(row + shake[0], max(height - side, 0))),
-                    int(min(col + shake[1], max(width - side, 0))),
-                    side,
-                    side,
-                )
+                top, left = (int(v) for v in np.minimum([row, col] + rng.integers(0, max(1, side // 2), 2), last))
+                window = Window(top, left, side, side)
                 image, valid = one.inputs.normalised(window)
                 if not valid.any():
                     continue

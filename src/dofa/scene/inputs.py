@@ -1,4 +1,4 @@
-"""From a scene's raw numbers to what the model is fed: whose statistics, in which unit, filled where nothing is known."""
+"""From a scene's raw numbers to what the model is fed: whose statistics, in which unit, and where nothing is known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -108,9 +108,7 @@ def settle(
             the head needs and the scene lacks; the cures are named.
     """
     if head is not None and len(scene.parts) > 1:
-        raise ConfigError(
-            f"{scene.name}: a head reads one sensor, this scene stacks {len(scene.parts)}: name one of them"
-        )
+        raise ConfigError(f"{scene.name}: a head reads one sensor, this scene stacks {len(scene.parts)}: open one")
     trained = {name: sensor.scaling for name, sensor in config.sensors.items()}
     scalings = []
     for number, part in enumerate(scene.parts):

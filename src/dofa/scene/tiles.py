@@ -104,8 +104,8 @@ def cut(length: int, tile: int, overlap: int, patch: int, cell: int, halo: int =
     idle = math.ceil(halo / cell)  # cells at an inner edge
     if not 0 <= 2 * idle * cell <= overlap <= tile - patch:
         raise ConfigError(
-            f"overlap {overlap}, halo {halo}: the overlap is at least twice the halo and at most the tile of {tile} less "
-            f"a patch of {patch}"
+            f"overlap {overlap}, halo {halo}: the overlap is at least twice the halo, and at most the tile of {tile} "
+            f"less a patch of {patch}"
         )
     whole = patch * math.ceil((length - shift) / patch)
     if whole <= tile:

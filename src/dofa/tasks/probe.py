@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dofa.errors import ConfigError, DataError
+from dofa.files import write_atomically
 from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
-from dofa.model.heads import Head, palette
+from dofa.model.heads import Block, Head, palette
 from dofa.pixels import Scaling, unit_map
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.evaluation import (
@@ -33,7 +34,6 @@ from dofa.tasks.evaluation import (
 )
 from dofa.tasks.features import (
     DATASET,
-    Block,
     Floats,
     Precision,
     band_statistics,
@@ -41,7 +41,6 @@ from dofa.tasks.features import (
     encode,
     input_scaling,
     random_encoder,
-    write_atomically,
 )
 from dofa.tasks.result import CLASSIFIERS, Classifier, Difference, ProbeResult, Row
 
