@@ -1,0 +1,373 @@
+"""Outputs that are there whole or not at all: a journalled work file, then one step that makes the finished file of it.
+
+Beside the output `map.tif` lies the folder `.map.tif.part` while the work lasts: `values.bin` holds the numbers, (H, W,
+K), at its full size from the start, so that a full disk is told before the work and not after it; `journal.json` says
+how many blocks of it are on the disk. A run that was killed goes on from there.
+"""
+
+import errno
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
+
+from dofa.errors import ConfigError, DofaError
+from dofa.files import write_atomically
+from dofa.scene.layout import FORMATS, PIECE_BYTES, Dtype, Format, Layout
+from dofa.scene.reading import Features, open_features
+from dofa.scene.tiles import Window
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["Dtype", "Features", "Format", "Layout", "Values", "Work", "format_of", "open_features"]
+
+SYNC_S = 5.0  # between two entries of the journal: what a killed run does again at most
+SYNC_BYTES = 1 << 28
+SIDE_FILES = (".aux.xml", ".ovr", ".msk")  # GDAL's: statistics, names or overviews of what was there before
+
+
+def format_of(out: Path) -> Format:
+    """The format an output's name stands for.
+
+    Raises:
+        ConfigError: a name that stands for none.
+    """
+    kind = FORMATS.get(out.suffix.lower())
+    if kind is None:
+        raise ConfigError(f"{out}: the name says no format: end it in {', '.join(FORMATS)}")
+    return kind
+
+
+class Values:
+    """The numbers of a work file, read a window at a time."""
+
+    def __init__(self, layout: Layout, file: io.FileIO) -> None:
+        self.layout = layout
+        self._file = file
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """(K, h, w) stored numbers of a window of cells inside the output."""
+        layout = self.layout
+        cells = np.empty((window.height, window.width, layout.channels), layout.numpy_dtype)
+        whole = window.width == layout.width
+        for i, part in enumerate((cells,) if whole else cells):
+            self._file.seek(((window.row + i) * layout.width + window.col) * layout.cell_bytes)
+            left = memoryview(part).cast("B")
+            while left:
+                count = self._file.readinto(left)
+                if not count:
+                    raise DofaError(f"{self._file.name} ends before its last cell: another program changed it")
+                left = left[count:]
+        return cells.transpose(2, 0, 1)
+
+
+class Work:
+    """An output in the making.
+
+    Attributes:
+        out: the finished file.
+        layout: what it will hold.
+        folder: where the work lies.
+        done: blocks whose numbers are on the disk, the first ones of the plan.
+    """
+
+    def __init__(self, out: Path, layout: Layout, folder: Path, kind: Format, replace: bool) -> None:
+        self.out, self.layout, self.folder, self.kind = out, layout, folder, kind
+        self.done = 0
+        self._replace = replace
+        self._next, self._cells = 0, 0
+        self._key: Any = None
+        self._unsynced, self._synced_at = 0, time.monotonic()
+        self._file: io.FileIO | None = None
+        self._lock = -1
+
+    @classmethod
+    def open(
+        cls,
+        out: str | Path,
+        layout: Layout,
+        key: Mapping[str, Any],
+        *,
+        kind: Format | None = None,
+        overwrite: bool = False,
+    ) -> "Work":
+        """Begin an output, or go on with one that was interrupted.
+
+        Args:
+            out: the finished file; its folder is made.
+            layout: what it will hold.
+            key: JSON that tells this job from any other: scene, weights, settings.
+            kind: format; by the name of `out` unless given.
+            overwrite: whether a file that is there, and an interrupted run of another job, are replaced.
+
+        Raises:
+            ConfigError: the output exists, an interrupted run had another key, or the name says no format.
+            DataError: a layout that the format cannot hold.
+            DofaError: no room for the numbers, or another process writes the same output.
+        """
+        out = Path(out)
+        kind = kind or format_of(out)
+        layout.check(kind)
+        folder = out.with_name(f".{out.name}.part")
+        work = cls(out, layout, folder, kind, overwrite)
+        work._key = json.loads(json.dumps({"key": key, "layout": layout.to_json()}, allow_nan=False))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DofaError(f"{out}: cannot make {folder}: {error.strerror}") from None
+        try:
+            work._begin()
+        except BaseException:
+            work.close()
+            raise
+        return work
+
+    def _begin(self) -> None:
+        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DofaError(f"{self.out} is being written by another process: wait for it or end it") from None
+        previous = self.folder / "previous"
+        if previous.exists() and not self.out.exists():  # killed between the two renames of `_place`
+            os.replace(previous, self.out)
+        fresh = not (self.folder / "journal.json").exists()
+        if self.out.exists() and not self._replace:
+            if fresh:
+                self._discard()
+            raise ConfigError(f"{self.out} exists: give --overwrite to replace it, or another name")
+        if not fresh:
+            entry = json.loads((self.folder / "journal.json").read_bytes())
+            if entry["job"] == self._key:
+                self.done, self._cells = entry["done"], entry["cells"]
+            elif not self._replace:
+                other = _differences(entry["job"], self._key)
+                raise ConfigError(
+                    f"{self.folder} holds {entry['done']} blocks of an interrupted run with another {other}: run it "
+                    "again as it was, or give --overwrite to begin anew"
+                )
+            else:
+                fresh = True
+        self._next = self.done
+        if fresh:
+            (self.folder / "journal.json").unlink(missing_ok=True)
+            (self.folder / "values.bin").unlink(missing_ok=True)
+        descriptor = os.open(self.folder / "values.bin", os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self._file = io.FileIO(descriptor, "r+")
+        size = self.layout.height * self.layout.width * self.layout.cell_bytes
+        try:
+            _allocate(descriptor, size)
+            self._write_journal()
+        except OSError as error:
+            if fresh:
+                self._discard()
+            free = shutil.disk_usage(self.out.parent).free
+            raise DofaError(
+                f"{self.out}: {_bytes(size)} are needed for its numbers and {_bytes(free)} are free in "
+                f"{self.out.parent} ({error.strerror}): make room or name a file elsewhere"
+            ) from None
+
+    def write(self, block: int, row: int, col: int, stored: NDArray[Any]) -> None:
+        """One finished block, in the plan's order; on the disk before `done` counts it.
+
+        Args:
+            block: its index: the number of blocks written before.
+            row: of its first cell.
+            col: of its first cell.
+            stored: (K, h, w) in the layout's type.
+
+        Raises:
+            ValueError: a block out of order, outside the output or of another type.
+            DofaError: the disk refuses it.
+        """
+        layout = self.layout
+        channels, height, width = stored.shape
+        if block != self._next:
+            raise ValueError(f"block {block} is written where {self._next} is expected")
+        if stored.dtype != np.dtype(layout.dtype) or channels != layout.channels:
+            raise ValueError(f"{channels} channels of {stored.dtype}, not {layout.channels} of {layout.dtype}")
+        if not (0 <= row <= layout.height - height and 0 <= col <= layout.width - width):
+            raise ValueError(f"block at {row}, {col} of {height} × {width} lies outside the output")
+        cells = np.ascontiguousarray(stored.transpose(1, 2, 0), layout.numpy_dtype)
+        try:
+            for first in (row,) if width == layout.width else range(row, row + height):
+                part = cells if width == layout.width else cells[first - row]
+                self._put(memoryview(part).cast("B"), (first * layout.width + col) * layout.cell_bytes)
+            self._next += 1
+            self._cells += height * width
+            self._unsynced += cells.nbytes
+            if self._unsynced >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_S:
+                self.sync()
+        except OSError as error:
+            raise self._disk(error, "its numbers") from error
+
+    def _put(self, data: memoryview, at: int) -> None:
+        self._open_file.seek(at)
+        while data:
+            data = data[self._open_file.write(data) :]
+
+    @property
+    def _open_file(self) -> io.FileIO:
+        if self._file is None:
+            raise ValueError(f"{self.out}: the work is closed")
+        return self._file
+
+    def sync(self) -> None:
+        """Bring the blocks to the disk, then say so in the journal."""
+        if self._next != self.done:
+            os.fsync(self._open_file.fileno())
+            self.done = self._next
+            self._write_journal()
+        self._unsynced, self._synced_at = 0, time.monotonic()
+
+    def _write_journal(self) -> None:
+        entry = {"job": self._key, "done": self.done, "cells": self._cells}
+        write_atomically(self.folder / "journal.json", json.dumps(entry).encode())
+
+    def finish(self, kind: Format | None = None) -> Path:
+        """Make the finished file of the numbers and put it in its place; what was there stays until then.
+
+        Args:
+            kind: another format than the one it was opened with.
+
+        Raises:
+            ValueError: blocks are missing.
+            DofaError: the disk is full; the numbers are kept and the same job finishes later.
+        """
+        kind = kind or self.kind
+        self.layout.check(kind)
+        total = self.layout.height * self.layout.width
+        if self._cells != total:
+            raise ValueError(f"{self._cells} of {total} cells are written")
+        finished = self.folder / "finished"
+        try:
+            self.sync()
+            _remove(finished)
+            finished.mkdir()
+            target = finished / self.out.name
+            _writer(kind)(self.layout, Values(self.layout, self._open_file), target)
+            for file in [finished, *finished.rglob("*")]:
+                _flush(file)
+            self._place(target)
+        except (OSError, RasterioError, CPLE_BaseError) as error:
+            _remove(finished)
+            raise self._disk(error, "the finished file") from error
+        self._discard()
+        return self.out
+
+    def _place(self, target: Path) -> None:
+        """Put the finished file, and GDAL's side file if it has one, where the old ones were."""
+        if target.is_dir() or self.out.is_dir():  # no rename replaces a folder that holds anything
+            previous = self.folder / "previous"
+            _remove(previous)
+            if self.out.exists():
+                os.replace(self.out, previous)
+        os.replace(target, self.out)
+        for suffix in SIDE_FILES:
+            beside, new = (p.with_name(p.name + suffix) for p in (self.out, target))
+            if new.exists():
+                os.replace(new, beside)
+            else:
+                beside.unlink(missing_ok=True)
+        _flush(self.out.parent)
+
+    def _disk(self, error: Exception, what: str) -> DofaError:
+        free = shutil.disk_usage(self.out.parent).free
+        told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        said = "no space left" if told else " ".join(str(error.__cause__ or error).split())
+        return DofaError(
+            f"{self.out}: {what} cannot be written ({said}; {_bytes(free)} are free in {self.out.parent}): make room "
+            "and run the same command again, it goes on from here"
+        )
+
+    def _discard(self) -> None:
+        self.close()
+        _remove(self.folder)
+
+    def close(self) -> None:
+        """Let go of the files; blocks that were not brought to the disk by then are written again by the next run."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._file is not None and not isinstance(error, DofaError):
+                self.sync()
+        finally:
+            self.close()
+
+
+def _writer(kind: Format) -> Callable[[Layout, Values, Path], None]:
+    if kind == "cog":
+        from dofa.scene.cog import write_cog
+
+        return write_cog
+    if kind == "zarr":
+        from dofa.scene.zarr_out import write_zarr
+
+        return write_zarr
+    from dofa.scene.geoparquet import write_geoparquet
+
+    return write_geoparquet
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give a file its whole size and all of its place on the disk; what it holds stays."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    at = os.lseek(descriptor, 0, os.SEEK_END)  # macOS and Windows: zeros take the place
+    while at < size:
+        at += os.write(descriptor, bytes(min(PIECE_BYTES, size - at)))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Which settings differ, as words for an error."""
+    names = []
+    for part in ("key", "layout"):
+        a, b = old.get(part, {}), new.get(part, {})
+        names += [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
+    return ", ".join(dict.fromkeys(names))

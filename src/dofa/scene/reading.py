@@ -1,0 +1,148 @@
+"""Our own reader of what we write: values and their place, whatever the format, a window at a time."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+
+from dofa.errors import DataError
+from dofa.raster.gdal import OPTIONS, reason
+from dofa.scene.layout import FORMATS, Affine, Layout
+from dofa.scene.tiles import Window
+
+
+@dataclass(frozen=True)
+class Features:
+    """An output that was opened; nothing is read until it is asked for.
+
+    Attributes:
+        path: of the file.
+        layout: what it holds, as it was written.
+    """
+
+    path: Path
+    layout: Layout
+    _stored: Callable[[Window], NDArray[Any]] = field(repr=False)
+
+    @property
+    def crs(self) -> Any:
+        """rasterio's reference system; None where there is none."""
+        return None if self.layout.crs is None else rasterio.crs.CRS.from_user_input(self.layout.crs)
+
+    @property
+    def transform(self) -> Affine:
+        """Affine coefficients (a, b, c, d, e, f) from (column, row) of a cell's corner to coordinates."""
+        return self.layout.transform
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the channels."""
+        return self.layout.names
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Where the numbers come from."""
+        return self.layout.meta
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns)."""
+        return self.layout.channels, self.layout.height, self.layout.width
+
+    def read_stored(self, window: Window | None = None) -> NDArray[Any]:
+        """(K, h, w) numbers as they are stored.
+
+        Raises:
+            DataError: a window that reaches over the border, or a file that cannot be read.
+        """
+        layout = self.layout
+        window = window or Window(0, 0, layout.height, layout.width)
+        inside = 0 <= window.row <= layout.height - window.height and 0 <= window.col <= layout.width - window.width
+        if not inside or window.height < 1 or window.width < 1:
+            raise DataError(f"{self.path}: {window} does not lie in its {layout.height} × {layout.width} cells")
+        try:
+            return self._stored(window)
+        except (RasterioError, OSError) as error:
+            raise DataError(f"{self.path}: {window} cannot be read: {reason(error)}") from None
+
+    def read(self, window: Window | None = None) -> NDArray[np.float32]:
+        """(K, h, w) float32 values of a window of cells, or of all; NaN where invalid. int8 is scaled back.
+
+        Raises:
+            DataError: a window that reaches over the border, or a file that cannot be read.
+        """
+        return self.layout.values(self.read_stored(window))
+
+
+def open_features(path: str | Path) -> Features:
+    """Open a .tif, .zarr or .parquet that `dofa embed` or `dofa predict` wrote.
+
+    Raises:
+        DataError: a file that is not there, cannot be read or was not written by dofa.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        kind = "zarr" if path.is_dir() else "cog"
+    if kind == "zarr":
+        from dofa.scene.zarr_out import open_zarr
+
+        layout, stored = open_zarr(path)
+    elif kind == "geoparquet":
+        from dofa.scene.geoparquet import open_geoparquet
+
+        layout, stored = open_geoparquet(path)
+    else:
+        layout, stored = _open_cog(path)
+    return Features(path, layout, stored)
+
+
+def parse_meta(path: Path, text: str | bytes | None) -> Layout:
+    """The layout in a file's DOFA_META.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if not text:
+        raise DataError(f"{path} was not written by dofa: it has no DOFA_META")
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}: its DOFA_META is no JSON: {error}") from None
+    try:
+        return Layout.from_json(record)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _open_cog(path: Path) -> tuple[Layout, Callable[[Window], NDArray[Any]]]:
+    try:
+        with rasterio.Env(**OPTIONS):
+            dataset = rasterio.open(path)
+    except RasterioError as error:
+        raise DataError(f"{path} cannot be opened: {reason(error)}") from None
+    layout = parse_meta(path, dataset.tags().get("DOFA_META"))
+    if (dataset.count, dataset.height, dataset.width) != (layout.channels, layout.height, layout.width):
+        raise DataError(
+            f"{path} was changed since dofa wrote it: {dataset.count} bands of {dataset.height} × {dataset.width}, not "
+            f"{layout.channels} of {layout.height} × {layout.width}: write it again"
+        )
+    # What a person corrected with gdal_edit holds: the file's own words go before ours.
+    layout = replace(layout, crs=dataset.crs, transform=tuple(dataset.transform)[:6])
+    lock = threading.Lock()  # a GDAL handle serves one thread at a time
+
+    def stored(window: Window) -> NDArray[Any]:
+        with lock:
+            at = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+            return np.asarray(dataset.read(window=at), dtype=layout.dtype)
+
+    return layout, stored
