@@ -24,10 +24,10 @@ from dofa.corpus import shards
 from dofa.corpus.items import Item, Reading, Refusal, Split
 from dofa.corpus.journal import Journal, Line
 from dofa.corpus.loading import Loaded, Loader
-from dofa.corpus.progress import Progress
 from dofa.corpus.split import SplitConfig, assign, held_out_places
 from dofa.corpus.store import FORMAT, FORMAT_VERSION, SensorStore, check_format, read_attributes
 from dofa.errors import ConfigError, DataError
+from dofa.progress import Progress
 from dofa.pixels import RunningStats
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
@@ -162,7 +162,7 @@ def pack(
                 else:
                     shard.append(loaded)
                     line.add(item, part, loaded)
-                    bar.advance(loaded.nbytes)
+                    bar.advance(nbytes=loaded.nbytes)
                 if len(shard) == shard_size:
                     break
             if shard:

@@ -5,6 +5,7 @@ for window, features in dofa.embed("scene.tif", "dofa-v2-base", sensor="sentinel
 dofa.embed("scene.tif", model, stride=4, pca=16).to_xarray()
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ from dofa.scene.tiles import Plan, Window
 
 if TYPE_CHECKING:
     import xarray
+
+    from dofa.scene.layout import Dtype
 
 What = Literal["patch", "pixel", "tile"]
 SAMPLE_TILES = 48  # that a projection and the scale of int8 are fitted on, over all scenes together
@@ -62,6 +65,14 @@ class EncoderTiles(nn.Module):
         """Give only the components of a projection from now on."""
         self.projection = projection
         self.channels = len(projection.axes)
+
+    @property
+    def digest(self) -> str | None:
+        """Of the projection's numbers; None without one."""
+        if self.projection is None:
+            return None
+        numbers = [t.cpu().numpy().tobytes() for t in (self.projection.mean, self.projection.axes)]
+        return hashlib.sha256(b"".join(numbers)).hexdigest()
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised (B, C, h, w) to (B, K, h / cell, w / cell) float32."""
@@ -186,8 +197,15 @@ class Embedding:
     def to_xarray(self) -> "xarray.DataArray":
         """All of it in memory, with coordinates at the centres of the cells, CRS and names."""
         from dofa.scene.labelled import data_array
+        from dofa.scene.saving import output_of
 
-        return data_array(self.array(), self.inputs.scene.crs, self.transform, self.names, self.meta)
+        return data_array(self.array(), output_of(self, Path("features.tif"), "float32").layout)
+
+    def write(self, path: str | Path, *, dtype: "Dtype" = "float16", overwrite: bool = False) -> Path:
+        """Write a .tif, .zarr or .parquet; see `dofa.scene.saving.save`."""
+        from dofa.scene.saving import save
+
+        return save([self], [Path(path)], dtype=dtype, overwrite=overwrite)[0]
 
 
 def embed(
@@ -345,8 +363,8 @@ def sample(embeddings: Sequence[Embedding]) -> NDArray[np.float32]:
         for row in np.linspace(0, last[0], max(1, each // across)):
             for col in np.linspace(0, last[1], across):
                 # Shaken, or a scene with regular fields would be met at the same place of each.
-                top, left = (int(v) for v in np.minimum([row, col] + rng.integers(0, max(1, side // 2), 2), last))
-                window = Window(top, left, side, side)
+                corner = np.minimum(np.add((row, col), rng.integers(0, max(1, side // 2), 2)), last).astype(int)
+                window = Window(int(corner[0]), int(corner[1]), side, side)
                 image, valid = one.inputs.normalised(window)
                 if not valid.any():
                     continue

@@ -8,9 +8,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 
 class Progress:
-    """A bar on a terminal, a line every ten seconds elsewhere, nothing where it is not wanted."""
+    """A bar on a terminal, a line every ten seconds elsewhere, nothing where it is not wanted.
 
-    def __init__(self, title: str, total: int, done: int, wanted: bool) -> None:
+    Args:
+        title: of the job.
+        total: images, tiles or whatever is counted.
+        done: of them before it began.
+        wanted: whether anything is said.
+        things: what is counted.
+    """
+
+    def __init__(self, title: str, total: int, done: int, wanted: bool, things: str = "images") -> None:
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
@@ -22,16 +30,16 @@ class Progress:
         self.bar = rich.progress.Progress(*columns, console=console) if wanted and console.is_terminal else None
         self.task = self.bar.add_task(title, total=total, completed=done, speed="") if self.bar else None
         self.lines = console if wanted and not console.is_terminal else None
-        self.title, self.total, self.done = title, total, done
+        self.title, self.total, self.done, self.things = title, total, done, things
         self.fresh = self.bytes = 0
         self.began = self.said = time.monotonic()
 
-    def advance(self, nbytes: int = 0) -> None:
-        """One more image, of so many raw bytes; 0 for a refused one."""
-        self.done, self.fresh, self.bytes = self.done + 1, self.fresh + 1, self.bytes + nbytes
+    def advance(self, count: int = 1, nbytes: int = 0) -> None:
+        """So many more, of so many raw bytes together."""
+        self.done, self.fresh, self.bytes = self.done + count, self.fresh + count, self.bytes + nbytes
         now = time.monotonic()
         seconds = max(now - self.began, 1e-6)
-        speed = f"{self.fresh / seconds:.0f} images/s, {self.bytes / seconds / 1e6:.0f} MB/s"
+        speed = f"{self.fresh / seconds:.0f} {self.things}/s, {self.bytes / seconds / 1e6:.0f} MB/s"
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.done, speed=speed)
         elif self.lines and (now - self.said > 10 or self.done == self.total):

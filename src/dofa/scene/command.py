@@ -1,0 +1,199 @@
+"""`dofa embed`: features of scenes, written as files that other programs open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dofa.errors import ConfigError
+from dofa.progress import Progress
+from dofa.scene.engine import Job, Precision
+from dofa.scene.features import Embedding, What, embed_all
+from dofa.scene.layout import FORMATS, Dtype, Format
+from dofa.scene.saving import int8_range, is_done, output_of, save
+
+SUFFIX: dict[Format, str] = {"cog": ".tif", "zarr": ".zarr", "geoparquet": ".parquet"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a command wrote.
+
+    Attributes:
+        paths: of the files.
+        skipped: those that an earlier run had finished.
+        notes: what should be known about them.
+    """
+
+    paths: tuple[Path, ...]
+    skipped: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def print(self) -> None:
+        """One line a file on the terminal, the notes before them."""
+        for note in self.notes:
+            print(note)
+        for path in self.paths:
+            print(f"{path}{' (was there)' if path in self.skipped else ''}")
+
+
+def embed_command(
+    scenes: Sequence[str],
+    *,
+    weights: str,
+    out: Path,
+    level: What = "patch",
+    blocks: Sequence[int | str] = ("pooled",),
+    stride: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    pca: int | None = None,
+    dtype: Literal["float32", "float16", "int8"] = "float16",
+    format: Literal["cog", "zarr", "geoparquet"] | None = None,
+    stats: str | None = None,
+    sensor: str | None = None,
+    bands: Sequence[str] | None = None,
+    wavelengths: Sequence[float] | None = None,
+    dn_offset: float | None = None,
+    nodata: float | None = None,
+    gsd: float | None = None,
+    mask: str | None = None,
+    mask_values: Sequence[int] | None = None,
+    stack: bool = False,
+    strict: bool = False,
+    batch: int = 16,
+    precision: Precision = "auto",
+    device: str | None = None,
+    compile: bool = False,
+    overwrite: bool = False,
+) -> Written:
+    """Write features of scenes.
+
+    Args:
+        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
+        weights: model folder or name.
+        out: file for one scene (.tif, .zarr, .parquet); folder for several.
+        level: patch: one vector a patch; pixel: maps upsampled to pixels; tile: one vector a window.
+        blocks: whose features, concatenated: numbers from 0 (negative from the end), and pooled: the last block, with
+            the norm that the pooled vector has.
+        stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time.
+        tile: pixels a side that the model sees at once; the size the weights were trained at unless given.
+        overlap: pixels that neighbouring tiles share; a quarter of a tile unless given.
+        pca: keep so many principal components, fitted on a sample of all scenes.
+        dtype: of the numbers; int8 with a scale and a zero for each channel, stored in the file.
+        format: of the files; by the name of a single one, else cog.
+        stats: whose statistics normalise the bands: scene, dataset (all scenes given), checkpoint, or the name of a
+            sensor the checkpoint knows.
+        sensor: what took the scenes (dofa sensors lists them).
+        bands: names in the files' order, - for one to leave out.
+        wavelengths: of the bands in micrometres, in the files' order.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        nodata: the number that stands for no measurement.
+        gsd: metres a pixel to resample to.
+        mask: file or band with classes to leave out, such as SCL.
+        mask_values: classes of it to leave out.
+        stack: the files are one scene: its bands, or several sensors of one place.
+        strict: what would be assumed is an error.
+        batch: tiles at a time.
+        precision: bf16 where the machine multiplies it fast, unless told.
+        device: cpu, cuda, cuda:1, …
+        compile: run the model through torch.compile; pays for long jobs.
+        overwrite: replace files that are there, and forget an interrupted run with other settings.
+    """
+    if not blocks:
+        raise ConfigError("blocks: name at least one, a number or pooled")
+    opening = opening_words(
+        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, nodata=nodata, gsd=gsd, mask=mask,
+        mask_values=mask_values, strict=strict,
+    )  # fmt: skip
+    paths = output_paths(scenes, out, format, stack)
+    bar = _Bar()
+    embeddings = embed_all(
+        [list(scenes)] if stack else list(scenes), weights, level=level, blocks=[_level(b) for b in blocks],
+        stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats, batch=batch, precision=precision,
+        device=device, compile=compile, progress=bar.advance, **opening,
+    )  # fmt: skip
+    notes = [w for e in embeddings for w in e.inputs.scene.warnings]
+    skipped = _finished(embeddings, paths, dtype) if len(paths) > 1 and not overwrite else set()
+    rest = [i for i in range(len(paths)) if i not in skipped]
+    if rest:
+        with bar.over([embeddings[i].job for i in rest]):
+            save([embeddings[i] for i in rest], [paths[i] for i in rest], dtype=dtype, kind=format, overwrite=overwrite)
+    return Written(tuple(paths), tuple(paths[i] for i in sorted(skipped)), tuple(notes))
+
+
+def opening_words(
+    *,
+    sensor: str | None,
+    bands: Sequence[str] | None,
+    wavelengths: Sequence[float] | None,
+    dn_offset: float | None,
+    nodata: float | None,
+    gsd: float | None,
+    mask: str | None,
+    mask_values: Sequence[int] | None,
+    strict: bool,
+) -> dict[str, Any]:
+    """The command line's words as arguments of `open_scene`."""
+    return {
+        "sensor": sensor,
+        "bands": None if bands is None else [None if b == "-" else b for b in bands],
+        "wavelengths_um": wavelengths,
+        "dn_offset": dn_offset,
+        "nodata": nodata,
+        "gsd_m": gsd,
+        "mask": mask,
+        "mask_values": mask_values,
+        "strict": strict,
+    }
+
+
+def output_paths(scenes: Sequence[str], out: Path, format: Format | None, stack: bool) -> list[Path]:
+    """Where the files of scenes go: `out` for one, else files in the folder `out`, named as the scenes are.
+
+    Raises:
+        ConfigError: a file name for several scenes, or several scenes of one name.
+    """
+    if stack or len(scenes) == 1:
+        return [out]
+    if out.suffix.lower() in FORMATS and not out.is_dir():
+        raise ConfigError(f"{out} is one file for {len(scenes)} scenes: name a folder, or give --stack if they are one")
+    stems = [Path(s.rstrip("/").rsplit("/", 1)[-1]).name.split(".")[0] for s in scenes]
+    twice = sorted({s for s in stems if stems.count(s) > 1})
+    if twice:
+        raise ConfigError(f"several scenes are named {', '.join(twice)}: write them to different folders")
+    return [out / f"{stem}{SUFFIX[format or 'cog']}" for stem in stems]
+
+
+def _finished(embeddings: Sequence[Embedding], paths: Sequence[Path], dtype: Dtype) -> set[int]:
+    """Which files of a run over several scenes an earlier, interrupted one has made already."""
+    there = [i for i, path in enumerate(paths) if path.exists()]
+    if not there:
+        return set()
+    scale, zero = int8_range(embeddings) if dtype == "int8" else (None, None)
+    return {i for i in there if is_done(output_of(embeddings[i], paths[i], dtype, scale, zero))}
+
+
+def _level(block: int | str) -> Any:
+    if block == "pooled" or isinstance(block, int):
+        return block
+    try:
+        return int(block)
+    except ValueError:
+        raise ConfigError(f"block {block!r}: pooled, or a number (negative from the end)") from None
+
+
+class _Bar:
+    """A progress bar that begins when the tiles are known, and leaves out what is only sampled before."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def over(self, jobs: Sequence[Job]) -> Progress:
+        total = sum(len(job.plan.tiles_of(b)) for job in jobs for b in range(len(job.plan.blocks)))
+        self._bar = Progress("embedding", total, 0, True, "tiles")
+        return self._bar
+
+    def advance(self, tiles: int, nbytes: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(tiles, nbytes)

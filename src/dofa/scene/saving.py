@@ -1,0 +1,175 @@
+"""Features to files: what numbers they are stored as, and one run that writes them all, resumed where it stopped."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import ConfigError
+from dofa.pixels import Float
+from dofa.scene import engine
+from dofa.scene.engine import Block, Job
+from dofa.scene.features import Embedding, sample
+from dofa.scene.outputs import Dtype, Format, Layout, Work, open_features
+from dofa.scene.reading import Features
+
+INT8_NODATA = -128
+SPARE = 0.05  # of the range seen in the sample, left on both sides of int8
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to be made of one job.
+
+    Attributes:
+        path: of the finished file.
+        layout: what it holds.
+        key: JSON that tells this job from any other.
+        stored: finished values (K, h, w) and validity (h, w) to the numbers that are stored.
+    """
+
+    path: Path
+    layout: Layout
+    key: dict[str, Any]
+    stored: Callable[[Float, NDArray[np.bool_]], NDArray[Any]]
+
+
+def write_all(
+    jobs: Sequence[Job],
+    outputs: Sequence[Output],
+    *,
+    kind: Format | None = None,
+    overwrite: bool = False,
+    blocks: Callable[[Sequence[Job]], Iterator[Block]],
+) -> list[Path]:
+    """Run jobs and write what comes out, each file in its place as soon as it is whole.
+
+    Args:
+        jobs: one an output.
+        outputs: where they go.
+        kind: format; by the name of each file unless given.
+        overwrite: replace files that are there.
+        blocks: runs the jobs: `engine.run` with its settings, or a cluster's.
+
+    Raises:
+        ConfigError: an output exists, or an interrupted run had other settings.
+        DofaError: the disk is full, or pixels cannot be read; what is done is kept.
+    """
+    with ExitStack() as stack:
+        works = [
+            stack.enter_context(Work.open(o.path, o.layout, o.key, kind=kind, overwrite=overwrite)) for o in outputs
+        ]
+        resumed = [replace(job, skip=work.done) for job, work in zip(jobs, works, strict=True)]
+        for work, job in zip(works, resumed, strict=True):
+            if work.done == len(job.plan.blocks):  # killed while the file was finished
+                work.finish()
+        for block in blocks(resumed):
+            work, output = works[block.job], outputs[block.job]
+            work.write(block.index, block.window.row, block.window.col, output.stored(block.values, block.valid))
+            if block.index == len(jobs[block.job].plan.blocks) - 1:
+                work.finish()
+    return [o.path for o in outputs]
+
+
+def save(
+    embeddings: Sequence[Embedding],
+    paths: Sequence[Path],
+    *,
+    dtype: Dtype = "float16",
+    kind: Format | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write features.
+
+    Args:
+        embeddings: of `embed_all`.
+        paths: one each; .tif, .zarr or .parquet.
+        dtype: float32, float16, or int8 with a scale for each channel that is fitted on a sample and stored.
+        kind: format; by the names unless given.
+        overwrite: replace files that are there.
+
+    Raises:
+        ConfigError, DataError, DofaError: as `write_all`.
+    """
+    if dtype == "uint8":
+        raise ConfigError("features are stored as float32, float16 or int8")
+    scale = zero = None
+    if dtype == "int8":
+        scale, zero = int8_range(embeddings)
+    outputs = [output_of(e, path, dtype, scale, zero) for e, path in zip(embeddings, paths, strict=True)]
+    settings = embeddings[0].settings
+    return write_all(
+        [e.job for e in embeddings],
+        outputs,
+        kind=kind,
+        overwrite=overwrite,
+        blocks=lambda jobs: engine.run(jobs, **settings),
+    )
+
+
+def output_of(
+    embedding: Embedding, path: Path, dtype: Dtype, scale: NDArray[Any] | None = None, zero: NDArray[Any] | None = None
+) -> Output:
+    """The file of one scene's features."""
+    plan, scene = embedding.plan, embedding.inputs.scene
+    key = {
+        "scene": scene.fingerprint,
+        "plan": asdict(plan),
+        "features": {**embedding.meta, "scaling": _digest(embedding.meta["scaling"])},
+        "projection": embedding.tiles.digest,
+    }
+    layout = Layout(
+        height=plan.shape[0],
+        width=plan.shape[1],
+        channels=embedding.tiles.channels,
+        dtype=dtype,
+        names=embedding.names,
+        crs=scene.crs,
+        transform=embedding.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+        nodata=INT8_NODATA if dtype == "int8" else float("nan"),
+        scale=scale,
+        zero=zero,
+        meta={**embedding.meta, "job": _digest(key)},
+    )
+    return Output(path, layout, key, lambda values, valid: stored_as(layout, values, valid))
+
+
+def stored_as(layout: Layout, values: Float, valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """(K, h, w) values to the numbers that are stored, nodata where not valid."""
+    if layout.scale is not None and layout.zero is not None:
+        steps = np.rint((values - layout.zero[:, None, None]) / layout.scale[:, None, None])
+        return np.where(valid, np.clip(steps, -127, 127), INT8_NODATA).astype(np.int8)
+    if layout.dtype == "float16":
+        values = np.clip(values, -65504, 65504)  # an infinity would say less
+    return np.where(valid, values, np.nan).astype(layout.dtype)
+
+
+def int8_range(embeddings: Sequence[Embedding]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scale and zero of each channel, from what a sample of all scenes holds: value = stored · scale + zero."""
+    found = sample(embeddings)
+    projection = embeddings[0].tiles.projection
+    if projection is not None:
+        found = (found - projection.mean.cpu().numpy()) @ projection.axes.cpu().numpy().T
+    low, high = found.min(0).astype(np.float64), found.max(0).astype(np.float64)
+    spare = SPARE * (high - low)
+    low, high = low - spare, high + spare
+    return np.maximum((high - low) / 254, 1e-12), (low + high) / 2
+
+
+def is_done(output: Output) -> bool:
+    """Whether the file is there and is the one that this job would make."""
+    return output.path.exists() and _job(open_features(output.path)) == output.layout.meta["job"]
+
+
+def _job(features: Features) -> Any:
+    return features.meta.get("job")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
