@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -108,6 +109,38 @@ class Layout:
 
         return str(CRS.from_user_input(self.crs).to_wkt(version="WKT2_2019"))
 
+    @property
+    def nothing(self) -> float:
+        """The stored number where nothing was written."""
+        return self.nodata if self.nodata is not None else float("nan") if self.dtype.startswith("float") else 0
+
+    @property
+    def centres(self) -> dict[str, NDArray[np.float64]] | None:
+        """Coordinates y (H,) and x (W,) of the cells' centres; None where the grid is rotated."""
+        a, b, c, d, e, f = self.transform
+        if b or d:
+            return None
+        return {"y": e * (np.arange(self.height) + 0.5) + f, "x": a * (np.arange(self.width) + 0.5) + c}
+
+    @property
+    def place_words(self) -> dict[str, str]:
+        """CF attributes of `spatial_ref`, with GDAL's GeoTransform."""
+        a, b, c, d, e, f = self.transform
+        words = {"GeoTransform": " ".join(repr(x) for x in (c, a, b, f, d, e))}
+        return words if self.crs is None else {**words, "crs_wkt": str(self.wkt), "spatial_ref": str(self.wkt)}
+
+    def axis_words(self, axis: str) -> dict[str, str]:
+        """CF attributes of a coordinate."""
+        if self.crs is None:
+            return {}
+        from rasterio.crs import CRS
+
+        crs = CRS.from_user_input(self.crs)
+        if crs.is_geographic:
+            name = {"x": "longitude", "y": "latitude"}[axis]
+            return {"standard_name": name, "units": {"x": "degrees_east", "y": "degrees_north"}[axis]}
+        return {"standard_name": f"projection_{axis}_coordinate", "units": crs.linear_units}
+
     def side(self, least: int, most: int, itemsize: int = 0) -> int:
         """Cells a side of a square tile or chunk of about CHUNK_BYTES, a power of two."""
         room = CHUNK_BYTES / (self.channels * (itemsize or self.numpy_dtype.itemsize))
@@ -207,3 +240,19 @@ class Layout:
 def _affine(numbers: Sequence[float]) -> Affine:
     a, b, c, d, e, f = (float(x) for x in numbers)
     return a, b, c, d, e, f
+
+
+def parse_meta(path: Path, told: Any) -> Layout:
+    """The layout in a file's DOFA_META, its text or its JSON.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if not told:
+        raise DataError(f"{path} was not written by dofa: it has no DOFA_META")
+    try:
+        return Layout.from_json(told if isinstance(told, dict) else json.loads(told))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: its DOFA_META is no JSON: {error}") from None

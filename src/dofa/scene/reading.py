@@ -1,11 +1,10 @@
 """Our own reader of what we write: values and their place, whatever the format, a window at a time."""
 
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
@@ -14,8 +13,11 @@ from rasterio.errors import RasterioError
 
 from dofa.errors import DataError
 from dofa.raster.gdal import OPTIONS, reason
-from dofa.scene.layout import FORMATS, Affine, Layout
+from dofa.scene.layout import FORMATS, Affine, Layout, parse_meta
 from dofa.scene.tiles import Window
+
+if TYPE_CHECKING:
+    import xarray
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Features:
     path: Path
     layout: Layout
     _stored: Callable[[Window], NDArray[Any]] = field(repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # the libraries' handles serve one thread
 
     @property
     def crs(self) -> Any:
@@ -68,7 +71,8 @@ class Features:
         if not inside or window.height < 1 or window.width < 1:
             raise DataError(f"{self.path}: {window} does not lie in its {layout.height} × {layout.width} cells")
         try:
-            return self._stored(window)
+            with self._lock:
+                return self._stored(window)
         except (RasterioError, OSError) as error:
             raise DataError(f"{self.path}: {window} cannot be read: {reason(error)}") from None
 
@@ -79,6 +83,65 @@ class Features:
             DataError: a window that reaches over the border, or a file that cannot be read.
         """
         return self.layout.values(self.read_stored(window))
+
+    def to_xarray(self) -> "xarray.DataArray":
+        """The values as a DataArray (band, y, x) with coordinates of the centres, read where it is indexed.
+
+        `spatial_ref` and the attribute `grid_mapping` are what rioxarray looks for. Rotated grids have no y and x.
+        """
+        import xarray
+        from xarray.core import indexing
+
+        layout = self.layout
+        coordinates: dict[str, Any] = {"band": ("band", list(layout.names)), "spatial_ref": ((), 0, layout.place_words)}
+        for axis, numbers in (layout.centres or {}).items():
+            coordinates[axis] = (axis, numbers, layout.axis_words(axis))
+        return xarray.DataArray(
+            xarray.Variable(("band", "y", "x"), indexing.LazilyIndexedArray(_backend(self))),
+            coords=coordinates,
+            name=layout.variable,
+            attrs={"grid_mapping": "spatial_ref", "DOFA_META": layout.meta},
+        )
+
+
+def _backend(features: Features) -> Any:
+    """What xarray reads from, an array that is indexed by numbers and slices."""
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+
+    class Values(BackendArray):
+        shape = features.shape
+        dtype = np.dtype(np.float32)
+
+        def __getitem__(self, key: Any) -> NDArray[np.float32]:
+            basic = indexing.IndexingSupport.BASIC
+            found: NDArray[np.float32] = indexing.explicit_indexing_adapter(key, self.shape, basic, self._read)
+            return found
+
+        def _read(self, key: tuple[Any, ...]) -> NDArray[np.float32]:
+            bands, (top, rows, row), (left, cols, col) = (
+                key[0],
+                _span(key[1], self.shape[1]),
+                _span(key[2], self.shape[2]),
+            )
+            if rows and cols:
+                values = features.read(Window(top, left, rows, cols))
+            else:
+                values = np.empty((self.shape[0], rows, cols), np.float32)
+            return values[bands][..., row, col]
+
+    return Values()
+
+
+def _span(key: int | slice, length: int) -> tuple[int, int, int | slice]:
+    """First place and number of places that an index reaches over, and the index counted from the first."""
+    if not isinstance(key, slice):
+        return int(key), 1, 0
+    places = range(*key.indices(length))
+    if not places:
+        return 0, 0, slice(0, 0)
+    first = min(places[0], places[-1])
+    return first, abs(places[-1] - places[0]) + 1, slice(None, None, key.step)
 
 
 def open_features(path: str | Path) -> Features:
@@ -106,24 +169,6 @@ def open_features(path: str | Path) -> Features:
     return Features(path, layout, stored)
 
 
-def parse_meta(path: Path, text: str | bytes | None) -> Layout:
-    """The layout in a file's DOFA_META.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
-    if not text:
-        raise DataError(f"{path} was not written by dofa: it has no DOFA_META")
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: its DOFA_META is no JSON: {error}") from None
-    try:
-        return Layout.from_json(record)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-
-
 def _open_cog(path: Path) -> tuple[Layout, Callable[[Window], NDArray[Any]]]:
     try:
         with rasterio.Env(**OPTIONS):
@@ -138,11 +183,9 @@ def _open_cog(path: Path) -> tuple[Layout, Callable[[Window], NDArray[Any]]]:
         )
     # What a person corrected with gdal_edit holds: the file's own words go before ours.
     layout = replace(layout, crs=dataset.crs, transform=tuple(dataset.transform)[:6])
-    lock = threading.Lock()  # a GDAL handle serves one thread at a time
 
     def stored(window: Window) -> NDArray[Any]:
-        with lock:
-            at = rasterio.windows.Window(window.col, window.row, window.width, window.height)
-            return np.asarray(dataset.read(window=at), dtype=layout.dtype)
+        at = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        return np.asarray(dataset.read(window=at), dtype=layout.dtype)
 
     return layout, stored
