@@ -284,7 +284,7 @@ def embed_all(
     out = []
     for given in inputs:
         side = tile_side(given, model, tile)
-        key = (model.encode_bands(given.wavelengths).numpy().tobytes(), side)
+        key = (model.encode_bands(given.wavelengths).detach().cpu().numpy().tobytes(), side)
         if key not in tiles_of:
             tiles_of[key] = EncoderTiles(specialised(model, given, side, device, compile), level, blocks, side)
         tiles = tiles_of[key]
