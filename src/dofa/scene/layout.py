@@ -21,7 +21,7 @@ FORMATS: dict[str, Format] = {
     ".tif": "cog", ".tiff": "cog", ".zarr": "zarr", ".parquet": "geoparquet", ".geoparquet": "geoparquet",
 }  # fmt: skip
 CHUNK_BYTES = 1 << 20  # of a tile or chunk: about what one request to an object store should bring
-PIECE_BYTES = 1 << 24  # of what is held in memory at once while a file is written
+PIECE_BYTES = 1 << 23  # of what is held in memory at once while a file is written
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +149,6 @@ class Layout:
             side //= 2
         return side
 
-    def pieces(self, side: int) -> Iterator[Window]:
-        """Windows of `side` rows and whole tiles of `side` columns, small enough to be held in memory."""
-        step = side * max(1, PIECE_BYTES // (side * side * self.cell_bytes))
-        for row in range(0, self.height, side):
-            for col in range(0, self.width, step):
-                yield Window(row, col, min(side, self.height - row), min(step, self.width - col))
-
     def invalid(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """(K, h, w) stored numbers -> (h, w) cells that hold nodata in every channel."""
         missing = np.isnan(stored) if stored.dtype.kind == "f" else np.zeros(stored.shape, bool)
@@ -240,6 +233,14 @@ class Layout:
 def _affine(numbers: Sequence[float]) -> Affine:
     a, b, c, d, e, f = (float(x) for x in numbers)
     return a, b, c, d, e, f
+
+
+def pieces(height: int, width: int, side: int, cell_bytes: int) -> Iterator[Window]:
+    """Windows of `side` rows and whole tiles of `side` columns that cover a grid, small enough to be held in memory."""
+    step = side * max(1, PIECE_BYTES // (side * side * cell_bytes))
+    for row in range(0, height, side):
+        for col in range(0, width, step):
+            yield Window(row, col, min(side, height - row), min(step, width - col))
 
 
 def parse_meta(path: Path, told: Any) -> Layout:

@@ -5,7 +5,6 @@ K), at its full size from the start, so that a full disk is told before the work
 how many blocks of it are on the disk. A run that was killed goes on from there.
 """
 
-import errno
 import io
 import json
 import os
@@ -286,11 +285,10 @@ class Work:
 
     def _disk(self, error: Exception, what: str) -> DofaError:
         free = shutil.disk_usage(self.out.parent).free
-        told = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        said = "no space left" if told else " ".join(str(error.__cause__ or error).split())
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error.__cause__ or error)
         return DofaError(
-            f"{self.out}: {what} cannot be written ({said}; {_bytes(free)} are free in {self.out.parent}): make room "
-            "and run the same command again, it goes on from here"
+            f"{self.out}: {what} cannot be written ({' '.join(said.split())}; {_bytes(free)} are free in "
+            f"{self.out.parent}): make room and run the same command again, it goes on from here"
         )
 
     def _discard(self) -> None:

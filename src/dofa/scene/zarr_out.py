@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dofa.errors import DataError
-from dofa.scene.layout import Layout, parse_meta
+from dofa.scene.layout import Layout, parse_meta, pieces
 from dofa.scene.tiles import Window
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def write_zarr(layout: Layout, values: "Values", target: Path) -> None:
     )
     _coordinate(group, "band", np.array(layout.names), "band", {"long_name": "channel"})
     _place(group, layout)
-    for window in layout.pieces(side):
+    for window in pieces(layout.height, layout.width, side, layout.cell_bytes):
         array[:, window.rows, window.cols] = values.read(window)
     with warnings.catch_warnings():  # one read opens the group then; readers of v3 that do not know it leave it alone
         warnings.filterwarnings("ignore", message="Consolidated metadata")
