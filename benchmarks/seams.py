@@ -2,11 +2,10 @@
 
     python benchmarks/seams.py --weights MODEL --data ../shared/data --json seams.json
 
-Attention and positions reach over a whole tile, so that tiles cannot equal the whole image. What can be seen in a map is a
-step: the mean distance between the features of neighbouring cells where one tile gives way to the next (the middle of the
-zone over which they fade), over that of all other neighbours. 1 is invisible. Beside it stands the distance to the
-features of the whole image in one piece, relative to the spread of those features, and the tiles run relative to no
-overlap.
+Attention and positions reach over a whole tile, so that tiles cannot equal the whole image. What can be seen in a map is
+a step: the mean distance between the features of neighbouring cells where one tile gives way to the next (the middle of
+the zone over which they fade), over that of all other neighbours. 1 is invisible. Beside it stands the distance to the
+features of the whole image in one piece, relative to the spread of those features, and the number of tiles run.
 """
 
 import argparse
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dofa.scene.scene import open_scene
 from numpy.typing import NDArray
 
 import dofa
-from dofa.scene.features import EncoderTiles, Embedding, embed, plan_of
-from dofa.scene.scene import open_scene
+from dofa.scene.features import Embedding, embed
 from dofa.scene.tiles import Plan
 
 

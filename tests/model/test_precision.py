@@ -8,6 +8,7 @@ from dofa.model import vit
 from dofa.model.config import DecoderConfig, EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
+from dofa.model.vit import Block, recompute_activations
 
 BANDS = [*range(1, 17), 202]
 
@@ -81,3 +82,33 @@ def test_attention_in_bf16_is_that_of_float32_in_one_part_and_in_several(monkeyp
         outputs += [out, given.grad]
     assert relative_l2(outputs[0].detach(), outputs[2].detach()) <= 1e-2
     assert relative_l2(outputs[1], outputs[3]) <= 2e-2
+
+
+@pytest.mark.parametrize("heads", [3, 6])
+def test_activations_computed_again_change_no_gradient_and_take_less_memory(heads):
+    torch.manual_seed(0)
+    block = Block(96, heads, layer_scale=0.5)
+    x = torch.randn(3, 65, 96)
+
+    def step(recompute):
+        recompute_activations(block, recompute)
+        block.zero_grad()
+        kept = {}
+        ours = x.clone().requires_grad_()
+
+        def pack(t):
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            out = block(ours)
+        out.float().square().mean().backward()
+        return out.detach(), [ours.grad, *(p.grad.clone() for p in block.parameters())], sum(kept.values())
+
+    kept_out, kept_grads, kept_bytes = step(False)
+    out, grads, lean_bytes = step(True)
+    assert torch.equal(out, kept_out)
+    for a, b in zip(grads, kept_grads, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=2e-2 * float(b.abs().max()) + 1e-12)
+    scores = 3 * heads * 65 * 65 * 2
+    assert lean_bytes <= kept_bytes - scores

@@ -5,11 +5,12 @@ Nothing here knows a wavelength. Parameter names are those of timm and of the re
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from dofa.errors import ConfigError
@@ -28,6 +29,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.recompute = False
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -39,24 +41,71 @@ class Attention(nn.Module):
         to_q, to_k, to_v = self.qkv.bias.chunk(3)
         qkv = F.linear(x, self.qkv.weight, torch.cat([to_q, to_k.detach(), to_v]))
         q, k, v = qkv.reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v)
+        mixed = attend(q, k, v, self.recompute)
         return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, length, width)))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, recompute: bool = False) -> Tensor:
     """Scaled dot-product attention, (B, heads, N, d) each.
 
-    PyTorch's fused kernel, except for training in bf16 on a CPU: its backward is slow there, and three plain products
-    take a half to a quarter of the time (docs/log.md; 37 to 197 tokens).
+    PyTorch's fused kernel, except for training in bf16 on a CPU: its backward is slow there, and plain products take a
+    half to a quarter of the time (docs/log.md; 37 to 197 tokens).
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        recompute: where plain products are used, keep no scores for the backward pass.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        images = max(1, SCORES_AT_ONCE // (q.shape[1] * q.shape[2] ** 2))
-        if images < len(q) and not torch.compiler.is_compiling():
-            parts = zip(*(torch.split(t, images) for t in (q, k, v)), strict=True)
-            return torch.cat([attend(*part) for part in parts])
-        scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return scores.softmax(-1) @ v
+        if torch.compiler.is_compiling():
+            return probabilities(q, k) @ v
+        if recompute:
+            return cast(Tensor, FrugalAttention.apply(q, k, v))
+        return torch.cat([probabilities(q[part], k[part]) @ v[part] for part in parts(q)])
     return F.scaled_dot_product_attention(q, k, v)
+
+
+class FrugalAttention(torch.autograd.Function):
+    """Attention by plain products, a few images at a time, that keeps no scores for the backward pass.
+
+    They are computed again there: one product in six more.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The mixed values, (B, heads, N, d)."""
+        ctx.save_for_backward(q, k, v)
+        mixed = torch.empty_like(q, memory_format=torch.contiguous_format)
+        for part in parts(q):
+            torch.matmul(probabilities(q[part], k[part]), v[part], out=mixed[part])
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, to_mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v."""
+        q, k, v = ctx.saved_tensors
+        to_q, to_k, to_v = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+        scale = q.shape[-1] ** -0.5
+        for part in parts(q):
+            p = probabilities(q[part], k[part])
+            torch.matmul(p.transpose(-2, -1), to_mixed[part], out=to_v[part])
+            to_p = to_mixed[part] @ v[part].transpose(-2, -1)
+            to_scores = torch._softmax_backward_data(to_p, p, -1, p.dtype)
+            torch.matmul(to_scores, k[part] * scale, out=to_q[part])
+            torch.matmul(to_scores.transpose(-2, -1), q[part] * scale, out=to_k[part])
+        return to_q, to_k, to_v
+
+
+def parts(q: Tensor) -> list[slice]:
+    """The batch in runs of images whose scores fit in SCORES_AT_ONCE together."""
+    images = max(1, SCORES_AT_ONCE // (q.shape[1] * q.shape[2] ** 2))
+    return [slice(first, first + images) for first in range(0, len(q), images)]
+
+
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """How much every query takes of every value, (B, heads, N, N)."""
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
 
 
 class Mlp(nn.Module):
@@ -64,12 +113,31 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.recompute = False
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
+        hidden = self.fc1(x)
+        if self.recompute and hidden.requires_grad and not torch.compiler.is_compiling():
+            return gelu_kept_once(hidden, self.fc2)
+        return cast(Tensor, self.fc2(F.gelu(hidden)))
+
+
+def gelu_kept_once(hidden: Tensor, linear: nn.Module) -> Tensor:
+    """GELU and a linear layer; of GELU only the input is kept for the backward pass, its output is computed again."""
+    active = F.gelu(hidden)
+    place, before = active.data_ptr(), hidden.detach()
+
+    def pack(saved: Tensor) -> Tensor | torch.Size:
+        return saved.shape if saved.data_ptr() == place else saved
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else F.gelu(before).reshape(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return cast(Tensor, linear(active))
 
 
 class LayerScale(nn.Module):
@@ -108,6 +176,17 @@ def init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def recompute_activations(module: nn.Module, enabled: bool = True) -> None:
+    """Keep neither attention scores nor GELU's outputs of these blocks for the backward pass.
+
+    The numbers are the same; a step of the paper's objective takes a quarter less memory and a twentieth more time
+    (docs/step.md). `set_grad_checkpointing` spares more and costs a third.
+    """
+    for part in module.modules():
+        if isinstance(part, Attention | Mlp):
+            part.recompute = enabled
 
 
 def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:

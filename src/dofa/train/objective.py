@@ -24,7 +24,7 @@ from dofa.model.initialise import initialise
 from dofa.model.mae import MaskedAutoencoder, split_patches
 from dofa.model.prefit import RGB_UM, prefit
 from dofa.model.teacher import Teacher
-from dofa.model.vit import block_indices
+from dofa.model.vit import block_indices, recompute_activations
 from dofa.pixels import Scaling, resolve_stats
 from dofa.sensors import Sensor
 from dofa.train.config import ModelConfig
@@ -79,6 +79,8 @@ class Pretraining(nn.Module):
             self.register_buffer("anchor_bias", anchor[1], persistent=False)
         if not distill.reconstruction:
             freeze_unused(mae, self.blocks)
+        if self.distillation is not None and distill.view != "visible":
+            recompute_activations(mae)  # two passes of the student are in memory at once
 
     def _used(self, anchored: bool) -> dict[str, bool]:
         distilled = self.distillation is not None
