@@ -1,7 +1,6 @@
 """Cloud-optimised GeoTIFF: one file that QGIS, GDAL and rasterio open as it is."""
 
 import errno
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import rasterio.shutil
 from numpy.typing import NDArray
 
 from dofa.raster.gdal import OPTIONS
+from dofa.scene.disk import free_bytes, in_words
 from dofa.scene.layout import Layout, pieces
 from dofa.scene.tiles import Window
 
@@ -98,8 +98,8 @@ def _at(window: Window) -> Any:
 
 
 def _check_room(folder: Path, need: int) -> None:
-    if shutil.disk_usage(folder).free < need:
-        raise OSError(errno.ENOSPC, f"up to {need / 1e6:.0f} MB are needed while it is made")
+    if free_bytes(folder) < need:
+        raise OSError(errno.ENOSPC, f"up to {in_words(need)} are needed while it is made")
 
 
 def _coding(layout: Layout) -> dict[str, Any]:

@@ -120,7 +120,8 @@ class Layout:
         a, b, c, d, e, f = self.transform
         if b or d:
             return None
-        return {"y": e * (np.arange(self.height) + 0.5) + f, "x": a * (np.arange(self.width) + 0.5) + c}
+        rows, cols = (np.arange(n, dtype=np.float64) + 0.5 for n in (self.height, self.width))
+        return {"y": np.asarray(e * rows + f), "x": np.asarray(a * cols + c)}
 
     @property
     def place_words(self) -> dict[str, str]:

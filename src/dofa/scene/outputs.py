@@ -8,7 +8,6 @@ how many blocks of it are on the disk. A run that was killed goes on from there.
 import io
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,8 @@ from rasterio.errors import RasterioError
 
 from dofa.errors import ConfigError, DofaError
 from dofa.files import write_atomically
-from dofa.scene.layout import FORMATS, PIECE_BYTES, Dtype, Format, Layout
+from dofa.scene.disk import allocate, flush, free_bytes, in_words, remove
+from dofa.scene.layout import FORMATS, Dtype, Format, Layout
 from dofa.scene.reading import Features, open_features
 from dofa.scene.tiles import Window
 
@@ -87,7 +87,7 @@ class Work:
         self.done = 0
         self._replace = replace
         self._next, self._cells = 0, 0
-        self._key: Any = None
+        self._job: Any = None
         self._unsynced, self._synced_at = 0, time.monotonic()
         self._file: io.FileIO | None = None
         self._lock = -1
@@ -121,7 +121,9 @@ class Work:
         layout.check(kind)
         folder = out.with_name(f".{out.name}.part")
         work = cls(out, layout, folder, kind, overwrite)
-        work._key = json.loads(json.dumps({"key": key, "layout": layout.to_json()}, allow_nan=False))
+        work._job = json.loads(
+            json.dumps({"format_version": 1, "key": key, "layout": layout.to_json()}, allow_nan=False)
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -140,44 +142,47 @@ class Work:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DofaError(f"{self.out} is being written by another process: wait for it or end it") from None
-        previous = self.folder / "previous"
+        previous, journal = self.folder / "previous", self.folder / "journal.json"
         if previous.exists() and not self.out.exists():  # killed between the two renames of `_place`
             os.replace(previous, self.out)
-        fresh = not (self.folder / "journal.json").exists()
-        if self.out.exists() and not self._replace:
-            if fresh:
-                self._discard()
-            raise ConfigError(f"{self.out} exists: give --overwrite to replace it, or another name")
-        if not fresh:
-            entry = json.loads((self.folder / "journal.json").read_bytes())
-            if entry["job"] == self._key:
-                self.done, self._cells = entry["done"], entry["cells"]
-            elif not self._replace:
-                other = _differences(entry["job"], self._key)
-                raise ConfigError(
-                    f"{self.folder} holds {entry['done']} blocks of an interrupted run with another {other}: run it "
-                    "again as it was, or give --overwrite to begin anew"
-                )
-            else:
-                fresh = True
+        self._refuse_existing(needless=not journal.exists())
+        entry: dict[str, Any] = json.loads(journal.read_bytes()) if journal.exists() else {"job": None, "done": 0}
+        if entry["job"] == self._job:
+            self.done, self._cells = entry["done"], entry["cells"]
+        elif entry["job"] is None or self._replace:
+            journal.unlink(missing_ok=True)
+            remove(self.folder / "values.bin")
+        else:
+            raise ConfigError(
+                f"{self.folder} holds {entry['done']} blocks of an interrupted run with another "
+                f"{_differences(entry['job'], self._job)}: run it again as it was, or give --overwrite to begin anew"
+            )
         self._next = self.done
-        if fresh:
-            (self.folder / "journal.json").unlink(missing_ok=True)
-            (self.folder / "values.bin").unlink(missing_ok=True)
-        descriptor = os.open(self.folder / "values.bin", os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        self._file = io.FileIO(descriptor, "r+")
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        self._file = io.FileIO(os.open(self.folder / "values.bin", flags, 0o666), "r+")
         size = self.layout.height * self.layout.width * self.layout.cell_bytes
         try:
-            _allocate(descriptor, size)
+            allocate(self._file.fileno(), size)
             self._write_journal()
         except OSError as error:
-            if fresh:
-                self._discard()
-            free = shutil.disk_usage(self.out.parent).free
+            self._discard_if(self.done == 0)
+            free = free_bytes(self.out.parent)
             raise DofaError(
-                f"{self.out}: {_bytes(size)} are needed for its numbers and {_bytes(free)} are free in "
+                f"{self.out}: {in_words(size)} are needed for its numbers and {in_words(free)} are free in "
                 f"{self.out.parent} ({error.strerror}): make room or name a file elsewhere"
             ) from None
+
+    def _refuse_existing(self, needless: bool) -> None:
+        """Leave alone what is there unless it may be replaced; `needless`: no interrupted run lies in the folder."""
+        if self.out.is_dir() and not (self.out / "zarr.json").exists():
+            self._discard_if(needless)
+            raise ConfigError(f"{self.out} is a folder and no Zarr group, it is not replaced: give another name")
+        if self.out.exists() and not self._replace:
+            placed = (self.folder / "placing").exists() and not self._target.exists()
+            if placed:  # killed when all was done but this
+                self._place_side_files()
+            self._discard_if(needless or placed)
+            raise ConfigError(f"{self.out} exists: give --overwrite to replace it, or another name")
 
     def write(self, block: int, row: int, col: int, stored: NDArray[Any]) -> None:
         """One finished block, in the plan's order; on the disk before `done` counts it.
@@ -204,7 +209,7 @@ class Work:
         try:
             for first in (row,) if width == layout.width else range(row, row + height):
                 part = cells if width == layout.width else cells[first - row]
-                self._put(memoryview(part).cast("B"), (first * layout.width + col) * layout.cell_bytes)
+                self._put(part, (first * layout.width + col) * layout.cell_bytes)
             self._next += 1
             self._cells += height * width
             self._unsynced += cells.nbytes
@@ -213,7 +218,8 @@ class Work:
         except OSError as error:
             raise self._disk(error, "its numbers") from error
 
-    def _put(self, data: memoryview, at: int) -> None:
+    def _put(self, cells: NDArray[Any], at: int) -> None:
+        data = cells.data.cast("B")
         self._open_file.seek(at)
         while data:
             data = data[self._open_file.write(data) :]
@@ -233,7 +239,7 @@ class Work:
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def _write_journal(self) -> None:
-        entry = {"job": self._key, "done": self.done, "cells": self._cells}
+        entry = {"job": self._job, "done": self.done, "cells": self._cells}
         write_atomically(self.folder / "journal.json", json.dumps(entry).encode())
 
     def finish(self, kind: Format | None = None) -> Path:
@@ -251,49 +257,59 @@ class Work:
         total = self.layout.height * self.layout.width
         if self._cells != total:
             raise ValueError(f"{self._cells} of {total} cells are written")
-        finished = self.folder / "finished"
+        target = self._target
         try:
             self.sync()
-            _remove(finished)
-            finished.mkdir()
-            target = finished / self.out.name
+            remove(self.folder / "placing")
+            remove(target.parent)
+            target.parent.mkdir()
             _writer(kind)(self.layout, Values(self.layout, self._open_file), target)
-            for file in [finished, *finished.rglob("*")]:
-                _flush(file)
-            self._place(target)
+            for file in [target.parent, *target.parent.rglob("*")]:
+                flush(file)
+            self._place()
         except (OSError, RasterioError, CPLE_BaseError) as error:
-            _remove(finished)
+            remove(target.parent)
             raise self._disk(error, "the finished file") from error
-        self._discard()
+        self._discard_if(True)
         return self.out
 
-    def _place(self, target: Path) -> None:
-        """Put the finished file, and GDAL's side file if it has one, where the old ones were."""
-        if target.is_dir() or self.out.is_dir():  # no rename replaces a folder that holds anything
+    @property
+    def _target(self) -> Path:
+        return self.folder / "finished" / self.out.name
+
+    def _place(self) -> None:
+        """Put the finished file where the old one was. `placing` tells a run that was killed here from others."""
+        write_atomically(self.folder / "placing", b"")
+        if self._target.is_dir() or self.out.is_dir():  # no rename replaces a folder that holds anything
             previous = self.folder / "previous"
-            _remove(previous)
+            remove(previous)
             if self.out.exists():
                 os.replace(self.out, previous)
-        os.replace(target, self.out)
+        os.replace(self._target, self.out)
+        self._place_side_files()
+        flush(self.out.parent)
+
+    def _place_side_files(self) -> None:
+        """GDAL's side files: those of an older file would tell wrong things of this one."""
         for suffix in SIDE_FILES:
-            beside, new = (p.with_name(p.name + suffix) for p in (self.out, target))
+            beside, new = (p.with_name(p.name + suffix) for p in (self.out, self._target))
             if new.exists():
                 os.replace(new, beside)
-            else:
+            elif not self.out.is_dir():
                 beside.unlink(missing_ok=True)
-        _flush(self.out.parent)
 
     def _disk(self, error: Exception, what: str) -> DofaError:
-        free = shutil.disk_usage(self.out.parent).free
+        free = free_bytes(self.out.parent)
         said = (error.strerror if isinstance(error, OSError) else None) or str(error.__cause__ or error)
         return DofaError(
-            f"{self.out}: {what} cannot be written ({' '.join(said.split())}; {_bytes(free)} are free in "
+            f"{self.out}: {what} cannot be written ({' '.join(said.split())}; {in_words(free)} are free in "
             f"{self.out.parent}): make room and run the same command again, it goes on from here"
         )
 
-    def _discard(self) -> None:
-        self.close()
-        _remove(self.folder)
+    def _discard_if(self, needless: bool) -> None:
+        if needless:
+            self.close()
+            remove(self.folder)
 
     def close(self) -> None:
         """Let go of the files; blocks that were not brought to the disk by then are written again by the next run."""
@@ -329,37 +345,6 @@ def _writer(kind: Format) -> Callable[[Layout, Values, Path], None]:
     from dofa.scene.geoparquet import write_geoparquet
 
     return write_geoparquet
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Give a file its whole size and all of its place on the disk; what it holds stays."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-        return
-    at = os.lseek(descriptor, 0, os.SEEK_END)  # macOS and Windows: zeros take the place
-    while at < size:
-        at += os.write(descriptor, bytes(min(PIECE_BYTES, size - at)))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    if sys.platform == "win32" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _bytes(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -128,7 +128,7 @@ def _backend(features: Features) -> Any:
                 values = features.read(Window(top, left, rows, cols))
             else:
                 values = np.empty((self.shape[0], rows, cols), np.float32)
-            return values[bands][..., row, col]
+            return np.asarray(values[bands][..., row, col])
 
     return Values()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
 
 from dofa.errors import DataError
 from dofa.scene.layout import Layout, parse_meta, pieces
@@ -42,7 +43,7 @@ def write_zarr(layout: Layout, values: "Values", target: Path) -> None:
         dtype=layout.numpy_dtype,
         fill_value=layout.numpy_dtype.type(layout.nothing),
         dimension_names=("band", "y", "x"),
-        compressors=zarr.codecs.ZstdCodec(level=1),
+        compressors=ZstdCodec(level=1),
         attributes=attributes,
     )
     _coordinate(group, "band", np.array(layout.names), "band", {"long_name": "channel"})
@@ -78,7 +79,7 @@ def open_zarr(path: Path) -> tuple[Layout, Callable[[Window], NDArray[Any]]]:
     except (FileNotFoundError, ValueError) as error:
         raise DataError(f"{path} cannot be opened as Zarr: {error}") from None
     layout = parse_meta(path, group.attrs.get("DOFA_META"))
-    array = group.get(layout.variable)
-    if array is None or array.shape != (layout.channels, layout.height, layout.width):
+    array: Any = group.get(layout.variable)
+    if getattr(array, "shape", None) != (layout.channels, layout.height, layout.width):
         raise DataError(f"{path} does not hold the array {layout.variable} that its DOFA_META tells of: write it again")
     return layout, lambda window: np.asarray(array[:, window.rows, window.cols])

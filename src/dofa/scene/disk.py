@@ -1,0 +1,49 @@
+"""What outputs ask of the disk: place beforehand, certainty afterwards."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Give a file its whole size and all of its place on the disk; what it holds stays.
+
+    Raises:
+        OSError: there is no such place.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    at = os.lseek(descriptor, 0, os.SEEK_END)
+    while at < size:  # macOS, Windows: only what is written takes place
+        at += os.write(descriptor, bytes(min(1 << 23, size - at)))
+
+
+def remove(path: Path) -> None:
+    """A file or a folder with all that is in it, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Bring a file's or a folder's content to the disk."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def free_bytes(folder: Path) -> int:
+    """What may still be written."""
+    return shutil.disk_usage(folder).free
+
+
+def in_words(count: float) -> str:
+    """A number of bytes, to be read."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
