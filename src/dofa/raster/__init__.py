@@ -4,6 +4,6 @@
 what the numbers mean, and `file` reads pixels.
 """
 
-from dofa.raster.file import PixelWindow, Raster, open_raster
+from dofa.raster.file import PixelWindow, Raster, open_raster, open_told
 
-__all__ = ["PixelWindow", "Raster", "open_raster"]
+__all__ = ["PixelWindow", "Raster", "open_raster", "open_told"]

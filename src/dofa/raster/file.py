@@ -18,7 +18,7 @@ from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling, resolve_physical
 from dofa.raster import gdal, words
-from dofa.raster.bands import Said, recognise
+from dofa.raster.bands import FileBand, Said, recognise
 from dofa.sensors import Sensor
 
 SAMPLE_SIDE = 384  # files up to this side are looked at whole on opening, larger ones in nine windows of a third of it
@@ -72,6 +72,30 @@ def open_raster(
     return raster
 
 
+def open_told(
+    path: str | Path, sensor: Sensor, scaling: Scaling, numbers: Sequence[int], *, nodata: float | None = None
+) -> "Raster":
+    """Open a file of which everything is known already: only its header is read, nothing is looked at or assumed.
+
+    Args:
+        path: a file or anything else GDAL opens.
+        sensor: with the bands to read.
+        scaling: of these bands.
+        numbers: GDAL's number of each of them.
+        nodata: the number that stands for no measurement; overrides the file's.
+
+    Raises:
+        DataError: the file cannot be read, or has fewer bands.
+    """
+    raster = Raster(path, nodata, strict=False)
+    try:
+        raster._take(sensor, scaling, numbers)
+    except DataError:
+        raster.close()
+        raise
+    return raster
+
+
 class Raster:
     """An open file. Made by `open_raster`; several threads may read it at once, each through a handle of its own.
 
@@ -91,6 +115,7 @@ class Raster:
         dtype: of the raw numbers.
         nodata: the number that stands for no measurement, or None.
         gsd_m: metres a pixel at the centre, None without a place.
+        block: rows and columns that the file stores together.
         warnings: what was assumed, left out or looks wrong, each "name: file: what, and the cure".
     """
 
@@ -112,6 +137,7 @@ class Raster:
             self.width, self.height = int(dataset.width), int(dataset.height)
             self.crs, self.transform = dataset.crs, dataset.transform
             self.gsd_m = gdal.gsd_m(dataset)
+            self.block: tuple[int, int] = tuple(dataset.block_shapes[0])
             self.dtype = np.dtype(dataset.dtypes[0])
             if nodata is not None and not gdal.fits(nodata, self.dtype):
                 raise ConfigError(f"nodata {nodata:g} is no {self.dtype} number")
@@ -154,6 +180,15 @@ class Raster:
         masked = np.concatenate([self._mask(dataset, w).ravel() for w in self._sample_windows()])
         sample = sample[:, self._valid_of(sample) & masked]
         self._settle(dataset, scaling, dn_offset, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
+
+    def _take(self, sensor: Sensor, scaling: Scaling, numbers: Sequence[int]) -> None:
+        """Read these bands, as told."""
+        dataset = self._dataset()
+        if max(numbers) > dataset.count:
+            raise DataError(f"{self._name}: it has {dataset.count} bands, number {max(numbers)} is asked for")
+        self.sensor, self.scaling, self._numbers = sensor, scaling, list(numbers)
+        if "alpha" in {dataset.colorinterp[n - 1].name for n in numbers}:
+            self._masked = False  # that "alpha" is a band, so it masks nothing
 
     def _leave_out_empty(self, dataset: Any, sample: NDArray[Any]) -> NDArray[Any]:
         """Drop the bands that hold no measurement anywhere, which would leave no pixel valid; (C, n) likewise."""
@@ -307,6 +342,31 @@ class Raster:
     def _valid_of(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
         good = self._measured(raw)
         return np.asarray(good.any(axis=0) if self.dtype == np.uint8 else good.all(axis=0))
+
+    # -- what the file says -------------------------------------------------------------------------------------------
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """GDAL's number of each band read."""
+        return tuple(self._numbers)
+
+    @property
+    def marks_missing(self) -> bool:
+        """Whether a nodata value, a mask or an alpha band says where there is no measurement."""
+        return self._masked or self.nodata is not None
+
+    @property
+    def files(self) -> list[str]:
+        """The files it consists of, as far as GDAL knows: itself, what a VRT is made of, masks beside it."""
+        return [str(f) for f in self._dataset().files] or [self.path]
+
+    def file_bands(self) -> list[FileBand]:
+        """What the file says of all its bands."""
+        return gdal.file_bands(self._dataset())
+
+    def file_numbers(self, numbers: Sequence[int]) -> words.FileNumbers:
+        """What the file says of the numbers in these bands."""
+        return gdal.file_numbers(self._dataset(), numbers)
 
     # -- place and handles --------------------------------------------------------------------------------------------
 

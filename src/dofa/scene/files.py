@@ -1,0 +1,214 @@
+"""Bands in files, brought to a scene's grid: the layers a scene is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import DataError
+from dofa.pixels import Scaling
+from dofa.raster import Raster, open_told
+from dofa.scene.grid import Grid, Mask, place, resample, span
+from dofa.scene.tiles import Window
+from dofa.sensors import Sensor
+
+
+@dataclass(frozen=True)
+class BandFile:
+    """Bands of one file, of which everything is known.
+
+    Attributes:
+        href: what GDAL opens.
+        bands: names, those of the sensor.
+        numbers: GDAL's number of each in the file.
+        nodata: the number that stands for no measurement; None for what the file says.
+    """
+
+    href: str
+    bands: tuple[str, ...]
+    numbers: tuple[int, ...] = (1,)
+    nodata: float | None = None
+
+
+class Pixels(NamedTuple):
+    """What a layer gives of a window.
+
+    Attributes:
+        values: (C, h, w) raw numbers.
+        measured: (h, w), by nodata value, mask, alpha or not being finite.
+        drawn: (h, w), where not all bands are 0; None where a 0 is a number like others.
+    """
+
+    values: NDArray[Any]
+    measured: Mask
+    drawn: Mask | None
+
+
+class Layer:
+    """An open file on a grid.
+
+    Args:
+        raster: open, with the bands to read.
+        grid: of the scene.
+        zero_is_missing: whether 0 in all its bands may be a border without measurements.
+
+    Raises:
+        DataError: the file lies elsewhere, or turned against the grid.
+    """
+
+    def __init__(self, raster: Raster, grid: Grid, zero_is_missing: bool) -> None:
+        self.raster, self.zero_is_missing = raster, zero_is_missing
+        name = raster.path.rsplit("/", 1)[-1]
+        try:
+            self._place = place(grid, raster)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+        if not self._place.overlaps(grid):
+            raise DataError(f"{name} shows other ground than the other files: name files of one place")
+
+    @property
+    def aligned(self) -> bool:
+        """Whether its pixels are the grid's."""
+        return self._place.offset is not None
+
+    def read(self, window: Window) -> Pixels:
+        """A window of the grid, inside it; 0 and not measured where the file has no pixels."""
+        offset = self._place.offset
+        return self._resampled(window) if offset is None else self._shifted(window, *offset)
+
+    def _shifted(self, window: Window, down: int, right: int) -> Pixels:
+        top, left = window.row + down, window.col + right
+        bottom, end = top + window.height, left + window.width
+        first, begin = max(top, 0), max(left, 0)
+        last, stop = min(bottom, self.raster.height), min(end, self.raster.width)
+        if (first, begin, last, stop) == (top, left, bottom, end):
+            return self._pixels(first, last, begin, stop)
+        count = len(self.raster.numbers)
+        values = np.zeros((count, window.height, window.width), self.raster.dtype)
+        measured = np.zeros((window.height, window.width), bool)
+        drawn = measured.copy() if self.zero_is_missing else None
+        if first < last and begin < stop:
+            found = self._pixels(first, last, begin, stop)
+            into = np.s_[first - top : last - top, begin - left : stop - left]
+            values[:, *into] = found.values
+            measured[into] = found.measured
+            if drawn is not None and found.drawn is not None:
+                drawn[into] = found.drawn
+        return Pixels(values, measured, drawn)
+
+    def _resampled(self, window: Window) -> Pixels:
+        rows, row_weights = self._place.rows.taps(window.row, window.height)
+        cols, col_weights = self._place.cols.taps(window.col, window.width)
+        top, bottom = span(rows)
+        left, right = span(cols)
+        found = self._pixels(top, bottom, left, right)
+        taps = (rows - top, row_weights), (cols - left, col_weights)
+        if found.drawn is None:
+            return Pixels(*resample(found.values, found.measured, *taps), None)
+        # A border of zeros must not darken its neighbours; where it lies is told apart, for a whole part at once.
+        values, measured = resample(found.values, found.measured & found.drawn, *taps)
+        _, known = resample(found.values[:0], found.measured, *taps)
+        return Pixels(values, known, measured)
+
+    def _pixels(self, top: int, bottom: int, left: int, right: int) -> Pixels:
+        values, measured = self.raster.read(((top, bottom), (left, right)))
+        return Pixels(values, measured, (values != 0).any(axis=0) if self.zero_is_missing else None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sensor's share of a scene.
+
+    Attributes:
+        sensor: its bands in the order they are read.
+        scaling: from raw to physical values of these bands, without statistics.
+        files: that hold them, in this order.
+        zero_border: whether pixels that are 0 in all bands count as border, without measurement.
+    """
+
+    sensor: Sensor
+    scaling: Scaling
+    files: tuple[BandFile, ...]
+    zero_border: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings: `from_dict` gives the same part back."""
+        return {
+            "sensor": self.sensor.to_dict(),
+            "scaling": self.scaling.to_dict(),
+            "files": [
+                {"href": f.href, "bands": list(f.bands), "numbers": list(f.numbers), "nodata": f.nodata}
+                for f in self.files
+            ],
+            "zero_border": self.zero_border,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Part":
+        """The inverse of `to_dict`."""
+        files = (BandFile(f["href"], tuple(f["bands"]), tuple(f["numbers"]), f["nodata"]) for f in data["files"])
+        scaling = Scaling.from_dict(data["scaling"])
+        return cls(Sensor.from_dict(data["sensor"]), scaling, tuple(files), data["zero_border"])
+
+
+class Stack:
+    """The open files of one part."""
+
+    def __init__(self, part: Part, rasters: Sequence[Raster], grid: Grid) -> None:
+        self.part = part
+        self.layers = [Layer(r, grid, part.zero_border) for r in rasters]
+        self.dtype = np.result_type(*(r.dtype for r in rasters))
+        order = [name for file in part.files for name in file.bands]
+        self._order = [order.index(name) for name in part.sensor.band_names]
+        self._plain = self._order == list(range(len(order)))
+
+    def read(self, window: Window) -> tuple[NDArray[Any], Mask]:
+        """(C, h, w) raw numbers in one type, and (h, w) validity, of a window inside the grid."""
+        found = [layer.read(window) for layer in self.layers]
+        valid = found[0].measured
+        for one in found[1:]:
+            valid = valid & one.measured
+        drawn = [one.drawn for one in found if one.drawn is not None]
+        if drawn:
+            valid = valid & np.logical_or.reduce(drawn)
+        if len(found) == 1 and self._plain:
+            return found[0].values, valid
+        bands = [band for one in found for band in one.values]
+        out = np.empty((len(bands), *valid.shape), self.dtype)
+        for into, i in enumerate(self._order):
+            out[into] = bands[i]
+        return out, valid
+
+
+def open_files(part: Part) -> list[Raster]:
+    """Its files, by their headers alone.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    opened: list[Raster] = []
+    try:
+        for file in part.files:
+            sensor, scaling = part.sensor.select(file.bands), part.scaling.select(file.bands)
+            opened.append(open_told(file.href, sensor, scaling, file.numbers, nodata=file.nodata))
+    except DataError:
+        for raster in opened:
+            raster.close()
+        raise
+    return opened
+
+
+def identity(raster: Raster) -> list[list[Any]]:
+    """What tells whether a file changed: of each file it consists of the path, the size and the time of change."""
+    out: list[list[Any]] = []
+    for name in raster.files:
+        path = Path(name)
+        if path.exists():
+            told = path.stat()
+            out.append([str(path.resolve()), told.st_size, told.st_mtime_ns])
+        else:
+            out.append([name])
+    return out

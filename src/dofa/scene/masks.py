@@ -1,0 +1,183 @@
+"""Class bands that say where not to look: clouds, shadows, saturated pixels."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import ConfigError, DataError, nearest
+from dofa.raster import Raster
+from dofa.scene.grid import Grid, Mask, Placement, place
+from dofa.scene.tiles import Window
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the numbers of a class band mean.
+
+    Attributes:
+        name: as products call it.
+        files: a pattern of file names and band descriptions.
+        classes: number of each class, or of its bit.
+        bits: whether each bit of a number is a class of its own.
+        bad: classes left out unless told otherwise.
+        source: where the numbers are written down.
+    """
+
+    name: str
+    files: re.Pattern[str]
+    classes: Mapping[str, int]
+    bits: bool
+    bad: tuple[str, ...]
+    source: str
+
+
+LEGENDS = (
+    Legend(
+        "SCL",
+        re.compile(r"(.*[_.-])?scl([_.-]\d+m)?([_.-].*)?", re.IGNORECASE),
+        {
+            "no-data": 0, "saturated": 1, "dark": 2, "shadow": 3, "vegetation": 4, "bare": 5, "water": 6,
+            "unclassified": 7, "cloud-medium": 8, "cloud-high": 9, "cirrus": 10, "snow": 11,
+        },
+        bits=False,
+        bad=("no-data", "saturated", "shadow", "cloud-medium", "cloud-high", "cirrus"),
+        source="Sentinel-2 Level-2A algorithm overview: scene classification",
+    ),
+    Legend(
+        "QA_PIXEL",
+        re.compile(r"(.*[_.-])?qa_?pixel([_.-].*)?", re.IGNORECASE),
+        {
+            "fill": 0, "dilated-cloud": 1, "cirrus": 2, "cloud": 3, "shadow": 4, "snow": 5, "clear": 6, "water": 7,
+        },
+        bits=True,
+        bad=("fill", "dilated-cloud", "cirrus", "cloud", "shadow"),
+        source="Landsat Collection 2 Level 2 data format control book: pixel quality band",
+    ),
+    Legend(
+        "HLS Fmask",
+        re.compile(r"hls\..*fmask.*", re.IGNORECASE),
+        {"cirrus": 0, "cloud": 1, "near-cloud": 2, "shadow": 3, "snow": 4, "water": 5},
+        bits=True,
+        bad=("cloud", "near-cloud", "shadow"),
+        source="HLS user guide v2.0: Fmask bits; bit 0 is reserved and was cirrus in v1.4",
+    ),
+    Legend(
+        "Fmask",
+        re.compile(r"(.*[_.-])?c?fmask[0-9.]*([_.-].*)?", re.IGNORECASE),
+        {"clear": 0, "water": 1, "shadow": 2, "snow": 3, "cloud": 4, "fill": 255},
+        bits=False,
+        bad=("shadow", "cloud", "fill"),
+        source="Zhu and Woodcock 2012; the numbers Fmask 4 writes",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClassMask:
+    """A class band and what of it is left out.
+
+    Attributes:
+        href: file, as GDAL opens it.
+        number: of the band in it.
+        values: numbers that are left out.
+        bits: numbers with any of these bits set are left out.
+    """
+
+    href: str
+    number: int
+    values: tuple[int, ...]
+    bits: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a recipe; `ClassMask(**…)` gives it back."""
+        return {"href": self.href, "number": self.number, "values": list(self.values), "bits": self.bits}
+
+
+def legend_of(name: str) -> Legend | None:
+    """The legend of a file or band, by its name; None for one we do not know."""
+    stem = re.sub(r"\.(tiff?|jp2|img|vrt|nc|png)$", "", name.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    return next((legend for legend in LEGENDS if legend.files.fullmatch(stem)), None)
+
+
+def class_mask(href: str, number: int, name: str, told: Sequence[int | str] | None) -> ClassMask:
+    """What is left out by a class band.
+
+    Args:
+        href: file, as GDAL opens it.
+        number: of the band in it.
+        name: of the file or band, which tells its legend.
+        told: numbers of pixels, or names of classes; None for what the legend holds unusable.
+
+    Raises:
+        ConfigError: classes that the legend does not have, or no legend and nothing told.
+    """
+    legend = legend_of(name)
+    if told is None and legend is None:
+        known = ", ".join(known.name for known in LEGENDS)
+        raise ConfigError(f"mask {name}: its classes are not known ({known} are): say which to leave out, mask_values=")
+    values: list[int] = []
+    bits = 0
+    for word in legend.bad if told is None and legend is not None else told or ():
+        if isinstance(word, int):
+            values.append(word)  # of the pixel as a whole, in bands of bits too
+            continue
+        if legend is None:
+            raise ConfigError(f"mask {name}: its classes have no names that we know: give mask_values as numbers")
+        found = [number for title, number in legend.classes.items() if title == word.lower().replace("_", "-")]
+        if word.lower() == "cloud" and not found:
+            found = [number for title, number in legend.classes.items() if title.startswith("cloud")]
+        if not found:
+            raise ConfigError(f"mask {name}: {legend.name} has no class {word!r}: {nearest(word, legend.classes)}")
+        if legend.bits:
+            bits |= sum(1 << number for number in found)
+        else:
+            values += found
+    return ClassMask(href, number, tuple(sorted(set(values))), bits)
+
+
+class MaskLayer:
+    """An open class band on a scene's grid, nearest; pixels it does not cover are left out too.
+
+    Args:
+        mask: what is left out.
+        raster: its file, open, with that band alone.
+        grid: of the scene.
+
+    Raises:
+        DataError: the file lies elsewhere, or its numbers are no classes.
+    """
+
+    def __init__(self, mask: ClassMask, raster: Raster, grid: Grid) -> None:
+        self.mask, self.raster = mask, raster
+        name = raster.path.rsplit("/", 1)[-1]
+        if raster.dtype.kind not in "iu":
+            raise DataError(f"mask {name}: its numbers are {raster.dtype}, classes are integers: name a class band")
+        self._place: Placement = place(grid, raster)
+        if not self._place.overlaps(grid):
+            raise DataError(f"mask {name} shows other ground than the scene")
+
+    def read(self, window: Window) -> Mask:
+        """(h, w) of a window inside the grid: where pixels may be used."""
+        rows = self._place.rows.nearest(window.row, window.height)
+        cols = self._place.cols.nearest(window.col, window.width)
+        rows_in = (rows >= 0) & (rows < self.raster.height)
+        cols_in = (cols >= 0) & (cols < self.raster.width)
+        usable = np.zeros((window.height, window.width), bool)
+        if not rows_in.any() or not cols_in.any():
+            return usable
+        rows, cols = rows[rows_in], cols[cols_in]
+        top, left = int(rows.min()), int(cols.min())
+        classes, known = self.raster.read(((top, int(rows.max()) + 1), (left, int(cols.max()) + 1)))
+        good = known & ~self._left_out(classes[0])
+        usable[np.ix_(rows_in, cols_in)] = good[np.ix_(rows - top, cols - left)]
+        return usable
+
+    def _left_out(self, classes: NDArray[Any]) -> Mask:
+        out = np.isin(classes, self.mask.values)
+        if self.mask.bits:
+            out |= (classes & classes.dtype.type(self.mask.bits)) != 0
+        return out

@@ -1,0 +1,304 @@
+"""A scene: bands of one place, from one file or many, on one grid.
+
+with open_scene("S2B_MSIL2A_….SAFE", mask="SCL") as scene:
+    (raw,), valid = scene.read(Window(0, 0, 512, 512))
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import ConfigError, DataError
+from dofa.pixels import Float, Scaling
+from dofa.raster import Raster, open_raster, open_told
+from dofa.scene.files import BandFile, Part, Stack, identity, open_files
+from dofa.scene.grid import Grid, Mask, finest
+from dofa.scene.masks import ClassMask, MaskLayer
+from dofa.scene.tiles import Window
+from dofa.sensors import Band, Sensor
+
+VERSION = 1  # of the recipe
+
+
+class Scene:
+    """Bands of one place on one grid. Made by `open_scene`, or from files of which everything is known.
+
+    Several threads may read it at once, and it can be sent to other processes, which open its files again.
+
+    Args:
+        name: for messages and output names.
+        parts: what each sensor has, with its files.
+        gsd_m: metres a pixel to resample to; None for the finest of the files.
+        mask: a class band whose classes are left out.
+        warnings: what was assumed, left out or looks wrong.
+        rasters: the files of each part, where they are open already.
+
+    Attributes:
+        name: as given.
+        parts: one a sensor, their bands in order.
+        warnings: as given, each "name: file: what, and the cure".
+        grid: of all bands.
+
+    Raises:
+        DataError: a file cannot be read, lies elsewhere or in another reference system; the file is named.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[Part],
+        *,
+        gsd_m: float | None = None,
+        mask: ClassMask | None = None,
+        warnings: Sequence[str] = (),
+        rasters: Sequence[Sequence[Raster]] | None = None,
+    ) -> None:
+        self.name, self.parts, self.warnings = name, tuple(parts), list(warnings)
+        self._gsd_m, self._mask = gsd_m, mask
+        self._rasters: list[Raster] = [r for group in rasters or () for r in group]
+        try:
+            groups = [list(g) for g in rasters] if rasters is not None else []
+            for part in self.parts[len(groups) :]:
+                groups.append(open_files(part))
+                self._rasters += groups[-1]
+            self._first = finest(self._rasters)
+            _one_system(self._rasters, self._first)
+            native = Grid(self._first.crs, self._first.transform, self._first.width, self._first.height)
+            self.grid = native if gsd_m is None else native.at_gsd(gsd_m)
+            self._stacks = [Stack(p, group, self.grid) for p, group in zip(self.parts, groups, strict=True)]
+            self._masked = None if mask is None else self._open_mask(mask)
+        except DataError as error:
+            self.close()
+            raise DataError(str(error) if name in str(error) else f"{name}: {error}") from None
+
+    def _open_mask(self, mask: ClassMask) -> MaskLayer:
+        scaling = Scaling.uniform("dn", ("class",))
+        raster = open_told(mask.href, Sensor("mask", (Band("class", 1.0),), 1.0), scaling, (mask.number,))
+        self._rasters.append(raster)
+        _one_system([raster], self._first)
+        return MaskLayer(mask, raster, self.grid)
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def sensor(self) -> Sensor:
+        """Of the only part.
+
+        Raises:
+            ConfigError: it stacks several.
+        """
+        if len(self.parts) > 1:
+            raise ConfigError(
+                f"{self.name} stacks {', '.join(p.sensor.name for p in self.parts)}: ask one of its parts"
+            )
+        return self.parts[0].sensor
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """Of all parts in order."""
+        return tuple(band for part in self.parts for band in part.sensor.bands)
+
+    @property
+    def band_names(self) -> tuple[str, ...]:
+        """Of all parts in order, with the sensor before those that two parts have."""
+        names = [(part.sensor.name, band.name) for part in self.parts for band in part.sensor.bands]
+        plain = [band for _, band in names]
+        return tuple(f"{sensor}:{band}" if plain.count(band) > 1 else band for sensor, band in names)
+
+    @property
+    def crs(self) -> Any:
+        """Coordinate reference system, or None."""
+        return self.grid.crs
+
+    @property
+    def transform(self) -> Any:
+        """Affine, from (column, row) to coordinates."""
+        return self.grid.transform
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.grid.width
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.grid.height
+
+    @property
+    def gsd_m(self) -> float | None:
+        """Metres a pixel, None without a place."""
+        return self.grid.gsd_m
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns that are best read together: those that the finest file stores together."""
+        rows, cols = self._first.block
+        down, right = self._first.height / self.height, self._first.width / self.width
+        return max(1, round(rows / down)), max(1, round(cols / right))
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all bands at one pixel."""
+        return sum(len(s.part.sensor.bands) * s.dtype.itemsize for s in self._stacks)
+
+    # -- opening it again ---------------------------------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Plain JSON from which `open_recipe` opens the same scene, without looking at its pixels again."""
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "parts": [part.to_dict() for part in self.parts],
+            "gsd_m": self._gsd_m,
+            "mask": None if self._mask is None else self._mask.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the files (paths, sizes, times of change) and of how they are read: another one is another scene."""
+        settled = {key: value for key, value in self.recipe.items() if key != "warnings"}
+        files = [identity(raster) for raster in self._rasters]
+        text = json.dumps([settled, files], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_recipe, (self.recipe,)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, window: Window) -> tuple[list[NDArray[Any]], Mask]:
+        """Raw numbers and where they are measurements.
+
+        Args:
+            window: of pixels; it may reach over the border.
+
+        Returns:
+            (C, h, w) for each part in its files' type, and (h, w) bool; outside the scene 0 and False.
+
+        Raises:
+            DataError: pixels that cannot be decoded.
+        """
+        top, left = max(window.row, 0), max(window.col, 0)
+        bottom, right = min(window.row + window.height, self.height), min(window.col + window.width, self.width)
+        if (top, left, bottom - top, right - left) == (window.row, window.col, window.height, window.width):
+            return self._inside(window)
+        shape = window.height, window.width
+        parts: list[NDArray[Any]] = [np.zeros((len(s.part.sensor.bands), *shape), s.dtype) for s in self._stacks]
+        valid = np.zeros(shape, bool)
+        if top < bottom and left < right:
+            found, good = self._inside(Window(top, left, bottom - top, right - left))
+            into = np.s_[top - window.row : bottom - window.row, left - window.col : right - window.col]
+            for part, theirs in zip(parts, found, strict=True):
+                part[:, *into] = theirs
+            valid[into] = good
+        return parts, valid
+
+    def read_physical(self, window: Window) -> tuple[Float, Mask]:
+        """Like `read`, in physical values of each part's unit: (C, h, w) float32, NaN where not valid."""
+        parts, valid = self.read(window)
+        pairs = zip(self.parts, parts, strict=True)
+        physical: Float = np.concatenate([part.scaling.physical(raw) for part, raw in pairs])
+        physical[:, ~valid] = np.nan  # whoever forgets the mask shall notice
+        return physical, valid
+
+    def _inside(self, window: Window) -> tuple[list[NDArray[Any]], Mask]:
+        parts = []
+        valid: Mask | None = None
+        for stack in self._stacks:
+            raw, good = stack.read(window)
+            parts.append(raw)
+            valid = good if valid is None else valid & good
+        assert valid is not None  # a scene has a part
+        return parts, valid if self._masked is None else valid & self._masked.read(window)
+
+    def close(self) -> None:
+        """Close every file; reading afterwards is an error."""
+        for raster in self._rasters:
+            raster.close()
+
+    def __enter__(self) -> "Scene":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_recipe(recipe: dict[str, Any]) -> Scene:
+    """Open a scene again from its `recipe`.
+
+    Raises:
+        DataError: a file is gone, or the recipe is of a newer version.
+    """
+    if recipe.get("version") != VERSION:
+        raise DataError(f"a scene's recipe of version {recipe.get('version')}: this dofa knows {VERSION}; update it")
+    mask = recipe["mask"]
+    return Scene(
+        recipe["name"],
+        [Part.from_dict(part) for part in recipe["parts"]],
+        gsd_m=recipe["gsd_m"],
+        mask=None if mask is None else ClassMask(mask["href"], mask["number"], tuple(mask["values"]), mask["bits"]),
+        warnings=recipe["warnings"],
+    )
+
+
+def open_scene(
+    sources: str | Path | Sequence[str | Path],
+    sensor: Sensor | str | Sequence[Sensor | str] | None = None,
+    *,
+    bands: Sequence[str | None] | None = None,
+    wavelengths_um: Sequence[float] | None = None,
+    scaling: Scaling | None = None,
+    dn_offset: float | None = None,
+    nodata: float | None = None,
+    strict: bool = False,
+    gsd_m: float | None = None,
+    mask: str | Path | None = None,
+    mask_values: Sequence[int | str] | None = None,
+) -> Scene:
+    """Open what shows one place as one scene.
+
+    Args:
+        sources: a file or anything else GDAL opens.
+        sensor: what took it, by name or as a Sensor; None to find it from descriptions or wavelength tags.
+        bands: names in the files' order, None for a band to leave out; they override what the files say.
+        wavelengths_um: micrometres in the files' order.
+        scaling: what the numbers mean; overrides tags and product.
+        dn_offset: added to the numbers before the factor, in place of the file's offset.
+        nodata: the number that stands for no measurement; overrides the file's.
+        strict: whatever would be assumed, or looks wrong, is an error instead of a warning.
+        gsd_m: metres a pixel to resample to.
+        mask: a class band or file with classes to leave out.
+        mask_values: classes of it to leave out.
+    """
+    path = sources if isinstance(sources, str | Path) else sources[0]
+    raster = open_raster(
+        path, sensor if isinstance(sensor, str | Sensor) else None, bands, wavelengths_um, scaling,
+        dn_offset=dn_offset, nodata=nodata, strict=strict,
+    )  # fmt: skip
+    file = BandFile(raster.path, raster.sensor.band_names, raster.numbers, nodata)
+    part = Part(raster.sensor, raster.scaling, (file,))
+    name = raster.path.rstrip("/").rsplit("/", 1)[-1]
+    return Scene(name, [part], gsd_m=gsd_m, warnings=raster.warnings, rasters=[[raster]])
+
+
+def _one_system(rasters: Sequence[Raster], first: Raster) -> None:
+    for raster in rasters:
+        if raster.crs != first.crs:
+            name, other = (r.path.rsplit("/", 1)[-1] for r in (raster, first))
+            raise DataError(
+                f"{name} lies in {_system(raster.crs)}, {other} in {_system(first.crs)}: bring all files to one "
+                "reference system first (gdalwarp -t_srs)"
+            )
+
+
+def _system(crs: Any) -> str:
+    return "no reference system" if crs is None else str(crs.to_string())[:60]
