@@ -3,8 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,8 +15,8 @@ from rasterio.windows import Window
 
 from dofa import sensors
 from dofa.errors import ConfigError, DataError
-from dofa.pixels import Float, Scaling, resolve_physical
-from dofa.raster import gdal, words
+from dofa.pixels import Float, Scaling
+from dofa.raster import gdal, remote, words
 from dofa.raster.bands import FileBand, Said, recognise
 from dofa.sensors import Sensor
 
@@ -89,7 +88,8 @@ def open_told(
     """
     raster = Raster(path, nodata, strict=False)
     try:
-        raster._take(sensor, scaling, numbers)
+        raster._take(sensor, numbers)
+        raster.scaling = scaling
     except DataError:
         raster.close()
         raise
@@ -125,7 +125,7 @@ class Raster:
     def __init__(self, path: str | Path, nodata: float | None, strict: bool) -> None:
         self.path = str(path)
         self.warnings: list[str] = []
-        self._name = self.path.rsplit("/", 1)[-1]
+        self._name = remote.shown(self.path).rsplit("/", 1)[-1]
         self._strict = strict
         self._handles: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
@@ -167,39 +167,38 @@ class Raster:
             wavelengths_um=wavelengths_um,
             gsd_m=self.gsd_m or 1.0,
             dtype=self.dtype.name,
-            alpha_is_mask=lambda: self._alpha_is_mask(dataset),
+            alpha_is_mask=self._alpha_is_mask,
         )
         for said in found.notes:
             self._note(said)
         for said in found.assumptions:
             self._assume(said)
-        self.sensor, self._numbers = found.sensor, found.numbers
-        if "alpha" in {c.name for n, c in enumerate(dataset.colorinterp, 1) if n in self._numbers}:
-            self._masked = False  # that "alpha" is a band, so it masks nothing
-        sample = self._leave_out_empty(dataset, self._sample(dataset, self._numbers))
-        masked = np.concatenate([self._mask(dataset, w).ravel() for w in self._sample_windows()])
+        self._take(found.sensor, found.numbers)
+        sample = self._leave_out_empty(self._sample(self._numbers))
+        masked = np.concatenate([self._mask(w).ravel() for w in self._sample_windows()])
         sample = sample[:, self._valid_of(sample) & masked]
-        self._settle(dataset, scaling, dn_offset, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
+        self._settle(scaling, dn_offset, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
 
-    def _take(self, sensor: Sensor, scaling: Scaling, numbers: Sequence[int]) -> None:
-        """Read these bands, as told."""
+    def _take(self, sensor: Sensor, numbers: Sequence[int]) -> None:
+        """Read these bands."""
         dataset = self._dataset()
         if max(numbers) > dataset.count:
             raise DataError(f"{self._name}: it has {dataset.count} bands, number {max(numbers)} is asked for")
-        self.sensor, self.scaling, self._numbers = sensor, scaling, list(numbers)
+        self.sensor, self._numbers = sensor, list(numbers)
         if "alpha" in {dataset.colorinterp[n - 1].name for n in numbers}:
             self._masked = False  # that "alpha" is a band, so it masks nothing
 
-    def _leave_out_empty(self, dataset: Any, sample: NDArray[Any]) -> NDArray[Any]:
+    def _leave_out_empty(self, sample: NDArray[Any]) -> NDArray[Any]:
         """Drop the bands that hold no measurement anywhere, which would leave no pixel valid; (C, n) likewise."""
         if self.dtype == np.uint8 or (self.nodata is None and self.dtype.kind != "f"):
             return sample
         empty = [n for n, row in zip(self._numbers, self._measured(sample), strict=True) if not row.any()]
-        unseen = dataset.block_windows(1) if sample.shape[1] < self.width * self.height else ()
+        whole = sample.shape[1] == self.width * self.height
+        unseen = () if whole else list(self._dataset().block_windows(1))
         for _, window in unseen:
             if not empty:
                 break
-            rows = self._measured(self._decode(dataset, empty, window))
+            rows = self._measured(self._decode(empty, window))
             empty = [n for n, row in zip(empty, rows, strict=True) if not row.any()]
         kept = [i for i, n in enumerate(self._numbers) if n not in empty]
         if not empty or not kept:
@@ -211,25 +210,12 @@ class Raster:
         self._numbers = [self._numbers[i] for i in kept]
         return sample[kept]
 
-    def _settle(self, dataset: Any, user: Scaling | None, dn_offset: float | None, sample: NDArray[Any]) -> None:
+    def _settle(self, user: Scaling | None, dn_offset: float | None, sample: NDArray[Any]) -> None:
         """Decide the physical scaling: the user's word ends the matter, any other is checked against (C, n) pixels."""
-        names, product = self.sensor.band_names, self.sensor.scaling
-        if user is not None:
-            self.scaling = resolve_physical(user.select(names), None, None)
-            return
-        numbers = gdal.file_numbers(dataset, self._numbers)
-        own = words.file_scaling(numbers, names, product, self.dtype.name)
-        self.scaling = resolve_physical(None, own, product, self._name)
-        if dn_offset is not None:
-            base = replace(self.scaling, offset=product.offset if product else (0.0,) * len(names))
-            self.scaling = replace(words.with_dn_offset(base, [dn_offset] * len(names)), physical_source="user")
-        elif words.is_sentinel2(self.sensor, self.dtype.name) and not any(numbers.offsets):
-            offset = words.sentinel2_offset(numbers, names)
-            if offset is not None:
-                self.scaling = replace(words.with_dn_offset(self.scaling, offset), physical_source="file")
-            elif doubt := words.offset_doubt(numbers, sample):
-                self._assume(doubt)
-        if doubt := words.scale_doubt(self.scaling, sample, self.sensor.name):
+        numbers = gdal.file_numbers(self._dataset(), self._numbers)
+        settled = words.settle(self.sensor, numbers, self.dtype.name, user, dn_offset, self._name)
+        self.scaling = settled.scaling
+        for doubt in settled.doubts(numbers, sample, self.sensor.name):
             self._assume(doubt)
 
     def _note(self, said: Said) -> None:
@@ -240,9 +226,9 @@ class Raster:
             raise DataError(f"{said[1]} ({said[0]} is an error under strict)")
         self._note(said)
 
-    def _alpha_is_mask(self, dataset: Any) -> bool:
-        number = next(n for n, c in enumerate(dataset.colorinterp, 1) if c.name == "alpha")
-        return set(np.unique(self._sample(dataset, [number])).tolist()) <= {0, 255}
+    def _alpha_is_mask(self) -> bool:
+        number = next(n for n, c in enumerate(self._dataset().colorinterp, 1) if c.name == "alpha")
+        return set(np.unique(self._sample([number])).tolist()) <= {0, 255}
 
     def _sample_windows(self) -> list[Window]:
         """All of a small file, nine windows spread over a large one."""
@@ -253,9 +239,9 @@ class Raster:
         lefts = sorted({round(f * (self.width - width)) for f in (0.05, 0.5, 0.95)})
         return [Window(left, top, width, height) for top in tops for left in lefts]
 
-    def _sample(self, dataset: Any, numbers: list[int]) -> NDArray[Any]:
+    def _sample(self, numbers: list[int]) -> NDArray[Any]:
         """(C, n) raw numbers of the sample windows."""
-        raw = [self._decode(dataset, numbers, w).reshape(len(numbers), -1) for w in self._sample_windows()]
+        raw = [self._decode(numbers, w).reshape(len(numbers), -1) for w in self._sample_windows()]
         return np.concatenate(raw, axis=1)
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -275,10 +261,9 @@ class Raster:
         Raises:
             DataError: a window outside the file, a band it does not hold, or pixels that cannot be decoded.
         """
-        dataset = self._dataset()
         window = self._window(window)
-        raw = self._decode(dataset, [self._numbers[i] for i in self._positions(bands)], window)
-        return raw, self._valid_of(raw) & self._mask(dataset, window)
+        raw = self._decode([self._numbers[i] for i in self._positions(bands)], window)
+        return raw, self._valid_of(raw) & self._mask(window)
 
     def read_physical(
         self, window: PixelWindow | None = None, bands: Sequence[str] | None = None
@@ -314,23 +299,31 @@ class Raster:
             )
         return window
 
-    def _decode(self, dataset: Any, numbers: list[int], window: Window) -> NDArray[Any]:
-        try:
-            with rasterio.Env(**gdal.OPTIONS):
-                raw: NDArray[Any] = dataset.read(numbers, window=window)
-        except RasterioError as error:
-            raise DataError(f"{self._name}: truncated or damaged, cannot be decoded: {gdal.reason(error)}") from None
-        return raw
+    def _decode(self, numbers: list[int], window: Window) -> NDArray[Any]:
+        return self._persistently(lambda dataset: dataset.read(numbers, window=window), "pixels")
 
-    def _mask(self, dataset: Any, window: Window) -> NDArray[np.bool_]:
+    def _mask(self, window: Window) -> NDArray[np.bool_]:
         """(h, w): what the mask of all bands says."""
         if not self._masked:
             return np.ones((int(window.height), int(window.width)), bool)
+        number = self._numbers[0]
+        return self._persistently(lambda dataset: dataset.read_masks(number, window=window), "mask") != 0
+
+    def _persistently(self, read: Callable[[Any], NDArray[Any]], what: str) -> NDArray[Any]:
+        """Read through this thread's handle; over a network through a new one when an answer was lost."""
+
+        def act() -> NDArray[Any]:
+            dataset = self._dataset()
+            with rasterio.Env(**gdal.options(self.path)):
+                return read(dataset)
+
         try:
-            with rasterio.Env(**gdal.OPTIONS):
-                return np.asarray(dataset.read_masks(self._numbers[0], window=window) != 0)
+            return remote.persistently(self.path, act, self._forget, lost=RasterioError)
         except RasterioError as error:
-            raise DataError(f"{self._name}: its mask cannot be decoded: {gdal.reason(error)}") from None
+            why = f"its {what} cannot be decoded: {remote.reason(error)}"
+            if remote.is_remote(self.path):
+                raise DataError(f"{remote.shown(self.path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
+            raise DataError(f"{self._name}: truncated or damaged, {why}") from None
 
     def _measured(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
         """Where each number is a measurement, by itself."""
@@ -388,14 +381,18 @@ class Raster:
                 raise DataError(f"{self._name}: the raster is closed")
             handle = self._handles.get(key)
         if handle is None:
-            try:
-                with rasterio.Env(**gdal.OPTIONS):
-                    handle = rasterio.open(self.path)
-            except RasterioError as error:
-                raise DataError(f"{self.path} cannot be opened: {gdal.reason(error)}") from None
+            handle = gdal.open_dataset(self.path)
             with self._lock:
                 self._handles[key] = handle
         return handle
+
+    def _forget(self) -> None:
+        """Close this thread's handle; the next look opens another."""
+        with self._lock:
+            handle = self._handles.pop((os.getpid(), threading.get_ident()), None)
+        if handle is not None:
+            with rasterio.Env(**gdal.options(self.path)):
+                handle.close()
 
     def close(self) -> None:
         """Close every handle; reading afterwards is an error."""

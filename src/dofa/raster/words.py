@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import DataError
-from dofa.pixels import Scaling, Unit
+from dofa.pixels import Scaling, Unit, resolve_physical
 from dofa.raster.bands import Said
 from dofa.sensors import Sensor
 
@@ -52,6 +52,60 @@ class FileNumbers:
     tags: Tags
     band_tags: tuple[Tags, ...]
     envi: Tags
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What the numbers of a sensor's bands mean, and what is still open.
+
+    Attributes:
+        scaling: from raw to physical values, without statistics.
+        offset_open: nobody said whether a Sentinel-2 product carries its offset.
+        told: by the user: it is not to be doubted.
+    """
+
+    scaling: Scaling
+    offset_open: bool = False
+    told: bool = False
+
+    def doubts(self, numbers: "FileNumbers", raw: NDArray[Any], sensor: str) -> list[Said]:
+        """What looks wrong, given (C, n) valid pixels and the sensor's name."""
+        if self.told:
+            return []
+        offset = offset_doubt(numbers, raw) if self.offset_open else None
+        return [said for said in (offset, scale_doubt(self.scaling, raw, sensor)) if said is not None]
+
+
+def settle(
+    sensor: Sensor, numbers: FileNumbers, dtype: str, user: Scaling | None, dn_offset: float | None, name: str
+) -> Settled:
+    """Decide what numbers mean: the user's word, then the file's, then the product's.
+
+    Args:
+        sensor: with the bands read.
+        numbers: what the file says of them.
+        dtype: of the numbers.
+        user: what the user says.
+        dn_offset: the user's word on what is added to the numbers before the factor.
+        name: of the file, for errors.
+
+    Raises:
+        ConfigError: nobody says; the cures are named.
+        DataError: the file says it in a way that cannot be read.
+    """
+    names, product = sensor.band_names, sensor.scaling
+    if user is not None:
+        return Settled(resolve_physical(user.select(names), None, None), told=True)
+    scaling = resolve_physical(None, file_scaling(numbers, names, product, dtype), product, name)
+    if dn_offset is not None:
+        base = replace(scaling, offset=product.offset if product else (0.0,) * len(names))
+        return Settled(replace(with_dn_offset(base, [dn_offset] * len(names)), physical_source="user"))
+    if not is_sentinel2(sensor, dtype) or any(numbers.offsets):
+        return Settled(scaling)
+    offset = sentinel2_offset(numbers, names)
+    if offset is None:
+        return Settled(scaling, offset_open=True)
+    return Settled(replace(with_dn_offset(scaling, offset), physical_source="file"))
 
 
 def file_scaling(numbers: FileNumbers, bands: Sequence[str], product: Scaling | None, dtype: str) -> Scaling | None:

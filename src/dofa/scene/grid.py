@@ -83,7 +83,7 @@ class Axis:
 
     def centres(self, first: int, count: int) -> NDArray[np.float64]:
         """(n,) where the centres of the grid's pixels lie, in the file's pixels."""
-        return self.shift + (np.arange(first, first + count) + 0.5) * self.scale
+        return np.asarray(self.shift + (np.arange(first, first + count) + 0.5) * self.scale, np.float64)
 
     def nearest(self, first: int, count: int) -> NDArray[np.int64]:
         """(n,) the file's pixel under each centre, which may lie outside."""
