@@ -47,3 +47,9 @@ def free_bytes(folder: Path) -> int:
 def in_words(count: float) -> str:
     """A number of bytes, to be read."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def reason(error: BaseException) -> str:
+    """Why a library could not read or write, on one line; rasterio hides GDAL's words behind a general sentence."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return " ".join((said or str(error.__cause__ or error)).split())

@@ -22,7 +22,7 @@ from rasterio.errors import RasterioError
 
 from dofa.errors import ConfigError, DofaError
 from dofa.files import write_atomically
-from dofa.scene.disk import allocate, flush, free_bytes, in_words, remove
+from dofa.scene.disk import allocate, flush, free_bytes, in_words, reason, remove
 from dofa.scene.layout import FORMATS, Dtype, Format, Layout
 from dofa.scene.reading import Features, open_features
 from dofa.scene.tiles import Window
@@ -300,9 +300,8 @@ class Work:
 
     def _disk(self, error: Exception, what: str) -> DofaError:
         free = free_bytes(self.out.parent)
-        said = (error.strerror if isinstance(error, OSError) else None) or str(error.__cause__ or error)
         return DofaError(
-            f"{self.out}: {what} cannot be written ({' '.join(said.split())}; {in_words(free)} are free in "
+            f"{self.out}: {what} cannot be written ({reason(error)}; {in_words(free)} are free in "
             f"{self.out.parent}): make room and run the same command again, it goes on from here"
         )
 

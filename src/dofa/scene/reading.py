@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from dofa.errors import DataError
-from dofa.raster.gdal import OPTIONS, reason
+from dofa.raster.gdal import OPTIONS
+from dofa.scene.disk import reason
 from dofa.scene.layout import FORMATS, Affine, Layout, parse_meta
 from dofa.scene.tiles import Window
 
