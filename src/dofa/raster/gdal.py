@@ -1,30 +1,91 @@
 """What GDAL knows of a file, in the words of the rest of the package; its options are set here and nowhere else."""
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import rasterio
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform, transform_bounds
 
 from dofa.errors import DataError
+from dofa.raster import remote
 from dofa.raster.bands import IN_BRACKETS, FileBand
 from dofa.raster.words import FileNumbers
 
+# How GDAL behaves over a network; a variable of that name in the environment wins. docs/scenes-remote.md
+HTTP: dict[str, str] = {
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    # No limit for a whole request, which would end a large one over a slow line: one that stands still is ended.
+    "GDAL_HTTP_LOW_SPEED_TIME": "20",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",  # seconds, doubled each time
+}
 OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # no listing of folders of 100,000 tiles; side files are still found
     # Truncated pictures are errors: the lost part of a JPEG would be grey, and of a PNG GDAL 3.10's short cut for whole
     # images gives back whatever lay in memory.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
+    # With more, GDAL 3.10 gives back zeros without an error where a server cuts off the tiles of an uncompressed file.
+    "GDAL_NUM_THREADS": "1",
+    # A closed file is forgotten, or an answer that was cut off would be met again at each new attempt.
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
+    **{key: os.environ.get(key, value) for key, value in HTTP.items()},
 }
+# Formats that builds of GDAL may leave out.
+DRIVERS = {".nc": "netCDF", ".nc4": "netCDF", ".zarr": "Zarr", ".h5": "HDF5", ".he5": "HDF5", ".jp2": "JP2OpenJPEG"}
+WITHOUT_SIDE_FILES = (".tif", ".tiff", ".jp2")
+reason = remote.reason
 METRES_PER_DEGREE = 111_320.0
 
 # Many pictures have no place; `Raster.crs` says so, without a warning for each file.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+def options(path: str) -> dict[str, Any]:
+    """GDAL's options for a file.
+
+    Beside a GeoTIFF on a server nothing is looked for: it would be asked for some forty files that are not there, and a
+    mask whose request is lost would be a mask that does not exist.
+    """
+    if remote.is_remote(path) and remote.suffix(path) in WITHOUT_SIDE_FILES:
+        return {**OPTIONS, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    return OPTIONS
+
+
+def open_dataset(path: str) -> Any:
+    """Open a file.
+
+    Raises:
+        DataError: it cannot be opened; one line with its name, the reason, and the cure where one is known.
+    """
+
+    def act() -> Any:
+        with rasterio.Env(**options(path)):
+            return rasterio.open(remote.gdal_name(path))
+
+    try:
+        return remote.persistently(path, act, lambda: None, lost=RasterioError)
+    except RasterioError as error:
+        why = remote.reason(error)
+    driver = DRIVERS.get(remote.suffix(path))
+    if driver is not None and driver not in driver_names():
+        why = f"the GDAL of this rasterio reads no {driver} files; one that does is in conda-forge, or convert it"
+    elif "AWS_NO_SIGN_REQUEST" in why:
+        why = "set AWS_NO_SIGN_REQUEST=YES for a public bucket, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    raise DataError(f"{remote.shown(path)} cannot be opened: {why}")
+
+
+def driver_names() -> set[str]:
+    """What formats this build of GDAL knows, by GDAL's short names."""
+    with rasterio.Env() as env:
+        return set(env.drivers())
 
 
 def check_kind(dataset: Any) -> None:
@@ -102,11 +163,6 @@ def fits(value: float, dtype: np.dtype[Any]) -> bool:
         return True
     info = np.iinfo(dtype)
     return bool(math.isfinite(value) and float(value).is_integer() and info.min <= value <= info.max)
-
-
-def reason(error: Exception) -> str:
-    """GDAL's own reason on one line; rasterio hides it behind a general sentence."""
-    return " ".join(str(error.__cause__ or error).split())
 
 
 def gsd_m(dataset: Any) -> float | None:

@@ -1,0 +1,132 @@
+"""Files behind a network: their names for GDAL, and asking again when an answer is lost on the way.
+
+GDAL itself asks again where a server is busy (429, 500–504) or does not answer in time. It does not where an answer is
+cut off, and it keeps the piece that it got: only a new handle, opened after the old one is closed, asks anew
+(`gdal.OPTIONS` tells it to forget what a closed file had).
+"""
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from dofa.errors import DataError
+
+WAITS_S: tuple[float, ...] = (1.0, 3.0)  # before the second and the third attempt
+TIMEOUT_S = 20.0  # without a byte
+LARGEST = 64 * 2**20  # bytes of a document; items of catalogues have some ten thousand
+
+SCHEMES = {"http": "/vsicurl/http", "https": "/vsicurl/https", "s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
+NETWORK = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs)\b|(?<![a-z])(https?|s3|gs|az)://")
+# Answers that another attempt would not change.
+FINAL = re.compile(
+    r"HTTP (?:response|error) code\D*4(?!08|29)\d\d|not resolve host|_ACCESS_KEY|credentials", re.IGNORECASE
+)
+Answer = TypeVar("Answer")
+
+
+def is_remote(path: str) -> bool:
+    """Whether GDAL fetches this name over a network."""
+    return NETWORK.search(path) is not None
+
+
+def gdal_name(path: str) -> str:
+    """GDAL's name of a file or an address: https://… becomes /vsicurl/https://…, s3://… /vsis3/…"""
+    scheme, colon, rest = path.partition("://")
+    head = SCHEMES.get(scheme.lower()) if colon else None
+    if head is None:
+        return path
+    return f"{head}://{rest}" if head.startswith("/vsicurl") else head + rest
+
+
+def shown(path: str) -> str:
+    """An address without what may be secret in it: the query (signatures, keys) and the user's name and password."""
+    parts = urlsplit(path)
+    if not parts.netloc or not parts.scheme:
+        return path
+    return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}{'?…' if parts.query else ''}"
+
+
+def persistently(path: str, act: Callable[[], Answer], forget: Callable[[], None], *, lost: type[Exception]) -> Answer:
+    """Do something with a file; over a network up to three times.
+
+    Args:
+        path: of the file.
+        act: what is done.
+        forget: called before each further attempt: to close what GDAL has of the file.
+        lost: the error that may be the network's.
+
+    Raises:
+        Exception: `lost`, of the last attempt.
+    """
+    for wait in WAITS_S if is_remote(path) else ():
+        try:
+            return act()
+        except lost as error:
+            if FINAL.search(reason(error)):
+                raise
+            forget()
+            time.sleep(wait)
+    return act()
+
+
+def reason(error: BaseException) -> str:
+    """Why something was not read, on one line: the first cause, which GDAL and rasterio hide behind general ones."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    cut = re.search(r"got (\d+) bytes, expected (\d+)", text)
+    return f"the server sent {cut[1]} of {cut[2]} bytes" if cut else text
+
+
+def fetch(url: str) -> bytes:
+    """A document, asked for up to three times.
+
+    Raises:
+        DataError: it did not come; one line with the address and the reason.
+    """
+    why = ""
+    for wait in (*WAITS_S, None):
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+                data: bytes = answer.read(LARGEST + 1)
+            if len(data) > LARGEST:
+                raise DataError(f"{shown(url)} is larger than {LARGEST // 2**20} MB: it is no catalogue item")
+            return data
+        except urllib.error.HTTPError as error:
+            why = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):
+                break
+        except http.client.IncompleteRead as error:
+            why = f"the server sent {len(error.partial)} of {len(error.partial) + (error.expected or 0)} bytes"
+        except urllib.error.URLError as error:
+            why = str(error.reason)
+        except (OSError, http.client.HTTPException) as error:
+            why = str(error) or type(error).__name__
+        if wait is not None:
+            time.sleep(wait)
+    raise DataError(f"{shown(url)} cannot be fetched: {' '.join(why.split())}")
+
+
+def version(url: str) -> str | None:
+    """What a server says to tell versions of a file apart: its ETag, else when it changed, and its length.
+
+    None where the server does not answer such a question; nobody waits for a second try.
+    """
+    try:
+        asked = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
+            told = [answer.headers.get(key) for key in ("ETag", "Last-Modified", "Content-Length")]
+    except (OSError, http.client.HTTPException):
+        return None
+    return " ".join(t for t in told if t) or None
+
+
+def suffix(path: str | Path) -> str:
+    """The ending of a name or an address, lower case, without a query: .tif"""
+    return Path(urlsplit(str(path)).path if "://" in str(path) else str(path)).suffix.lower()
