@@ -88,8 +88,7 @@ def open_told(
     """
     raster = Raster(path, nodata, strict=False)
     try:
-        raster._take(sensor, numbers)
-        raster.scaling = scaling
+        raster.tell(sensor, scaling, numbers)
     except DataError:
         raster.close()
         raise
@@ -179,8 +178,12 @@ class Raster:
         sample = sample[:, self._valid_of(sample) & masked]
         self._settle(scaling, dn_offset, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
 
+    def tell(self, sensor: Sensor, scaling: Scaling, numbers: Sequence[int]) -> None:
+        """Read these bands, by the caller's word; see `open_told`."""
+        self._take(sensor, numbers)
+        self.scaling = scaling
+
     def _take(self, sensor: Sensor, numbers: Sequence[int]) -> None:
-        """Read these bands."""
         dataset = self._dataset()
         if max(numbers) > dataset.count:
             raise DataError(f"{self._name}: it has {dataset.count} bands, number {max(numbers)} is asked for")
@@ -307,7 +310,8 @@ class Raster:
         if not self._masked:
             return np.ones((int(window.height), int(window.width)), bool)
         number = self._numbers[0]
-        return self._persistently(lambda dataset: dataset.read_masks(number, window=window), "mask") != 0
+        mask = self._persistently(lambda dataset: dataset.read_masks(number, window=window), "mask")
+        return np.asarray(mask != 0)
 
     def _persistently(self, read: Callable[[Any], NDArray[Any]], what: str) -> NDArray[Any]:
         """Read through this thread's handle; over a network through a new one when an answer was lost."""
