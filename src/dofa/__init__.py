@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dofa.model.checkpoint import create as create
     from dofa.model.checkpoint import load as load
     from dofa.pixels import Scaling as Scaling
+    from dofa.scene.features import embed as embed
+    from dofa.scene.scene import open_scene as open_scene
     from dofa.sensors import Band as Band
     from dofa.sensors import Sensor as Sensor
 
@@ -22,9 +24,11 @@ _HOME = {
     "Scaling": "dofa.pixels",
     "Sensor": "dofa.sensors",
     "create": "dofa.model.checkpoint",
+    "embed": "dofa.scene.features",
     "load": "dofa.model.checkpoint",
+    "open_scene": "dofa.scene.scene",
 }
-__all__ = ["Band", "DofaError", "Scaling", "Sensor", "__version__", "create", "load"]
+__all__ = ["Band", "DofaError", "Scaling", "Sensor", "__version__", "create", "embed", "load", "open_scene"]
 
 
 def __getattr__(name: str) -> Any:

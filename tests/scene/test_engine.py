@@ -26,7 +26,7 @@ def whole(image, model, stride):
             continue
         part = image[:, a:, b:]
         pad = [-n % model.patch for n in part.shape[1:]]
-        part = np.pad(part, ((0, 0), (0, pad[0]), (0, pad[1]))).astype(np.float32)
+        part = np.pad(part, ((0, 0), (0, pad[0]), (0, pad[1])), "edge").astype(np.float32)
         answer = model(torch.from_numpy(part)[None])[0].numpy().astype(np.float64)
         fine = answer.repeat(model.cell // stride, 1).repeat(model.cell // stride, 2)
         top, left = a // stride, b // stride

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dofa.errors import ConfigError
@@ -81,6 +81,7 @@ def plans(draw):
     )
 
 
+@settings(deadline=None)
 @given(plans())
 def test_blocks_cover_the_output_once(plan):
     seen = np.zeros(plan.shape, int)
@@ -89,6 +90,7 @@ def test_blocks_cover_the_output_once(plan):
     assert (seen == 1).all()
 
 
+@settings(deadline=None)
 @given(plans())
 def test_a_block_is_finished_by_its_own_tiles_and_those_before_it_in_its_swath(plan):
     ratio = plan.cell // plan.stride

@@ -112,7 +112,7 @@ def edit(folder: Path, **changes) -> None:
         ({"format_version": "gone"}, "no format_version"),
         ({"tile_size": "gone", "gsd_m": "gone"}, "tile_size, gsd_m missing"),
         ({"tile_sizes": 3}, "unknown key 'tile_sizes'.*tile_size"),
-        ({"task": "regression"}, "task 'regression'"),
+        ({"task": "detection"}, "task 'detection'"),
         ({"class_names": ["a", "b"]}, r"weight \(4, 10\)"),
         ({"colours": [[0, 0, 0]]}, "1 colours for 4 classes"),
         ({"weights_sha256": "0" * 64}, "not the file its head.json describes"),

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from dofa.sensors import Sensor
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "head.json", "head.safetensors"
-Task = Literal["classification"]
+Task = Literal["classification", "segmentation", "regression"]
 Block = int | Literal["pooled"]
 Colour = tuple[int, int, int]
 _KEYS = (
@@ -42,8 +42,9 @@ class Head:
     """A linear layer on frozen features, with what it was trained on.
 
     Attributes:
-        task: what the outputs are.
-        class_names: one an output, in order.
+        task: what the outputs are: logits of classes of whole images (classification) or of places in them
+            (segmentation), or values (regression).
+        class_names: one an output, in order; of a regression, what its values are.
         colours: (red, green, blue) of each class, 0–255.
         encoder_sha256: of the encoder whose features it reads; see `dofa.model.checkpoint.encoder_sha256`.
         levels: whose features it reads, concatenated: block numbers (mean or single patch tokens) or `pooled`.
@@ -78,8 +79,8 @@ class Head:
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
-        if self.task != "classification":
-            raise CheckpointError(f"head is for the task {self.task!r}; this dofa knows classification")
+        if self.task not in get_args(Task):
+            raise CheckpointError(f"head is for the task {self.task!r}; this dofa knows {', '.join(get_args(Task))}")
         if self.weight.ndim != 2 or len(self.weight) != classes or self.bias.shape != (classes,):
             raise CheckpointError(
                 f"head has weight {self.weight.shape} and bias {self.bias.shape} for {classes} classes; "
@@ -91,6 +92,12 @@ class Head:
             raise CheckpointError("head has NaN or infinite weights")
         if self.scaling.mean is None or self.scaling.bands != self.sensor.band_names:
             raise CheckpointError(f"head's scaling needs statistics for the bands {', '.join(self.sensor.band_names)}")
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what it was trained to: weights, levels, classes."""
+        said = json.dumps([self.task, list(self.class_names), list(self.levels), self.scaling.to_dict()])
+        return hashlib.sha256(said.encode() + self.weight.tobytes() + self.bias.tobytes()).hexdigest()
 
     def require(self, model: DOFA) -> None:
         """Refuse any encoder but the one this head was trained on.

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from dofa.errors import ConfigError
 from dofa.progress import Progress
 from dofa.scene.engine import Job, Precision
-from dofa.scene.features import Embedding, What, embed_all
-from dofa.scene.layout import FORMATS, Dtype, Format
-from dofa.scene.saving import int8_range, is_done, output_of, save
+from dofa.scene.features import What, embed_all
+from dofa.scene.layout import FORMATS, Format
+from dofa.scene.saving import save
 
 SUFFIX: dict[Format, str] = {"cog": ".tif", "zarr": ".zarr", "geoparquet": ".parquet"}
 
@@ -107,19 +107,16 @@ def embed_command(
         mask_values=mask_values, strict=strict,
     )  # fmt: skip
     paths = output_paths(scenes, out, format, stack)
-    bar = _Bar()
+    bar = Bar("embedding")
     embeddings = embed_all(
         [list(scenes)] if stack else list(scenes), weights, level=level, blocks=[_level(b) for b in blocks],
         stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats, batch=batch, precision=precision,
         device=device, compile=compile, progress=bar.advance, **opening,
     )  # fmt: skip
-    notes = [w for e in embeddings for w in e.inputs.scene.warnings]
-    skipped = _finished(embeddings, paths, dtype) if len(paths) > 1 and not overwrite else set()
-    rest = [i for i in range(len(paths)) if i not in skipped]
-    if rest:
-        with bar.over([embeddings[i].job for i in rest]):
-            save([embeddings[i] for i in rest], [paths[i] for i in rest], dtype=dtype, kind=format, overwrite=overwrite)
-    return Written(tuple(paths), tuple(paths[i] for i in sorted(skipped)), tuple(notes))
+    with bar.over([e.job for e in embeddings]):
+        done = save(embeddings, paths, dtype=dtype, kind=format, overwrite=overwrite)
+    notes = tuple(w for e in embeddings for w in e.inputs.scene.warnings)
+    return Written(tuple(paths), tuple(p for p in paths if p not in done), notes)
 
 
 def opening_words(
@@ -165,15 +162,6 @@ def output_paths(scenes: Sequence[str], out: Path, format: Format | None, stack:
     return [out / f"{stem}{SUFFIX[format or 'cog']}" for stem in stems]
 
 
-def _finished(embeddings: Sequence[Embedding], paths: Sequence[Path], dtype: Dtype) -> set[int]:
-    """Which files of a run over several scenes an earlier, interrupted one has made already."""
-    there = [i for i, path in enumerate(paths) if path.exists()]
-    if not there:
-        return set()
-    scale, zero = int8_range(embeddings) if dtype == "int8" else (None, None)
-    return {i for i in there if is_done(output_of(embeddings[i], paths[i], dtype, scale, zero))}
-
-
 def _level(block: int | str) -> Any:
     if block == "pooled" or isinstance(block, int):
         return block
@@ -183,17 +171,20 @@ def _level(block: int | str) -> Any:
         raise ConfigError(f"block {block!r}: pooled, or a number (negative from the end)") from None
 
 
-class _Bar:
+class Bar:
     """A progress bar that begins when the tiles are known, and leaves out what is only sampled before."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str) -> None:
+        self._title = title
         self._bar: Progress | None = None
 
     def over(self, jobs: Sequence[Job]) -> Progress:
+        """The bar over all tiles of these jobs, a context manager."""
         total = sum(len(job.plan.tiles_of(b)) for job in jobs for b in range(len(job.plan.blocks)))
-        self._bar = Progress("embedding", total, 0, True, "tiles")
+        self._bar = Progress(self._title, total, 0, True, "tiles")
         return self._bar
 
     def advance(self, tiles: int, nbytes: int) -> None:
+        """So many more tiles, of so many bytes of pixels."""
         if self._bar is not None:
             self._bar.advance(tiles, nbytes)

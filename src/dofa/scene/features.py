@@ -28,7 +28,6 @@ from dofa.scene import engine
 from dofa.scene.engine import Job, Precision
 from dofa.scene.inputs import Inputs, settle
 from dofa.scene.scene import Scene, open_scene
-from dofa.scene.statistics import scene_statistics
 from dofa.scene.tiles import Plan, Window
 
 if TYPE_CHECKING:
@@ -276,7 +275,7 @@ def embed_all(
     """Features of several scenes: like `embed`, with one projection and, for `--stats dataset`, one statistics."""
     model = model if isinstance(model, DOFA) else load(model)
     opened = [scene if isinstance(scene, Scene) else open_scene(scene, **opening) for scene in scenes]
-    measured = _measure(opened, stats)
+    measured = measure(opened, stats)
     inputs = [settle(s, model.config, stats=stats, measured=m) for s, m in zip(opened, measured, strict=True)]
     settings = {"batch": batch, "precision": precision, "device": device, "progress": progress}
     digest = encoder_sha256(model)
@@ -286,7 +285,7 @@ def embed_all(
         side = tile_side(given, model, tile)
         key = (model.encode_bands(given.wavelengths).detach().cpu().numpy().tobytes(), side)
         if key not in tiles_of:
-            tiles_of[key] = EncoderTiles(specialised(model, given, side, device, compile), level, blocks, side)
+            tiles_of[key] = EncoderTiles(specialised(model, given, device, compile), level, blocks, side)
         tiles = tiles_of[key]
         plan = plan_of(given, tiles, side, stride, overlap)
         meta = describe(given, model, digest, plan, level, tiles)
@@ -319,10 +318,10 @@ def tile_side(inputs: Inputs, model: DOFA, tile: int | None) -> int:
     return min(side, patch * -(-max(inputs.scene.height, inputs.scene.width) // patch))
 
 
-def specialised(model: DOFA, inputs: Inputs, side: int, device: str | None, compile: bool) -> StaticViT:
-    """The encoder with the kernel of these bands and positions of tiles of this size."""
+def specialised(model: DOFA, inputs: Inputs, device: str | None, compile: bool) -> StaticViT:
+    """The encoder with the kernel of these bands."""
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    vit = model.specialize(inputs.wavelengths, side).eval().to(target)
+    vit = model.specialize(inputs.wavelengths).eval().to(target)
     if compile:
         from dofa.model.compiled import compiled
 
@@ -402,8 +401,10 @@ def describe(inputs: Inputs, model: DOFA, digest: str, plan: Plan, level: What, 
     }
 
 
-def _measure(scenes: Sequence[Scene], stats: str | None) -> list[Any]:
+def measure(scenes: Sequence[Scene], stats: str | None) -> list[Any]:
     """Statistics of each scene's parts, where they are asked for."""
+    from dofa.scene.statistics import scene_statistics
+
     if stats == "scene":
         return [scene_statistics([scene]) for scene in scenes]
     if stats == "dataset":

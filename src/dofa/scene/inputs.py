@@ -53,7 +53,7 @@ class Inputs:
         """The model's input.
 
         Args:
-            window: of pixels; it may reach over the border.
+            window: of pixels; beyond the border the last row and column are repeated, as the encoder itself pads.
 
         Returns:
             (C, h, w) float32, 0 (the mean) where there is no measurement, and (h, w) where there is one.
@@ -61,6 +61,16 @@ class Inputs:
         Raises:
             DataError: pixels that cannot be decoded, or values that are not finite.
         """
+        top, left = max(window.row, 0), max(window.col, 0)
+        bottom = min(window.row + window.height, self.scene.height)
+        right = min(window.col + window.width, self.scene.width)
+        over = (
+            (top - window.row, window.row + window.height - bottom),
+            (left - window.col, window.col + window.width - right),
+        )
+        if any(n for side in over for n in side):
+            inside, seen = self.normalised(Window(top, left, bottom - top, right - left))
+            return np.pad(inside, ((0, 0), *over), "edge"), np.pad(seen, over)
         parts, valid = self.chunks.read(window)
         out = np.empty((self.count, window.height, window.width), np.float32)
         first = 0

@@ -57,10 +57,16 @@ def write_all(
         overwrite: replace files that are there.
         blocks: runs the jobs: `engine.run` with its settings, or a cluster's.
 
+    Returns:
+        The files that were made. Of several, those that an earlier run had finished are left alone.
+
     Raises:
         ConfigError: an output exists, or an interrupted run had other settings.
         DofaError: the disk is full, or pixels cannot be read; what is done is kept.
     """
+    if len(outputs) > 1 and not overwrite:
+        todo = [i for i, output in enumerate(outputs) if not is_done(output)]
+        jobs, outputs = [jobs[i] for i in todo], [outputs[i] for i in todo]
     with ExitStack() as stack:
         works = [
             stack.enter_context(Work.open(o.path, o.layout, o.key, kind=kind, overwrite=overwrite)) for o in outputs
@@ -121,7 +127,7 @@ def output_of(
     key = {
         "scene": scene.fingerprint,
         "plan": asdict(plan),
-        "features": {**embedding.meta, "scaling": _digest(embedding.meta["scaling"])},
+        "features": {**embedding.meta, "scaling": digest(embedding.meta["scaling"])},
         "projection": embedding.tiles.digest,
     }
     layout = Layout(
@@ -135,7 +141,7 @@ def output_of(
         nodata=INT8_NODATA if dtype == "int8" else float("nan"),
         scale=scale,
         zero=zero,
-        meta={**embedding.meta, "job": _digest(key)},
+        meta={**embedding.meta, "job": digest(key)},
     )
     return Output(path, layout, key, lambda values, valid: stored_as(layout, values, valid))
 
@@ -171,5 +177,6 @@ def _job(features: Features) -> Any:
     return features.meta.get("job")
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Of anything JSON holds."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -184,6 +184,7 @@ class Plan:
             )
         if self.swath % self.patch or (self.swath and self.swath < self.tile):
             raise ConfigError(f"swath {self.swath}: a multiple of the patch, at least a tile")
+        _ = self.row_passes, self.col_passes  # what does not fit is told at once
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,0 +1,252 @@
+"""`dofa predict`: maps of scenes through a trained head: classes, probabilities, or values."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dofa.errors import ConfigError
+from dofa.model.checkpoint import load
+from dofa.model.encoder import DOFA
+from dofa.model.heads import Head, load_head
+from dofa.pixels import Float
+from dofa.scene import engine
+from dofa.scene.command import Bar, Written, opening_words, output_paths
+from dofa.scene.engine import Job, Precision
+from dofa.scene.features import EncoderTiles, describe, measure, plan_of, specialised
+from dofa.scene.inputs import Inputs, settle
+from dofa.scene.outputs import Layout
+from dofa.scene.saving import Output, digest, write_all
+from dofa.scene.scene import Scene, open_scene
+from dofa.scene.tiles import Plan
+
+Wanted = Literal["classes", "probabilities"]
+GSD_APART = 1.5  # a scene whose pixels differ by more from those the head was trained on is refused
+CLASS_NODATA = 255
+
+
+class HeadTiles(nn.Module):
+    """An encoder with a head, as the engine runs it. A linear head and the joining of tiles commute: few channels."""
+
+    def __init__(self, encoder: EncoderTiles, head: Head) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.patch, self.cell, self.offset = encoder.patch, encoder.cell, encoder.offset
+        self.channels = len(head.class_names)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised (B, C, h, w) to (B, K, h / cell, w / cell): logits, or values of a regression."""
+        return self.head.apply(self.encoder.maps(images))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The map of one scene, computed when it is written.
+
+    Attributes:
+        inputs: the scene and what normalises it.
+        plan: how it is cut.
+        tiles: encoder and head.
+        meta: what the file says of itself.
+    """
+
+    inputs: Inputs
+    plan: Plan
+    tiles: HeadTiles
+    meta: dict[str, Any]
+
+    @property
+    def job(self) -> Job:
+        """What the engine runs."""
+        return Job(self.inputs, self.plan, self.tiles)
+
+    def output(self, path: Path, wanted: Wanted) -> Output:
+        """The file that is made of it."""
+        scene, head = self.inputs.scene, self.tiles.head
+        classes = head.task != "regression" and wanted == "classes"
+        key = {"scene": scene.fingerprint, "plan": asdict(self.plan), "map": {**self.meta, "wanted": wanted}}
+        nodata = CLASS_NODATA if head.nodata is None else head.nodata
+        if classes and len(head.class_names) > nodata:
+            raise ConfigError(
+                f"{len(head.class_names)} classes and nodata {nodata} do not fit in 8 bits: map probabilities"
+            )
+        layout = Layout(
+            height=self.plan.shape[0],
+            width=self.plan.shape[1],
+            channels=1 if classes else len(head.class_names),
+            dtype="uint8" if classes else "float32",
+            names=("class",) if classes else head.class_names,
+            crs=scene.crs,
+            transform=self.plan.transform(scene.transform) if scene.transform is not None else (1, 0, 0, 0, 1, 0),
+            nodata=nodata if classes else float("nan"),
+            meta={**self.meta, "job": digest(key)},
+            class_names=head.class_names if classes else None,
+            colours=head.colours if classes else None,
+        )
+        return Output(path, layout, key, _stored(head, classes, nodata))
+
+
+def _stored(head: Head, classes: bool, nodata: int) -> Callable[[Float, NDArray[np.bool_]], NDArray[Any]]:
+    def stored(values: Float, valid: NDArray[np.bool_]) -> NDArray[Any]:
+        if classes:
+            return np.where(valid, values.argmax(0), nodata).astype(np.uint8)[None]
+        if head.task != "regression":
+            values = torch.from_numpy(values).softmax(0).numpy()
+        return np.where(valid, values, np.float32(np.nan)).astype(np.float32)
+
+    return stored
+
+
+def predict_all(
+    scenes: Sequence[Scene],
+    model: DOFA,
+    head: Head,
+    *,
+    stride: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    stats: str | None = None,
+    force: bool = False,
+    device: str | None = None,
+    compile: bool = False,
+) -> list[Prediction]:
+    """Maps of scenes through one head.
+
+    Args:
+        scenes: open.
+        model: the encoder the head was trained on; another is refused.
+        head: what was learned.
+        stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass.
+        tile: pixels a side; None for the size the head was trained at.
+        overlap: pixels that neighbouring tiles share; None for a quarter of a tile.
+        stats: other statistics than the head's, with `force`; see `dofa.scene.inputs.settle`.
+        force: take other statistics, and scenes of any pixel size.
+        device: of the model.
+        compile: run the encoder through torch.compile.
+
+    Raises:
+        CheckpointError: another encoder.
+        ConfigError: a scene of another pixel size or without the head's bands, or settings that do not fit.
+    """
+    head.require(model)
+    measured = measure(scenes, stats)
+    out, shared = [], {}
+    for scene, found in zip(scenes, measured, strict=True):
+        check_gsd(scene, head, force)
+        inputs = settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
+        patch = model.config.patch
+        side = patch * -(-(tile or head.tile_size) // patch) if tile is None else tile
+        side = min(side, patch * -(-max(scene.height, scene.width) // patch))
+        key = (model.encode_bands(inputs.wavelengths).detach().cpu().numpy().tobytes(), side)
+        if key not in shared:
+            vit = specialised(model, inputs, device, compile)
+            shared[key] = HeadTiles(EncoderTiles(vit, "patch", head.levels, side), head)
+        tiles = shared[key]
+        plan = plan_of(inputs, tiles, side, stride, overlap)
+        meta = describe(inputs, model, head.encoder_sha256, plan, "patch", tiles.encoder)
+        told = {"task": head.task, "classes": list(head.class_names), "head_sha256": head.sha256}
+        out.append(Prediction(inputs, plan, tiles, {**meta, "head": told, "validation": head.validation}))
+    return out
+
+
+def check_gsd(scene: Scene, head: Head, force: bool) -> None:
+    """Refuse a scene whose pixels have another size than those the head was trained on.
+
+    Raises:
+        ConfigError: they differ by more than 1.5 ×, and nobody accepted that.
+    """
+    if force or scene.gsd_m is None:
+        return
+    apart = max(scene.gsd_m / head.gsd_m, head.gsd_m / scene.gsd_m)
+    if apart > GSD_APART:
+        raise ConfigError(
+            f"{scene.name}: its pixels measure {scene.gsd_m:g} m, the head was trained on {head.gsd_m:g} m: "
+            f"resample it with --gsd {head.gsd_m:g}, or accept it with --force"
+        )
+
+
+def predict(
+    scenes: Sequence[str],
+    *,
+    weights: str,
+    head: Path,
+    out: Path,
+    output: Wanted = "classes",
+    stride: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    format: Literal["cog", "zarr", "geoparquet"] | None = None,
+    stats: str | None = None,
+    sensor: str | None = None,
+    bands: Sequence[str] | None = None,
+    wavelengths: Sequence[float] | None = None,
+    dn_offset: float | None = None,
+    nodata: float | None = None,
+    gsd: float | None = None,
+    mask: str | None = None,
+    mask_values: Sequence[int] | None = None,
+    stack: bool = False,
+    strict: bool = False,
+    batch: int = 16,
+    precision: Precision = "auto",
+    device: str | None = None,
+    compile: bool = False,
+    force: bool = False,
+    overwrite: bool = False,
+) -> Written:
+    """Map scenes with a trained head.
+
+    Args:
+        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
+        weights: model folder or name: the encoder that the head was trained on.
+        head: folder with head.json and head.safetensors, as `dofa probe` saves it.
+        out: file for one scene (.tif, .zarr, .parquet); folder for several.
+        output: classes: a map with names and colours; probabilities: one channel a class. A regression gives values.
+        stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time.
+        tile: pixels a side that the model sees at once; what the head was trained at unless given.
+        overlap: pixels that neighbouring tiles share; a quarter of a tile unless given.
+        format: of the files; by the name of a single one, else cog.
+        stats: other statistics than the head's; needs --force.
+        sensor: what took the scenes (dofa sensors lists them); the head's unless given.
+        bands: names in the files' order, - for one to leave out.
+        wavelengths: of the bands in micrometres, in the files' order.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        nodata: the number that stands for no measurement.
+        gsd: metres a pixel to resample to.
+        mask: file or band with classes to leave out, such as SCL.
+        mask_values: classes of it to leave out.
+        stack: the files are one scene: its bands.
+        strict: what would be assumed is an error.
+        batch: tiles at a time.
+        precision: bf16 where the machine multiplies it fast, unless told.
+        device: cpu, cuda, cuda:1, …
+        compile: run the model through torch.compile; pays for long jobs.
+        force: accept other statistics than the head's, and pixels of another size.
+        overwrite: replace files that are there, and forget an interrupted run with other settings.
+    """
+    encoder = load(weights)
+    trained = load_head(head, encoder)
+    opening = opening_words(
+        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, nodata=nodata, gsd=gsd, mask=mask,
+        mask_values=mask_values, strict=strict,
+    )  # fmt: skip
+    opening["sensor"] = sensor or (None if bands or wavelengths else trained.sensor.name)
+    paths = output_paths(scenes, out, format, stack)
+    opened = [open_scene(s, **opening) for s in ([list(scenes)] if stack else scenes)]
+    maps = predict_all(
+        opened, encoder, trained, stride=stride, tile=tile, overlap=overlap, stats=stats, force=force, device=device,
+        compile=compile,
+    )  # fmt: skip
+    outputs = [one.output(path, output) for one, path in zip(maps, paths, strict=True)]
+    bar = Bar("mapping")
+    with bar.over([m.job for m in maps]):
+        done = write_all(
+            [m.job for m in maps], outputs, kind=format, overwrite=overwrite,
+            blocks=lambda jobs: engine.run(jobs, batch=batch, precision=precision, device=device, progress=bar.advance),
+        )  # fmt: skip
+    return Written(tuple(paths), tuple(p for p in paths if p not in done), tuple(w for s in opened for w in s.warnings))
