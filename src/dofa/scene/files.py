@@ -1,7 +1,7 @@
 """Bands in files, brought to a scene's grid: the layers a scene is made of."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,6 +152,23 @@ class Part:
         files = (BandFile(f["href"], tuple(f["bands"]), tuple(f["numbers"]), f["nodata"]) for f in data["files"])
         scaling = Scaling.from_dict(data["scaling"])
         return cls(Sensor.from_dict(data["sensor"]), scaling, tuple(files), data["zero_border"])
+
+
+@dataclass(frozen=True)
+class Product:
+    """What the metadata of a product say, which is all that is needed to open it.
+
+    Attributes:
+        name: of the product.
+        part: its bands.
+        classes: file and band number of its class bands by name, such as SCL.
+        warnings: what was assumed, left out or looks wrong.
+    """
+
+    name: str
+    part: Part
+    classes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Stack:

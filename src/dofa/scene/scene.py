@@ -7,6 +7,7 @@ with open_scene("S2B_MSIL2A_….SAFE", mask="SCL") as scene:
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
-from dofa.raster import Raster, open_raster, open_told
-from dofa.scene.files import BandFile, Part, Stack, identity, open_files
+from dofa.raster import Raster, open_told, remote
+from dofa.scene.files import Part, Stack, identity, open_files
 from dofa.scene.grid import Grid, Mask, finest
-from dofa.scene.masks import ClassMask, MaskLayer
+from dofa.scene.look import check_measured, has_zero_border, sample
+from dofa.scene.masks import ClassMask, MaskLayer, class_mask
+from dofa.scene.sources import Opened, Words, absolute, grouped, open_group, share
 from dofa.scene.tiles import Window
 from dofa.sensors import Band, Sensor
 
@@ -44,6 +47,7 @@ class Scene:
         parts: one a sensor, their bands in order.
         warnings: as given, each "name: file: what, and the cure".
         grid: of all bands.
+        stacks: the open files of each part.
 
     Raises:
         DataError: a file cannot be read, lies elsewhere or in another reference system; the file is named.
@@ -71,8 +75,8 @@ class Scene:
             _one_system(self._rasters, self._first)
             native = Grid(self._first.crs, self._first.transform, self._first.width, self._first.height)
             self.grid = native if gsd_m is None else native.at_gsd(gsd_m)
-            self._stacks = [Stack(p, group, self.grid) for p, group in zip(self.parts, groups, strict=True)]
-            self._masked = None if mask is None else self._open_mask(mask)
+            self.stacks = [Stack(p, group, self.grid) for p, group in zip(self.parts, groups, strict=True)]
+            self._classes = None if mask is None else self._open_mask(mask)
         except DataError as error:
             self.close()
             raise DataError(str(error) if name in str(error) else f"{name}: {error}") from None
@@ -112,6 +116,11 @@ class Scene:
         return tuple(f"{sensor}:{band}" if plain.count(band) > 1 else band for sensor, band in names)
 
     @property
+    def masked(self) -> bool:
+        """Whether a class band leaves pixels out."""
+        return self._mask is not None
+
+    @property
     def crs(self) -> Any:
         """Coordinate reference system, or None."""
         return self.grid.crs
@@ -146,7 +155,7 @@ class Scene:
     @property
     def pixel_bytes(self) -> int:
         """Bytes of all bands at one pixel."""
-        return sum(len(s.part.sensor.bands) * s.dtype.itemsize for s in self._stacks)
+        return sum(len(s.part.sensor.bands) * s.dtype.itemsize for s in self.stacks)
 
     # -- opening it again ---------------------------------------------------------------------------------------------
 
@@ -192,7 +201,7 @@ class Scene:
         if (top, left, bottom - top, right - left) == (window.row, window.col, window.height, window.width):
             return self._inside(window)
         shape = window.height, window.width
-        parts: list[NDArray[Any]] = [np.zeros((len(s.part.sensor.bands), *shape), s.dtype) for s in self._stacks]
+        parts: list[NDArray[Any]] = [np.zeros((len(s.part.sensor.bands), *shape), s.dtype) for s in self.stacks]
         valid = np.zeros(shape, bool)
         if top < bottom and left < right:
             found, good = self._inside(Window(top, left, bottom - top, right - left))
@@ -213,12 +222,12 @@ class Scene:
     def _inside(self, window: Window) -> tuple[list[NDArray[Any]], Mask]:
         parts = []
         valid: Mask | None = None
-        for stack in self._stacks:
+        for stack in self.stacks:
             raw, good = stack.read(window)
             parts.append(raw)
             valid = good if valid is None else valid & good
         assert valid is not None  # a scene has a part
-        return parts, valid if self._masked is None else valid & self._masked.read(window)
+        return parts, valid if self._classes is None else valid & self._classes.read(window)
 
     def close(self) -> None:
         """Close every file; reading afterwards is an error."""
@@ -267,27 +276,107 @@ def open_scene(
     """Open what shows one place as one scene.
 
     Args:
-        sources: a file or anything else GDAL opens.
-        sensor: what took it, by name or as a Sensor; None to find it from descriptions or wavelength tags.
-        bands: names in the files' order, None for a band to leave out; they override what the files say.
+        sources: a file or anything else GDAL opens; a Sentinel-2 SAFE folder or zip; a STAC item; a folder or a list
+            of band files, which are told apart by descriptions, wavelength tags or their names. `NAME=FILE` says which
+            sensor a file is of.
+        sensor: what took it, by name or as a Sensor; a list of one a source stacks several sensors of one place. None
+            to find it from descriptions, wavelengths or the names of products.
+        bands: names in the files' order, None for a band to leave out; they override what the files say. Of a product,
+            which names its bands itself, those to take.
         wavelengths_um: micrometres in the files' order.
         scaling: what the numbers mean; overrides tags and product.
-        dn_offset: added to the numbers before the factor, in place of the file's offset.
+        dn_offset: added to the numbers before the factor, in place of the file's offset: −1000 for Sentinel-2 of
+            baseline ≥ 04.00, 0 to say that there is none.
         nodata: the number that stands for no measurement; overrides the file's.
         strict: whatever would be assumed, or looks wrong, is an error instead of a warning.
-        gsd_m: metres a pixel to resample to.
-        mask: a class band or file with classes to leave out.
-        mask_values: classes of it to leave out.
+        gsd_m: metres a pixel to resample to; None for the finest of the files.
+        mask: a class band of the scene by name, such as SCL, or a file with classes to leave out.
+        mask_values: classes of it to leave out, as numbers or by name; None for what SCL, Fmask or QA_PIXEL hold
+            unusable.
+
+    Raises:
+        DataError: files that cannot be read, contradict what is told, say too little, lie in different reference
+            systems or do not overlap, or hold no measurement; one line with the file and the cure.
+        ConfigError: an unknown sensor, band or class, or settings that do not go together.
     """
-    path = sources if isinstance(sources, str | Path) else sources[0]
-    raster = open_raster(
-        path, sensor if isinstance(sensor, str | Sensor) else None, bands, wavelengths_um, scaling,
-        dn_offset=dn_offset, nodata=nodata, strict=strict,
-    )  # fmt: skip
-    file = BandFile(raster.path, raster.sensor.band_names, raster.numbers, nodata)
-    part = Part(raster.sensor, raster.scaling, (file,))
-    name = raster.path.rstrip("/").rsplit("/", 1)[-1]
-    return Scene(name, [part], gsd_m=gsd_m, warnings=raster.warnings, rasters=[[raster]])
+    if mask is None and mask_values is not None:
+        raise ConfigError("mask_values says which classes to leave out, but no mask is named")
+    listed = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not listed:
+        raise ConfigError("a scene needs at least one source")
+    groups = grouped(listed, sensor)
+    say = Words(bands, wavelengths_um, scaling, dn_offset, nodata, strict)
+    name = _name([source for group in groups for source in group.sources])
+    opened: list[Opened] = []
+    try:
+        for group, words in zip(groups, share(groups, say), strict=True):
+            opened.append(open_group(group, words))
+        _refuse_twice(name, opened)
+        return _assembled(name, opened, say, gsd_m, mask, mask_values)
+    except (ConfigError, DataError):
+        for one in opened:
+            for raster in one.rasters:
+                raster.close()
+        raise
+
+
+def _assembled(
+    name: str,
+    opened: Sequence[Opened],
+    say: Words,
+    gsd_m: float | None,
+    mask: str | Path | None,
+    mask_values: Sequence[int | str] | None,
+) -> Scene:
+    """The scene of open files, looked at once."""
+    parts, rasters = [one.part for one in opened], [one.rasters for one in opened]
+    warnings = [warning for one in opened for warning in one.warnings]
+    scene = Scene(name, parts, gsd_m=gsd_m, rasters=rasters)
+    for i, stack in enumerate(scene.stacks):
+        if not has_zero_border(stack, scene.height, scene.width):
+            continue
+        parts[i] = replace(parts[i], zero_border=True)
+        files = rasters[i][0].path.rsplit("/", 1)[-1]
+        warnings.append(f"zero-border: {files}: a corner is 0 in every band: such pixels count as not measured")
+    found = None if mask is None else _find_mask(str(mask), mask_values, opened)
+    scene = Scene(name, parts, gsd_m=gsd_m, mask=found, warnings=warnings, rasters=rasters)
+    check_measured(scene)
+    for number, one in enumerate(opened):
+        if one.settled is None or one.said is None:
+            continue
+        seen = np.concatenate([raw[number][:, valid] for raw, valid in sample(scene)], axis=1)
+        for title, text in one.settled.doubts(one.said, seen, one.part.sensor.name):
+            if say.strict:
+                raise DataError(f"{name}: {text} ({title} is an error under strict)")
+            scene.warnings.append(f"{title}: {name}: {text}")
+    return scene
+
+
+def _find_mask(mask: str, told: Sequence[int | str] | None, opened: Sequence[Opened]) -> ClassMask:
+    """A class band among those of the scene, or a file."""
+    classes = {name: where for one in opened for name, where in one.classes.items()}
+    for name, (href, number) in classes.items():
+        if name.lower() == mask.lower():
+            return class_mask(href, number, name, told)
+    if Path(mask).exists() or "/" in mask or remote.suffix(mask):
+        return class_mask(absolute(mask), 1, mask, told)
+    has = f"the scene has {', '.join(classes)}" if classes else "the scene has no class band"
+    raise ConfigError(f"mask {mask!r} is no file, and {has}: name one of them, or a file of the same place")
+
+
+def _name(sources: Sequence[str]) -> str:
+    """What files are called together: their own name, or what their names begin with."""
+    names = [source.rstrip("/").rsplit("/", 1)[-1] for source in sources]
+    same = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
+    common = names[0][:same].rstrip("_-. B")
+    return common if len(common) >= 4 else names[0]
+
+
+def _refuse_twice(name: str, opened: Sequence[Opened]) -> None:
+    names = [one.part.sensor.name for one in opened]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{name}: two sources are {twice}: a scene shows a place once; open them one by one")
 
 
 def _one_system(rasters: Sequence[Raster], first: Raster) -> None:

@@ -1,0 +1,68 @@
+"""A first look at a scene's pixels: borders of zeros, and whether there is one measurement at all."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import DataError
+from dofa.raster import Raster
+from dofa.scene.files import Stack
+from dofa.scene.grid import Mask
+from dofa.scene.tiles import Window
+
+if TYPE_CHECKING:
+    from dofa.scene.scene import Scene
+
+CORNER = 16  # pixels a side of what is looked at in each corner for a border of zeros
+SIDE = 128  # pixels a side of a sample window
+# Where sample windows lie, as shares of the free height and width: few, since each costs a block of every band.
+PLACES = ((0.5, 0.5), (0.2, 0.75), (0.8, 0.3), (0.05, 0.1), (0.95, 0.9))
+
+
+def has_zero_border(stack: Stack, height: int, width: int) -> bool:
+    """Whether a corner of a part without any word on missing pixels is 0 in all bands.
+
+    A single 8-bit band is never taken so: 0 is dark water or shadow there.
+    """
+    rasters: list[Raster] = [layer.raster for layer in stack.layers]
+    alone = len(stack.part.sensor.bands) == 1 and stack.dtype == np.uint8
+    if alone or any(r.marks_missing for r in rasters) or min(height, width) < 2 * CORNER:
+        return False
+    return any(
+        not stack.read(Window(top, left, CORNER, CORNER))[0].any()
+        for top in (0, height - CORNER)
+        for left in (0, width - CORNER)
+    )
+
+
+def sample_windows(height: int, width: int) -> list[Window]:
+    """A small scene whole, a few windows of a larger one, the centre first."""
+    if max(height, width) <= 2 * SIDE:
+        return [Window(0, 0, height, width)]
+    rows, cols = min(SIDE, height), min(SIDE, width)
+    return [Window(round(v * (height - rows)), round(h * (width - cols)), rows, cols) for v, h in PLACES]
+
+
+def sample(scene: "Scene") -> Iterator[tuple[list[NDArray[Any]], Mask]]:
+    """Raw numbers of each part and validity, of the sample windows."""
+    return (scene.read(window) for window in sample_windows(scene.height, scene.width))
+
+
+def check_measured(scene: "Scene") -> None:
+    """Look until one pixel is found that can be used; a scene without any is refused.
+
+    Raises:
+        DataError: there is none.
+    """
+    if any(valid.any() for _, valid in sample(scene)):
+        return
+    rows, cols = (max(1, 512 // side) * side for side in scene.block)
+    for row in range(0, scene.height, rows):
+        for col in range(0, scene.width, cols):
+            _, valid = scene.read(Window(row, col, min(rows, scene.height - row), min(cols, scene.width - col)))
+            if valid.any():
+                return
+    why = "the mask leaves out every pixel" if scene.masked else "not one pixel is measured in every band"
+    raise DataError(f"{scene.name}: {why}: look at its nodata value, and leave out empty bands with bands=")

@@ -1,0 +1,396 @@
+"""From what a user names to parts of a scene: products, folders and lists of band files, sensors of one place."""
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dofa import sensors
+from dofa.errors import ConfigError, DataError, nearest
+from dofa.pixels import Scaling
+from dofa.raster import Raster, gdal, open_raster, remote, words
+from dofa.raster.bands import AUXILIARY, FileBand, Said, match, recognise
+from dofa.scene.files import BandFile, Part, Product, open_files
+from dofa.scene.masks import legend_of
+from dofa.scene.safe import is_safe, read_safe
+from dofa.sensors import Sensor
+
+ITEMS = (".json", ".geojson")
+IMAGES = (".tif", ".tiff", ".gtif", ".jp2", ".img", ".vrt", ".bsq", ".png", ".nc")
+NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+# What producers put before everything else in the names of their files.
+PRODUCTS = {
+    r"S2[A-D]_MSIL1C_": "sentinel-2-l1c",
+    r"S2[A-D]_MSIL2A_": "sentinel-2-l2a",
+    r"L[COE]0([5789])_L2S[PR]_": "landsat-{}-l2-sr",
+    r"LT0([5])_L2S[PR]_": "landsat-{}-l2-sr",
+    r"L[CO]0([89])_L1(TP|GT|GS)_": "landsat-{}-l1-toa",
+    r"L[TE]0([57])_L1(TP|GT|GS)_": "landsat-{}-l1",
+    r"HLS\.S30\.": "hls-s30",
+    r"HLS\.L30\.": "hls-l30",
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the user says of files; see `open_scene`."""
+
+    bands: Sequence[str | None] | None = None
+    wavelengths_um: Sequence[float] | None = None
+    scaling: Scaling | None = None
+    dn_offset: float | None = None
+    nodata: float | None = None
+    strict: bool = False
+
+
+@dataclass
+class Opened:
+    """A part and its open files.
+
+    Attributes:
+        part: settled.
+        rasters: its files, in its order.
+        classes: file and band number of class bands beside them, by name.
+        warnings: what was assumed, left out or looks wrong.
+        settled: what of the numbers can still be doubted, None where nothing is open.
+        said: what the files say of the numbers, for those doubts.
+    """
+
+    part: Part
+    rasters: list[Raster]
+    classes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    settled: words.Settled | None = None
+    said: words.FileNumbers | None = None
+
+
+@dataclass
+class Group:
+    """Sources of one sensor.
+
+    Attributes:
+        sensor: told, or None.
+        sources: files, or one product.
+        product: whether it is a product, whose metadata say everything.
+    """
+
+    sensor: Sensor | None
+    sources: list[str]
+    product: bool
+
+
+def grouped(sources: Sequence[str | Path], sensor: Sensor | str | Sequence[Sensor | str] | None) -> list[Group]:
+    """Which sources belong together: a product by itself, files by the sensor told for them.
+
+    Raises:
+        ConfigError: a sensor nobody knows, or not one for each source.
+    """
+    if isinstance(sensor, str | Sensor) or sensor is None:
+        each: list[Sensor | str | None] = [sensor] * len(sources)
+    else:
+        each = list(sensor)
+        if len(each) != len(sources):
+            raise ConfigError(
+                f"{len(each)} sensors for {len(sources)} sources: one for each, in their order, or NAME=FILE"
+            )
+    groups: list[Group] = []
+    for source, told in zip(map(str, sources), each, strict=True):
+        named = NAMED.fullmatch(source)
+        if named is not None and not Path(source).exists():
+            told, source = named[1], named[2]
+        one = sensors.get(told) if isinstance(told, str) else told
+        product = is_product(source)
+        group = next((g for g in groups if g.sensor == one and not g.product), None)
+        if product or group is None:
+            groups.append(Group(one, [source], product))
+        else:
+            group.sources.append(source)
+    return groups
+
+
+def is_product(source: str) -> bool:
+    """Whether metadata tell everything about it: a Sentinel-2 product or a STAC item."""
+    return remote.suffix(source) in ITEMS or (Path(source).exists() and is_safe(Path(source)))
+
+
+def share(groups: Sequence[Group], say: Words) -> list[Words]:
+    """What the user's words mean for each group.
+
+    Raises:
+        ConfigError: words about one sensor's files, of several.
+    """
+    if len(groups) == 1:
+        return [say]
+    if say.bands is not None or say.wavelengths_um is not None or say.scaling is not None:
+        raise ConfigError(
+            "bands, wavelengths and scaling speak of one sensor's files: describe the bands of a stack inside the files"
+        )
+    offset = [g.product or (g.sensor is not None and g.sensor.platform == "sentinel-2") for g in groups]
+    if say.dn_offset is not None and not any(offset):
+        raise ConfigError("dn_offset is for Sentinel-2, which none of these sensors is")
+    out = []
+    for group, takes in zip(groups, offset, strict=True):
+        nodata = None if group.product or say.nodata is None else _fitting(say.nodata, group.sources[0])
+        out.append(replace(say, dn_offset=say.dn_offset if takes else None, nodata=nodata))
+    return out
+
+
+def _fitting(nodata: float, source: str) -> float | None:
+    with Raster(source, None, strict=False) as header:
+        return nodata if gdal.fits(nodata, header.dtype) else None
+
+
+def open_group(group: Group, say: Words) -> Opened:
+    """Open what one sensor took.
+
+    Raises:
+        DataError: files that cannot be read, or that say too little or something else; one line with the cure.
+        ConfigError: an unknown band, or words that do not go together.
+    """
+    sensor, sources = group.sensor, group.sources
+    if group.product and remote.suffix(sources[0]) in ITEMS:
+        from dofa.scene.stac import read_item
+
+        return open_product(read_item(sources[0], sensor), sensor, say)
+    if group.product:
+        return open_product(read_safe(Path(sources[0])), sensor, say)
+    if len(sources) == 1:
+        path = Path(sources[0])
+        if path.is_dir() and not _one_dataset(path):
+            return _open_list(_images_in(path), sensor, say, folder=path)
+        if path.suffix.lower() == ".safe" or (path.is_dir() and (path / "manifest.safe").exists()):
+            raise DataError(f"{path} is no Sentinel-2 product: name the georeferenced files in it")
+        return _open_file(sources[0], sensor, say)
+    return _open_list(sources, sensor, say)
+
+
+def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
+    """Open a product whose metadata say everything, with the user's words over theirs.
+
+    Raises:
+        DataError: a file cannot be read, or the product is another sensor's.
+        ConfigError: a band it does not have.
+    """
+    part = product.part
+    if sensor is not None and sensor.name != part.sensor.name:
+        raise DataError(
+            f"{product.name} is {part.sensor.name} by its metadata, told is {sensor.name}: leave out sensor"
+        )
+    if say.wavelengths_um is not None:
+        raise ConfigError(f"{product.name} names its bands: choose with bands=, without wavelengths")
+    if say.bands is not None:
+        chosen = part.sensor.select([band for band in say.bands if band is not None])
+        files = [
+            replace(f, bands=(b,), numbers=(n,)) for f in part.files for b, n in zip(f.bands, f.numbers, strict=True)
+        ]
+        by_band = {f.bands[0]: f for f in files}
+        part = replace(
+            part,
+            sensor=chosen,
+            scaling=part.scaling.select(chosen.band_names),
+            files=tuple(by_band[name] for name in chosen.band_names),
+        )
+    if say.scaling is not None:
+        part = replace(part, scaling=replace(say.scaling.select(part.sensor.band_names), physical_source="user"))
+    elif say.dn_offset is not None:
+        offset = tuple(say.dn_offset * scale for scale in part.scaling.scale)
+        part = replace(part, scaling=replace(part.scaling, offset=offset, physical_source="user"))
+    if say.nodata is not None:
+        part = replace(part, files=tuple(replace(f, nodata=say.nodata) for f in part.files))
+    if say.strict and product.warnings:
+        raise DataError(f"{product.warnings[0]} (an error under strict)")
+    return Opened(part, open_files(part), dict(product.classes), list(product.warnings))
+
+
+def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
+    """One file with all bands."""
+    raster = open_raster(
+        source, sensor, say.bands, say.wavelengths_um, say.scaling, dn_offset=say.dn_offset, nodata=say.nodata,
+        strict=say.strict,
+    )  # fmt: skip
+    file = BandFile(absolute(source), raster.sensor.band_names, raster.numbers, say.nodata)
+    classes = {b.description: (file.href, b.number) for b in raster.file_bands() if legend_of(b.description)}
+    part = Part(raster.sensor, raster.scaling, (file,))
+    return Opened(part, [raster], classes, list(raster.warnings))
+
+
+def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder: Path | None = None) -> Opened:
+    """Bands in files of their own."""
+    if not sources:
+        raise DataError(f"{folder} holds no images ({', '.join(IMAGES)})")
+    warnings: list[str] = []
+    classes: dict[str, tuple[str, int]] = {}
+    with ExitStack() as opening:
+        files = [opening.enter_context(Raster(s, None, say.strict)) for s in sources]
+        if sensor is None and say.bands is None:
+            sensor = _by_product_name(files, warnings)
+        heard = [_heard(f, sensor) for f in files]
+        if say.bands is None and say.wavelengths_um is None:
+            files, heard = _without_auxiliary(files, heard, folder, classes, warnings, sensor)
+        where = [(i, b.number) for i, bands in enumerate(heard) for b in bands]
+        flat = [replace(b, number=n) for n, b in enumerate((b for bands in heard for b in bands), 1)]
+        name = _basename(files[0].path)
+        try:
+            found = recognise(
+                flat, sensor, names=say.bands, wavelengths_um=say.wavelengths_um,
+                gsd_m=min(f.gsd_m or 1.0 for f in files), dtype=_dtype(files),
+            )  # fmt: skip
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"{name} and {len(files) - 1} more: {error}") from None
+        _tell(found.notes, name, warnings, False)
+        _tell(found.assumptions, name, warnings, say.strict)
+        chosen = dict(zip(found.sensor.band_names, (where[n - 1] for n in found.numbers), strict=True))
+        order = found.sensor.band_names
+        if say.bands is None and found.sensor.name in sensors.names():  # the product's, not that of file names
+            order = tuple(b for b in sensors.get(found.sensor.name).band_names if b in chosen)
+        opened = _settle(files, {b: chosen[b] for b in order}, found.sensor.select(order), say, name)
+        opening.pop_all()
+    for unused in set(files) - set(opened.rasters):
+        unused.close()
+    opened.classes, opened.warnings = classes, warnings
+    return opened
+
+
+def _settle(
+    files: Sequence[Raster], chosen: dict[str, tuple[int, int]], sensor: Sensor, say: Words, name: str
+) -> Opened:
+    """What the numbers of bands in several files mean; `chosen` is the file and the number in it of each band."""
+    numbers = [files[i].file_numbers([n]) for i, n in chosen.values()]
+    said = words.FileNumbers(
+        scales=tuple(n.scales[0] for n in numbers),
+        offsets=tuple(n.offsets[0] for n in numbers),
+        units=tuple(n.units[0] for n in numbers),
+        tags={k: v for k, v in numbers[0].tags.items() if all(n.tags.get(k) == v for n in numbers)},
+        band_tags=tuple({**n.tags, **n.band_tags[0]} for n in numbers),  # a file of one band speaks for the band
+        envi={},
+    )
+    used = [files[i] for i in dict.fromkeys(i for i, _ in chosen.values())]
+    settled = words.settle(sensor, said, _dtype(used), say.scaling, say.dn_offset, name)
+    band_files = []
+    for file in used:
+        held = {band: n for band, (i, n) in chosen.items() if files[i] is file}
+        file.tell(sensor.select(tuple(held)), settled.scaling.select(tuple(held)), tuple(held.values()))
+        nodata = say.nodata if say.nodata is not None and gdal.fits(say.nodata, file.dtype) else None
+        if nodata is not None:
+            file.nodata = nodata
+        band_files.append(BandFile(absolute(file.path), tuple(held), tuple(held.values()), nodata))
+    if say.nodata is not None and all(f.nodata is None for f in band_files):
+        raise ConfigError(f"nodata {say.nodata:g} is no {_dtype(used)} number")
+    return Opened(Part(sensor, settled.scaling, tuple(band_files)), used, settled=settled, said=said)
+
+
+def _heard(file: Raster, sensor: Sensor | None) -> list[FileBand]:
+    """What a file says of its bands; where a single one has no telling description, the file's name speaks."""
+    bands = file.file_bands()
+    if len(bands) > 1 or (bands and bands[0].wavelength_um is not None):
+        return bands
+    (band,) = bands
+    known = [sensor] if sensor is not None else list(sensors.catalogue().values())
+    for text in (band.description, *_tokens(file.path)):
+        if text and any(match(text, s) for s in known):
+            return [replace(band, description=text, colour="gray")]
+    return [replace(band, description="", colour="gray")]
+
+
+def _tokens(path: str) -> list[str]:
+    """Words of a file's name that may name its band, the last first: SR_B4 before B4 before what stands further on."""
+    stem = re.sub(r"\.[A-Za-z0-9]+$", "", path.split("?")[0].rsplit("/", 1)[-1])
+    parts = [p for p in re.split(r"[_.\-\s]+", stem) if p and not re.fullmatch(r"\d+m?", p, re.IGNORECASE)]
+    return [
+        text for i in range(len(parts) - 1, -1, -1) for text in (f"{parts[i - 1]}_{parts[i]}" if i else "", parts[i])
+    ]
+
+
+def _without_auxiliary(
+    files: list[Raster],
+    heard: list[list[FileBand]],
+    folder: Path | None,
+    classes: dict[str, tuple[str, int]],
+    warnings: list[str],
+    sensor: Sensor | None,
+) -> tuple[list[Raster], list[list[FileBand]]]:
+    """Leave out the files that are no bands: quality layers always, of a folder also those that nothing names."""
+    kept, left_out = [], []
+    for file, bands in zip(files, heard, strict=True):
+        name = _basename(file.path)
+        legend = legend_of(name)
+        if legend is not None:
+            classes[legend.name] = absolute(file.path), 1
+        if legend is not None or (
+            all(not b.description and b.wavelength_um is None for b in bands)
+            and (folder is not None or any(AUXILIARY.fullmatch(t) for t in _tokens(file.path)))
+        ):
+            left_out.append(name)
+            continue
+        if len(bands) == 1 and not bands[0].description and bands[0].wavelength_um is None:
+            hint = f" ({', '.join(sensor.band_names[:13])})" if sensor is not None else ""
+            raise DataError(
+                f"{name}: neither its description nor its name says which band it is{hint}: name the bands in the "
+                "files' order with bands=, or give wavelengths"
+            )
+        kept.append((file, bands))
+    if not kept:
+        known = nearest(sensor.name, sensors.names()) if sensor else "name the sensor"
+        raise DataError(
+            f"{folder or files[0].path}: not one of {len(files)} files is recognised as a band: {known}, or name the "
+            "files with bands="
+        )
+    if left_out:
+        shown = ", ".join(left_out[:4]) + (f", … ({len(left_out)})" if len(left_out) > 4 else "")
+        warnings.append(f"files-left-out: {_basename(kept[0][0].path)}: no bands of the scene: {shown}")
+    return [file for file, _ in kept], [bands for _, bands in kept]
+
+
+def _by_product_name(files: Sequence[Raster], warnings: list[str]) -> Sensor | None:
+    """The sensor that all files' names agree on, in the form their producers give them."""
+    names = {_basename(f.path) for f in files}
+    found = {product_sensor(f.path) for f in files}
+    if len(found) != 1 or None in found:
+        return None
+    (sensor,) = found
+    assert sensor is not None
+    warnings.append(f"sensor-by-name: {min(names)}: taken as {sensor} by the names of its files")
+    return sensors.get(sensor)
+
+
+def product_sensor(path: str) -> str | None:
+    """The sensor of a file or its folder, by the form of the name its producer gives."""
+    for part in reversed(path.split("/")[-2:]):
+        for pattern, sensor in PRODUCTS.items():
+            found = re.match(pattern, part)
+            if found is not None:
+                return sensor.format(*found.groups())
+    return None
+
+
+def _tell(said: Sequence[Said], name: str, warnings: list[str], strict: bool) -> None:
+    for title, text in said:
+        if strict:
+            raise DataError(f"{name}: {text} ({title} is an error under strict)")
+        warnings.append(f"{title}: {name}: {text}")
+
+
+def _dtype(files: Sequence[Raster]) -> str:
+    return str(np.result_type(*(f.dtype for f in files)))
+
+
+def _basename(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _images_in(folder: Path) -> list[str]:
+    return [str(f) for f in sorted(folder.iterdir()) if f.suffix.lower() in IMAGES and not f.name.startswith(".")]
+
+
+def _one_dataset(folder: Path) -> bool:
+    """Whether a folder is one data set for GDAL, as a Zarr store is."""
+    return any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata"))
+
+
+def absolute(source: str) -> str:
+    """A local file by its whole path, so that other processes find it; anything else as it is."""
+    path = Path(source)
+    return str(path.absolute()) if path.exists() else source
