@@ -191,8 +191,8 @@ def offset_doubt(numbers: FileNumbers, raw: NDArray[Any]) -> Said | None:
     baseline = numbers.tags.get("PROCESSING_BASELINE")
     if baseline is not None:
         text = f"processing baseline {baseline} adds 1000 to every number, unless the provider took it off again"
-    elif len(raw) >= TELLING_BANDS and (darkest := _darkest(raw)) >= SHIFTED_FROM_DN:
-        text = f"its darkest pixels lie at {darkest:.0f} in every band, as with the +1000 of processing baseline 04.00"
+    elif looks_shifted(raw):
+        text = f"its darkest pixels lie at {_darkest(raw):.0f} in every band, as with the +1000 of baseline 04.00"
     else:
         return None
     return "offset-unknown", f"{text}: say dn_offset=-1000 to take it off, or dn_offset=0 to keep the numbers"
@@ -212,17 +212,23 @@ def scale_doubt(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None
     unclipped = Scaling.uniform(unit, scaling.bands, scaling.scale, scaling.offset)
     raw = raw[:, :: max(1, raw.size // 200_000)]
     low, middle, high = np.percentile(unclipped.physical(raw[:, None])[:, 0], (1, 50, 99))
-    wrong = {
-        "reflectance": high > 4 or high < 1e-3 or middle < -0.1 or (raw.dtype == np.uint8 and said_by == "catalogue"),
-        "db": low >= 0 or high > 60,
-        "linear_power": low < -0.1,
-        "kelvin": low < 100 or high > 2000,
-    }.get(unit, False)
-    if not wrong:
+    hint = {
+        "reflectance": "8-bit values are no reflectance" if raw.dtype == np.uint8 and said_by == "catalogue"
+        else "reflectance lies near 0 to 1" if high > 4 or high < 1e-3 or middle < -0.1 else "",
+        "db": "these look like linear power" if low >= 0 else "decibels lie below that" if high > 60 else "",
+        "linear_power": "these look like decibels" if low < -0.1 else "",
+        "kelvin": "the Earth is 200 to 350 K warm" if low < 100 or high > 2000 else "",
+    }.get(unit, "")  # fmt: skip
+    if not hint:
         return None
     word = f"the product {sensor}" if said_by == "catalogue" else said_by
     text = f"{raw.dtype} numbers read as {unit} by the word of {word} lie in {low:.4g} … {high:.4g} (98 % of them)"
-    return "scale-doubtful", f"{text}: pass a scaling, or name the sensor and level whose product this is"
+    return "scale-doubtful", f"{text}; {hint}: pass a scaling, or name the sensor and level whose product this is"
+
+
+def looks_shifted(raw: NDArray[Any]) -> bool:
+    """Whether (C, n) valid numbers lie as those of a Sentinel-2 product that still carries the offset."""
+    return len(raw) >= TELLING_BANDS and _darkest(raw) >= SHIFTED_FROM_DN
 
 
 def _darkest(raw: NDArray[Any]) -> float:
