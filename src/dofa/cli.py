@@ -38,6 +38,7 @@ VERBS = {
     "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}),
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
     "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}),
+    "info": Verb("dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}),
     "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}),
     "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}),
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),

@@ -6,6 +6,7 @@ with open_scene("S2B_MSIL2A_….SAFE", mask="SCL") as scene:
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -368,7 +369,8 @@ def _name(sources: Sequence[str]) -> str:
     """What files are called together: their own name, or what their names begin with."""
     names = [source.rstrip("/").rsplit("/", 1)[-1] for source in sources]
     same = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
-    common = names[0][:same].rstrip("_-. B")
+    whole = re.match(r".*[_\-. ]", names[0][:same])  # up to the last whole word
+    common = whole[0].rstrip("_-. ") if whole else ""
     return common if len(common) >= 4 else names[0]
 
 

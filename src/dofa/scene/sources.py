@@ -11,14 +11,14 @@ import numpy as np
 from dofa import sensors
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import Scaling
-from dofa.raster import Raster, gdal, open_raster, remote, words
+from dofa.raster import Raster, gdal, open_raster, words
 from dofa.raster.bands import AUXILIARY, FileBand, Said, match, recognise
 from dofa.scene.files import BandFile, Part, Product, open_files
 from dofa.scene.masks import legend_of
 from dofa.scene.safe import is_safe, read_safe
+from dofa.scene.stac import is_item, read_item
 from dofa.sensors import Sensor
 
-ITEMS = (".json", ".geojson")
 IMAGES = (".tif", ".tiff", ".gtif", ".jp2", ".img", ".vrt", ".bsq", ".png", ".nc")
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 # What producers put before everything else in the names of their files.
@@ -113,7 +113,7 @@ def grouped(sources: Sequence[str | Path], sensor: Sensor | str | Sequence[Senso
 
 def is_product(source: str) -> bool:
     """Whether metadata tell everything about it: a Sentinel-2 product or a STAC item."""
-    return remote.suffix(source) in ITEMS or (Path(source).exists() and is_safe(Path(source)))
+    return is_item(source) or (Path(source).exists() and is_safe(Path(source)))
 
 
 def share(groups: Sequence[Group], say: Words) -> list[Words]:
@@ -151,9 +151,7 @@ def open_group(group: Group, say: Words) -> Opened:
         ConfigError: an unknown band, or words that do not go together.
     """
     sensor, sources = group.sensor, group.sources
-    if group.product and remote.suffix(sources[0]) in ITEMS:
-        from dofa.scene.stac import read_item
-
+    if group.product and is_item(sources[0]):
         return open_product(read_item(sources[0], sensor), sensor, say)
     if group.product:
         return open_product(read_safe(Path(sources[0])), sensor, say)
@@ -202,7 +200,13 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
         part = replace(part, files=tuple(replace(f, nodata=say.nodata) for f in part.files))
     if say.strict and product.warnings:
         raise DataError(f"{product.warnings[0]} (an error under strict)")
-    return Opened(part, open_files(part), dict(product.classes), list(product.warnings))
+    opened = Opened(part, open_files(part), dict(product.classes), list(product.warnings))
+    if part.scaling.physical_source != "user" and product.settled is not None and product.said is not None:
+        opened.settled = replace(product.settled, scaling=part.scaling)
+        opened.said = product.said.select(
+            [product.part.sensor.band_names.index(name) for name in part.sensor.band_names]
+        )
+    return opened
 
 
 def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
@@ -325,11 +329,11 @@ def _without_auxiliary(
         ):
             left_out.append(name)
             continue
-        if len(bands) == 1 and not bands[0].description and bands[0].wavelength_um is None:
+        if all(not b.description and b.wavelength_um is None for b in bands):
             hint = f" ({', '.join(sensor.band_names[:13])})" if sensor is not None else ""
             raise DataError(
-                f"{name}: neither its description nor its name says which band it is{hint}: name the bands in the "
-                "files' order with bands=, or give wavelengths"
+                f"{name}: neither descriptions nor its name say which band it is{hint}: name the bands in the files' "
+                "order with bands=, or give wavelengths"
             )
         kept.append((file, bands))
     if not kept:

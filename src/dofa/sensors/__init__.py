@@ -6,7 +6,7 @@ form: docs/sensors.md.
 
 from dofa.sensors.files import catalogue, get, load, names
 from dofa.sensors.sensor import OPTICAL_RANGE_UM, Band, Kind, Sensor, check_wavelength_um
-from dofa.sensors.terminal import describe, show, summary, table
+from dofa.sensors.terminal import describe, formula, show, summary, table
 
 __all__ = [
     "OPTICAL_RANGE_UM",
@@ -16,6 +16,7 @@ __all__ = [
     "catalogue",
     "check_wavelength_um",
     "describe",
+    "formula",
     "get",
     "load",
     "names",

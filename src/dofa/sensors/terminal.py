@@ -40,7 +40,7 @@ def describe(sensor: Sensor) -> "Group":
         "product": sensor.product,
         "level": sensor.level,
         "GSD": f"{sensor.gsd_m:g} m",
-        "values": "every file has its own scaling" if scaling is None else _formula(scaling),
+        "values": "every file has its own scaling" if scaling is None else formula(scaling),
         **{f"picture {title}": ", ".join(three) for title, three in sensor.renderings.items()},
     }
     columns: dict[str, list[str]] = {
@@ -107,7 +107,8 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _formula(scaling: Scaling) -> str:
+def formula(scaling: Scaling) -> str:
+    """How raw numbers become physical values, in one line."""
     text = f"{scaling.unit} = raw"
     if any(s != 1 for s in scaling.scale):
         text += f" × {_figure(scaling.scale[0])}" if len(set(scaling.scale)) == 1 else " × scale"

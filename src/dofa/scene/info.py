@@ -1,0 +1,333 @@
+"""`dofa info`: what will happen to a scene, and what looks wrong with it, before hours are spent on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import ConfigError
+from dofa.pixels import Scaling
+from dofa.raster import gdal, words
+from dofa.scene.look import sample
+from dofa.scene.scene import Scene, open_scene
+from dofa.sensors import formula
+
+if TYPE_CHECKING:
+    from dofa.model.config import EncoderConfig
+    from dofa.scene.inputs import Inputs
+
+GSD_APART = 1.5  # times: design.md section 3
+STATS_APART = 3.0  # standard deviations between a scene's mean and the one it is normalised with
+SHOWN = 24  # bands of a table on the terminal, the others are left out in its middle
+SATURATED = 0.05  # share of pixels at the type's largest number
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of scenes.
+
+    Attributes:
+        scenes: plain JSON, one a scene.
+        json: whether `print` writes that.
+    """
+
+    scenes: tuple[dict[str, Any], ...]
+    json: bool = False
+
+    def print(self) -> None:
+        """On the terminal: a few lines and a table a scene, or JSON."""
+        if self.json:
+            print(dumps(self.scenes[0] if len(self.scenes) == 1 else self.scenes, indent=2, ensure_ascii=False))
+            return
+        for known in self.scenes:
+            _print(known)
+
+
+def info(
+    scenes: Sequence[str],
+    *,
+    weights: str | None = None,
+    stats: str | None = None,
+    sensor: str | None = None,
+    bands: Sequence[str] | None = None,
+    wavelengths: Sequence[float] | None = None,
+    dn_offset: float | None = None,
+    nodata: float | None = None,
+    gsd: float | None = None,
+    mask: str | None = None,
+    mask_values: Sequence[int | str] | None = None,
+    stack: bool = False,
+    strict: bool = False,
+    json: bool = False,
+) -> Report:
+    """Say what will happen to scenes.
+
+    Args:
+        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
+        weights: model folder or name, to see whose statistics would normalise the bands.
+        stats: whose statistics: scene, dataset (all scenes given), checkpoint, or a sensor the checkpoint knows.
+        sensor: what took the scenes (dofa sensors lists them).
+        bands: names in the files' order, - for one to leave out.
+        wavelengths: of the bands in micrometres, in the files' order.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        nodata: the number that stands for no measurement.
+        gsd: metres a pixel to resample to.
+        mask: file or band with classes to leave out, such as SCL.
+        mask_values: classes of it to leave out, as numbers or by name.
+        stack: the files are one scene: its bands, or several sensors of one place.
+        strict: what would be assumed is an error.
+        json: print JSON.
+    """
+    opened = [
+        open_scene(
+            source, sensor, bands=None if bands is None else [None if b == "-" else b for b in bands],
+            wavelengths_um=wavelengths, dn_offset=dn_offset, nodata=nodata, strict=strict, gsd_m=gsd, mask=mask,
+            mask_values=mask_values,
+        )
+        for source in ([list(scenes)] if stack else scenes)
+    ]  # fmt: skip
+    config = None if weights is None else _config(weights)
+    try:
+        measured = _measured(opened, stats)
+        reports = [describe(s, config, stats=stats, measured=m) for s, m in zip(opened, measured, strict=True)]
+    finally:
+        for scene in opened:
+            scene.close()
+    return Report(tuple(reports), json)
+
+
+def describe(
+    scene: Scene,
+    config: "EncoderConfig | None" = None,
+    *,
+    stats: str | None = None,
+    measured: Sequence[Scaling] | None = None,
+) -> dict[str, Any]:
+    """What is known of a scene, as plain JSON.
+
+    Args:
+        scene: open.
+        config: of the encoder that will be fed; None to leave statistics out.
+        stats: see `dofa.scene.inputs.settle`.
+        measured: likewise.
+
+    Raises:
+        DataError: pixels that cannot be decoded.
+    """
+    inputs, without = None, None
+    used = measured
+    if config is not None:
+        from dofa.scene.inputs import settle
+
+        try:
+            inputs = settle(scene, config, stats=stats, measured=measured)
+        except ConfigError as error:
+            without, used = str(error), None
+        else:
+            used = inputs.scalings
+    seen = list(sample(scene))
+    values = [np.concatenate([raw[i][:, valid] for raw, valid in seen], 1) for i in range(len(scene.parts))]
+    looked_at = sum(valid.size for _, valid in seen)
+    doubts = [*scene.warnings, *_doubts(scene, values)]
+    if inputs is not None and config is not None:
+        doubts += _statistics_doubts(scene, inputs, values) + _gsd_doubts(scene, config)
+    return {
+        "scene": scene.name,
+        "grid": {
+            "width": scene.width,
+            "height": scene.height,
+            "gsd_m": scene.gsd_m,
+            "crs": None if scene.crs is None else scene.crs.to_string(),
+            "transform": list(scene.transform)[:6],
+            "bounds_lonlat": gdal.bounds_lonlat(scene.crs, scene.transform, scene.width, scene.height),
+        },
+        "valid": float(sum(int(valid.sum()) for _, valid in seen) / looked_at),
+        "looked_at": looked_at,
+        "parts": [_part(scene, i, raw, None if used is None else used[i]) for i, raw in enumerate(values)],
+        "no_statistics": without,
+        "doubts": doubts,
+    }
+
+
+def _part(scene: Scene, number: int, raw: NDArray[Any], stats: Scaling | None) -> dict[str, Any]:
+    part, stack = scene.parts[number], scene.stacks[number]
+    where = {name: layer for layer, file in zip(stack.layers, part.files, strict=True) for name in file.bands}
+    shown = np.percentile(part.scaling.physical(raw[:, None])[:, 0], (1, 50, 99), axis=1).T
+    bands = []
+    for i, band in enumerate(part.sensor.bands):
+        layer = where[band.name]
+        entry: dict[str, Any] = {
+            "name": band.name,
+            "kind": band.kind,
+            "wavelength_um": band.wavelength_um,
+            "fwhm_um": band.fwhm_um,
+            "polarisation": band.polarisation,
+            "file": layer.raster.path,
+            "gsd_m": layer.raster.gsd_m,
+            "resampled": not layer.aligned,
+            "p1": float(shown[i, 0]),
+            "median": float(shown[i, 1]),
+            "p99": float(shown[i, 2]),
+        }
+        if stats is not None and stats.mean is not None and stats.std is not None:
+            at = stats.bands.index(band.name)
+            entry |= {"mean": stats.mean[at], "std": stats.std[at]}
+        bands.append(entry)
+    return {
+        "sensor": part.sensor.name,
+        "dtype": str(stack.dtype),
+        "unit": part.scaling.unit,
+        "physical": formula(part.scaling),
+        "physical_source": part.scaling.physical_source,
+        "stats_source": None if stats is None else stats.stats_source,
+        "stats_unit": None if stats is None else stats.unit,
+        "nodata": sorted({r.nodata for r in (layer.raster for layer in stack.layers) if r.nodata is not None}),
+        "zero_border": part.zero_border,
+        "bands": bands,
+    }
+
+
+def _config(weights: str) -> "EncoderConfig":
+    from dofa.model.checkpoint import load  # torch, which an info without weights does not need
+
+    return load(weights).config
+
+
+# -- what looks wrong -------------------------------------------------------------------------------------------------
+
+
+def _doubts(scene: Scene, values: Sequence[NDArray[Any]]) -> list[str]:
+    """What numbers look like, beyond what was noticed on opening."""
+    out = []
+    for part, raw in zip(scene.parts, values, strict=True):
+        names, scaling = part.sensor.band_names, part.scaling
+        if raw.shape[1] < 100:
+            continue
+
+        def say(title: str, text: str) -> None:
+            out.append(f"{title}: {scene.name}: {text}")
+
+        constant = [n for n, band in zip(names, raw, strict=True) if band.min() == band.max()]
+        if constant:
+            say("constant-bands", f"{_listed(constant)} hold one number everywhere that was looked at")
+        pairs = zip(names, names[1:], raw, raw[1:], strict=False)
+        same = [f"{a} and {b}" for a, b, one, two in pairs if a not in constant and np.array_equal(one, two)]
+        if same:
+            say("same-bands", f"{_listed(same)} hold the same numbers: a band may have been written twice")
+        if raw.dtype.kind in "iu":
+            top = np.iinfo(raw.dtype).max
+            full = [n for n, band in zip(names, raw, strict=True) if (band == top).mean() > SATURATED]
+            if full:
+                say(
+                    "saturated", f"more than {SATURATED:.0%} of {_listed(full)} are {top}: saturated, or a nodata value"
+                )
+        if scaling.unit != "reflectance":
+            continue
+        told = any("offset-unknown" in w for w in scene.warnings)
+        sentinel2 = part.sensor.platform == "sentinel-2" and raw.dtype.kind in "iu"
+        if sentinel2 and not told and not any(scaling.offset) and words.looks_shifted(raw):
+            say("histogram-shifted", "its darkest pixels lie near 1000 in every band, although no offset is taken off: "
+                "say dn_offset=-1000 if its processing baseline is 04.00 or later")  # fmt: skip
+        middle = float(np.median(scaling.physical(raw[:, None])))
+        if any(scaling.offset) and middle < -0.02:
+            say("offset-twice", f"half of the reflectances lie below {middle:.3f}: the offset may have been taken off "
+                "before: say dn_offset=0")  # fmt: skip
+    return out
+
+
+def _statistics_doubts(scene: Scene, inputs: "Inputs", values: Sequence[NDArray[Any]]) -> list[str]:
+    """Bands whose values lie far from the statistics that will normalise them."""
+    far = []
+    for part, raw, stats in zip(scene.parts, values, inputs.scalings, strict=True):
+        if stats.unit != part.scaling.unit or stats.stats_source == "scene" or raw.shape[1] < 100:
+            continue
+        picked = part.sensor.index(list(stats.bands))
+        apart = stats.normalise(raw[picked][:, None])[:, 0].mean(axis=1)
+        far += [f"{n} {z:+.1f}" for n, z in zip(stats.bands, apart, strict=True) if abs(z) > STATS_APART]
+    if not far:
+        return []
+    return [
+        f"statistics-apart: {scene.name}: means lie {_listed(far)} deviations off the statistics used: look at "
+        "unit and offset; pass --stats scene if the place is like that"
+    ]
+
+
+def _gsd_doubts(scene: Scene, config: "EncoderConfig") -> list[str]:
+    out = []
+    for part in scene.parts:
+        trained = config.sensors.get(part.sensor.name)
+        known, own = (None if trained is None else trained.gsd_m), scene.gsd_m
+        if known is not None and own is not None and max(own / known, known / own) > GSD_APART:
+            out.append(
+                f"gsd-apart: {scene.name}: {own:.3g} m a pixel, the weights were trained with {part.sensor.name} at "
+                f"{known:g} m: pass --gsd {known:g}"
+            )
+    return out
+
+
+def _measured(scenes: Sequence[Scene], stats: str | None) -> list[list[Scaling] | None]:
+    if stats not in ("scene", "dataset"):
+        return [None] * len(scenes)
+    from dofa.scene.statistics import scene_statistics
+
+    if stats == "dataset":
+        return [scene_statistics(scenes)] * len(scenes)
+    return [scene_statistics([scene]) for scene in scenes]
+
+
+# -- on the terminal --------------------------------------------------------------------------------------------------
+
+
+def _print(known: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a pipe gets plain lines: nothing is folded or cut
+    grid = known["grid"]
+    size = f"{grid['width']} × {grid['height']} pixels"
+    if grid["gsd_m"]:
+        across, down = (grid[side] * grid["gsd_m"] / 1000 for side in ("width", "height"))
+        size += f" of {grid['gsd_m']:.4g} m ({across:.3g} × {down:.3g} km)"
+    console.print(Text(known["scene"], style="bold"))
+    console.print(f"grid    {size}, {grid['crs'] or 'no reference system'}")
+    if grid["bounds_lonlat"]:
+        west, south, east, north = grid["bounds_lonlat"]
+        console.print(f"place   {west:.4f} to {east:.4f} east, {south:.4f} to {north:.4f} north")
+    console.print(f"valid   {known['valid']:.1%} of {known['looked_at']:,} pixels looked at")
+    for part in known["parts"]:
+        console.print(f"sensor  {part['sensor']}: {len(part['bands'])} bands of {part['dtype']}")
+        console.print(f"values  {part['physical']} (said by: {part['physical_source']})")
+        if part["stats_source"]:
+            console.print(f"stats   from {part['stats_source']}, in {part['stats_unit']}")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        console.print(_rows(table, part["bands"]))
+    if known["no_statistics"]:
+        console.print(f"stats   none: {known['no_statistics']}")
+    for doubt in known["doubts"]:
+        console.print(Text(f"! {doubt}", style="yellow"))
+
+
+def _rows(table: Any, bands: Sequence[dict[str, Any]]) -> Any:
+    measured = any("mean" in band for band in bands)
+    for title in ("band", "centre µm", "pixel m", "1 %", "median", "99 %", *(("mean", "std") if measured else ())):
+        table.add_column(title, justify="left" if title == "band" else "right")
+    for i, band in enumerate(bands):
+        if len(bands) > SHOWN and i == SHOWN // 2:
+            table.add_row(f"… {len(bands) - SHOWN} more")
+        if len(bands) > SHOWN and SHOWN // 2 <= i < len(bands) - SHOWN // 2:
+            continue
+        centre = band["polarisation"] or f"{band['wavelength_um']:.4g}"
+        pixel = "" if band["gsd_m"] is None else f"{band['gsd_m']:.4g}{' →' if band['resampled'] else ''}"
+        figures = [band[k] for k in ("p1", "median", "p99", *(("mean", "std") if measured else ())) if k in band]
+        table.add_row(band["name"], centre, pixel, *(f"{figure:.4g}" for figure in figures))
+    return table
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")
