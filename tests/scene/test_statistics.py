@@ -13,7 +13,7 @@ from dofa.pixels import Scaling
 
 pytest.importorskip("rasterio")
 
-from dofa.scene.scene import open_scene
+from dofa.scene.scene import Scene, open_scene
 from dofa.scene.statistics import scene_statistics
 from dofa.scene.tiles import Window
 
@@ -94,8 +94,9 @@ def test_other_bands_or_units_are_no_data_set_and_no_valid_pixel_is_an_error(tmp
     b.parts = (replace(a.parts[0], scaling=replace(a.parts[0].scaling, unit="dn")),)
     with pytest.raises(DataError, match="sentinel-2-l2a in dn"):
         scene_statistics([a, b])
-    mask = np.eye(4, dtype="uint16")[:, :, None].repeat(4, axis=2)  # no pixel has a measurement in every band
-    empty = open_scene(write_tiff(tmp_path / "c.tif", mask, names=NAMES, nodata=0), "sentinel-2-l2a", dn_offset=0)
+    apart = np.eye(4, dtype="uint16")[:, :, None].repeat(4, axis=2)  # no pixel has a measurement in every band
+    file = replace(a.parts[0].files[0], href=str(write_tiff(tmp_path / "c.tif", apart)), nodata=0.0)
+    empty = Scene("c.tif", [replace(a.parts[0], files=(file,))])
     with pytest.raises(DataError, match=r"c\.tif has no valid pixel to take statistics from"):
         scene_statistics([empty])
 

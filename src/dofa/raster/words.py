@@ -19,6 +19,7 @@ from dofa.sensors import Sensor
 
 SENTINEL2_OFFSET_DN = -1000.0  # added by every product of processing baseline 04.00 (25 January 2022) and later
 SHIFTED_FROM_DN = 950  # darkest pixels of a product that still carries the offset lie near 1000 in every band
+NEGATIVE = -0.05  # reflectance; atmospheric correction leaves dark pixels slightly below 0, not that far
 TELLING_BANDS = 4  # a few bands alone may well have no dark pixel: infrared over forest, blue at the top of the air
 UNIT_WORDS: dict[str, Unit] = {
     "db": "db",
@@ -53,6 +54,17 @@ class FileNumbers:
     band_tags: tuple[Tags, ...]
     envi: Tags
 
+    def select(self, places: Sequence[int]) -> "FileNumbers":
+        """What is said of some of the bands."""
+        return FileNumbers(
+            scales=tuple(self.scales[i] for i in places),
+            offsets=tuple(self.offsets[i] for i in places),
+            units=tuple(self.units[i] for i in places),
+            tags=self.tags,
+            band_tags=tuple(self.band_tags[i] for i in places),
+            envi=self.envi,
+        )
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -72,7 +84,7 @@ class Settled:
         """What looks wrong, given (C, n) valid pixels and the sensor's name."""
         if self.told:
             return []
-        offset = offset_doubt(numbers, raw) if self.offset_open else None
+        offset = offset_doubt(numbers, raw) if self.offset_open else offset_twice(self.scaling, raw, sensor)
         return [said for said in (offset, scale_doubt(self.scaling, raw, sensor)) if said is not None]
 
 
@@ -167,7 +179,7 @@ def sentinel2_offset(numbers: FileNumbers, bands: Sequence[str]) -> list[float] 
         found.append(next((n for n in map(_number, words) if n is not None), None))
     if all(n is not None for n in found):
         return [n for n in found if n is not None]
-    baseline = _baseline(numbers.tags.get("PROCESSING_BASELINE"))
+    baseline = baseline_number(numbers.tags.get("PROCESSING_BASELINE"))
     if baseline is not None and baseline < 4:
         return [0.0] * len(bands)
     if baseline is not None and any(k.endswith("QUANTIFICATION_VALUE") for k in numbers.tags):
@@ -196,6 +208,27 @@ def offset_doubt(numbers: FileNumbers, raw: NDArray[Any]) -> Said | None:
     else:
         return None
     return "offset-unknown", f"{text}: say dn_offset=-1000 to take it off, or dn_offset=0 to keep the numbers"
+
+
+def offset_twice(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None:
+    """A warning where the Sentinel-2 offset seems to be taken off numbers that are free of it.
+
+    Earth Search has items that say so wrongly: github.com/Element84/earth-search, issues 66 and 71.
+    """
+    if not sensor.startswith("sentinel-2") or scaling.unit != "reflectance" or min(scaling.offset) >= 0:
+        return None
+    if scaling.physical_source == "user":
+        return None
+    if raw.shape[1] < 100 or (low := _low(scaling, raw)) >= NEGATIVE:
+        return None
+    text = f"1 % of its numbers lie below reflectance {low:.2f}: the offset seems to be taken off a second time"
+    return "offset-doubtful", f"{text}: say dn_offset=0 to keep the numbers, or dn_offset=-1000 if that is right"
+
+
+def _low(scaling: Scaling, raw: NDArray[Any]) -> float:
+    """1st percentile of the physical values of (C, n) numbers."""
+    unclipped = Scaling.uniform(scaling.unit, scaling.bands, scaling.scale, scaling.offset)
+    return float(np.percentile(unclipped.physical(raw[:, None])[:, 0], 1))
 
 
 def scale_doubt(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None:
@@ -245,7 +278,7 @@ def _number(text: str | None) -> float | None:
     return values.pop() if len(values) == 1 else None
 
 
-def _baseline(text: str | None) -> float | None:
+def baseline_number(text: str | None) -> float | None:
     """A processing baseline as written in tags (04.00, 5.09) or product names (N0400)."""
     found = re.fullmatch(r"N?(\d\d?)\.?(\d\d)", (text or "").strip())
     return float(f"{found[1]}.{found[2]}") if found else None

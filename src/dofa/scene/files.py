@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.raster import Raster, open_told
+from dofa.raster.words import FileNumbers, Settled
 from dofa.scene.grid import Grid, Mask, place, resample, span
 from dofa.scene.tiles import Window
 from dofa.sensors import Sensor
@@ -163,12 +164,16 @@ class Product:
         part: its bands.
         classes: file and band number of its class bands by name, such as SCL.
         warnings: what was assumed, left out or looks wrong.
+        settled: what of the numbers can still be doubted; None where the metadata are the producer's own.
+        said: what the metadata say of the numbers, for those doubts.
     """
 
     name: str
     part: Part
     classes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    settled: Settled | None = None
+    said: FileNumbers | None = None
 
 
 class Stack:

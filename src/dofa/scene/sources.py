@@ -157,10 +157,13 @@ def open_group(group: Group, say: Words) -> Opened:
         return open_product(read_safe(Path(sources[0])), sensor, say)
     if len(sources) == 1:
         path = Path(sources[0])
+        if path.suffix.lower() == ".safe" or (path / "manifest.safe").exists():
+            raise DataError(
+                f"{path} is no Sentinel-2 product (no MTD_MSIL1C.xml or MTD_MSIL2A.xml): Sentinel-1 is calibrated and "
+                "terrain-corrected first (SNAP, pyroSAR, a provider's RTC); open what comes out of that"
+            )
         if path.is_dir() and not _one_dataset(path):
             return _open_list(_images_in(path), sensor, say, folder=path)
-        if path.suffix.lower() == ".safe" or (path.is_dir() and (path / "manifest.safe").exists()):
-            raise DataError(f"{path} is no Sentinel-2 product: name the georeferenced files in it")
         return _open_file(sources[0], sensor, say)
     return _open_list(sources, sensor, say)
 
