@@ -231,10 +231,6 @@ def _doubts(scene: Scene, values: Sequence[NDArray[Any]]) -> list[str]:
         if sentinel2 and not told and not any(scaling.offset) and words.looks_shifted(raw):
             say("histogram-shifted", "its darkest pixels lie near 1000 in every band, although no offset is taken off: "
                 "say dn_offset=-1000 if its processing baseline is 04.00 or later")  # fmt: skip
-        middle = float(np.median(scaling.physical(raw[:, None])))
-        if any(scaling.offset) and middle < -0.02:
-            say("offset-twice", f"half of the reflectances lie below {middle:.3f}: the offset may have been taken off "
-                "before: say dn_offset=0")  # fmt: skip
     return out
 
 
