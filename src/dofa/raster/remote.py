@@ -95,6 +95,10 @@ def fetch(url: str) -> bytes:
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
                 data: bytes = answer.read(LARGEST + 1)
+                if (
+                    answer.length and len(data) <= LARGEST
+                ):  # bytes that are to come: `read` itself takes them for the end
+                    raise http.client.IncompleteRead(data, answer.length)
             if len(data) > LARGEST:
                 raise DataError(f"{shown(url)} is larger than {LARGEST // 2**20} MB: it is no catalogue item")
             return data
