@@ -295,8 +295,15 @@ def test_an_item_from_the_network_names_no_local_files(server, item, href):
 
 
 def test_a_server_tells_versions_of_a_file_apart(server):
-    path = write_tiff(server.folder / "x.tif", image())
+    path = write_tiff(server.folder / "x.tif", image(), names=NAMES)
     before = remote.version(server.url(path))
-    write_tiff(path, image(side=610))
+    with open_scene(server.url(path), "sentinel-2-l2a", dn_offset=0) as scene:
+        first = scene.fingerprint
+    with open_scene(server.url(path), "sentinel-2-l2a", dn_offset=0) as scene:
+        assert scene.fingerprint == first
+    write_tiff(path, image(side=610), names=NAMES)
     assert before != remote.version(server.url(path))
+    with open_scene(server.url(path), "sentinel-2-l2a", dn_offset=0) as scene:
+        assert scene.fingerprint != first
     assert remote.version(server.url(server.folder / "none.tif")) is None
+    assert remote.version("/vsis3/bucket/x.tif") is None

@@ -117,11 +117,14 @@ def fetch(url: str) -> bytes:
     raise DataError(f"{shown(url)} cannot be fetched: {' '.join(why.split())}")
 
 
-def version(url: str) -> str | None:
-    """What a server says to tell versions of a file apart: its ETag, else when it changed, and its length.
+def version(path: str) -> str | None:
+    """What a server says to tell versions of a file apart: its ETag, when it changed, and its length.
 
-    None where the server does not answer such a question; nobody waits for a second try.
+    None for files that are not on a web server, and where it does not answer; nobody waits for a second try.
     """
+    url = path.removeprefix("/vsicurl/")
+    if urlsplit(url).scheme not in ("http", "https"):
+        return None
     try:
         asked = urllib.request.Request(url, method="HEAD")
         with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dofa.errors import DataError
 from dofa.pixels import Scaling
-from dofa.raster import Raster, open_told
+from dofa.raster import Raster, open_told, remote
 from dofa.raster.words import FileNumbers, Settled
 from dofa.scene.grid import Grid, Mask, place, resample, span
 from dofa.scene.tiles import Window
@@ -232,5 +232,5 @@ def identity(raster: Raster) -> list[list[Any]]:
             told = path.stat()
             out.append([str(path.resolve()), told.st_size, told.st_mtime_ns])
         else:
-            out.append([name])
+            out.append([name, remote.version(name)])
     return out
