@@ -13,6 +13,7 @@ from dofa.pixels import Scaling
 from dofa.raster import Raster, open_told, remote
 from dofa.raster.words import FileNumbers, Settled
 from dofa.scene.grid import Grid, Mask, place, resample, span
+from dofa.scene.names import basename
 from dofa.scene.tiles import Window
 from dofa.sensors import Sensor
 
@@ -62,7 +63,7 @@ class Layer:
 
     def __init__(self, raster: Raster, grid: Grid, zero_is_missing: bool) -> None:
         self.raster, self.zero_is_missing = raster, zero_is_missing
-        name = raster.path.rsplit("/", 1)[-1]
+        name = basename(raster.path)
         try:
             self._place = place(grid, raster)
         except DataError as error:

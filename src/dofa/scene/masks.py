@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.raster import Raster
 from dofa.scene.grid import Grid, Mask, Placement, place
+from dofa.scene.names import basename
 from dofa.scene.tiles import Window
 
 
@@ -99,7 +100,7 @@ class ClassMask:
 
 def legend_of(name: str) -> Legend | None:
     """The legend of a file or band, by its name; None for one we do not know."""
-    stem = re.sub(r"\.(tiff?|jp2|img|vrt|nc|png)$", "", name.rsplit("/", 1)[-1], flags=re.IGNORECASE)
+    stem = re.sub(r"\.(tiff?|jp2|img|vrt|nc|png)$", "", basename(name), flags=re.IGNORECASE)
     return next((legend for legend in LEGENDS if legend.files.fullmatch(stem)), None)
 
 
@@ -153,7 +154,7 @@ class MaskLayer:
 
     def __init__(self, mask: ClassMask, raster: Raster, grid: Grid) -> None:
         self.mask, self.raster = mask, raster
-        name = raster.path.rsplit("/", 1)[-1]
+        name = basename(raster.path)
         if raster.dtype.kind not in "iu":
             raise DataError(f"mask {name}: its numbers are {raster.dtype}, classes are integers: name a class band")
         self._place: Placement = place(grid, raster)

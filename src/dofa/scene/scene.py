@@ -23,6 +23,7 @@ from dofa.scene.files import Part, Stack, identity, open_files
 from dofa.scene.grid import Grid, Mask, finest
 from dofa.scene.look import check_measured, has_zero_border, sample
 from dofa.scene.masks import ClassMask, MaskLayer, class_mask
+from dofa.scene.names import basename
 from dofa.scene.sources import Opened, Words, absolute, grouped, open_group, share
 from dofa.scene.tiles import Window
 from dofa.sensors import Band, Sensor
@@ -337,7 +338,7 @@ def _assembled(
         if not has_zero_border(stack, scene.height, scene.width):
             continue
         parts[i] = replace(parts[i], zero_border=True)
-        files = rasters[i][0].path.rsplit("/", 1)[-1]
+        files = basename(rasters[i][0].path)
         warnings.append(f"zero-border: {files}: a corner is 0 in every band: such pixels count as not measured")
     found = None if mask is None else _find_mask(str(mask), mask_values, opened)
     scene = Scene(name, parts, gsd_m=gsd_m, mask=found, warnings=warnings, rasters=rasters)
@@ -367,7 +368,7 @@ def _find_mask(mask: str, told: Sequence[int | str] | None, opened: Sequence[Ope
 
 def _name(sources: Sequence[str]) -> str:
     """What files are called together: their own name, or what their names begin with."""
-    names = [source.rstrip("/").rsplit("/", 1)[-1] for source in sources]
+    names = [basename(source) for source in sources]
     same = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
     whole = re.match(r".*[_\-. ]", names[0][:same])  # up to the last whole word
     common = whole[0].rstrip("_-. ") if whole else ""
@@ -384,7 +385,7 @@ def _refuse_twice(name: str, opened: Sequence[Opened]) -> None:
 def _one_system(rasters: Sequence[Raster], first: Raster) -> None:
     for raster in rasters:
         if raster.crs != first.crs:
-            name, other = (r.path.rsplit("/", 1)[-1] for r in (raster, first))
+            name, other = (basename(r.path) for r in (raster, first))
             raise DataError(
                 f"{name} lies in {_system(raster.crs)}, {other} in {_system(first.crs)}: bring all files to one "
                 "reference system first (gdalwarp -t_srs)"

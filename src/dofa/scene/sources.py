@@ -15,23 +15,13 @@ from dofa.raster import Raster, gdal, open_raster, words
 from dofa.raster.bands import AUXILIARY, FileBand, Said, match, recognise
 from dofa.scene.files import BandFile, Part, Product, open_files
 from dofa.scene.masks import legend_of
+from dofa.scene.names import band_by_name, basename, product_sensor, tokens
 from dofa.scene.safe import is_safe, read_safe
 from dofa.scene.stac import is_item, read_item
 from dofa.sensors import Sensor
 
 IMAGES = (".tif", ".tiff", ".gtif", ".jp2", ".img", ".vrt", ".bsq", ".png", ".nc")
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
-# What producers put before everything else in the names of their files.
-PRODUCTS = {
-    r"S2[A-D]_MSIL1C_": "sentinel-2-l1c",
-    r"S2[A-D]_MSIL2A_": "sentinel-2-l2a",
-    r"L[COE]0([5789])_L2S[PR]_": "landsat-{}-l2-sr",
-    r"LT0([5])_L2S[PR]_": "landsat-{}-l2-sr",
-    r"L[CO]0([89])_L1(TP|GT|GS)_": "landsat-{}-l1-toa",
-    r"L[TE]0([57])_L1(TP|GT|GS)_": "landsat-{}-l1",
-    r"HLS\.S30\.": "hls-s30",
-    r"HLS\.L30\.": "hls-l30",
-}
 
 
 @dataclass(frozen=True)
@@ -214,8 +204,15 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
 
 def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
     """One file with all bands."""
+    bands = say.bands
+    if sensor is not None and bands is None and say.wavelengths_um is None and band_by_name(source, sensor):
+        with Raster(source, None, say.strict) as header:
+            heard = _heard(header, sensor)
+        told = match(heard[0].description, sensor) if len(heard) == 1 else None
+        if told is not None:  # a file of one band, which may be told by its name alone
+            bands = [told.name]
     raster = open_raster(
-        source, sensor, say.bands, say.wavelengths_um, say.scaling, dn_offset=say.dn_offset, nodata=say.nodata,
+        source, sensor, bands, say.wavelengths_um, say.scaling, dn_offset=say.dn_offset, nodata=say.nodata,
         strict=say.strict,
     )  # fmt: skip
     file = BandFile(absolute(source), raster.sensor.band_names, raster.numbers, say.nodata)
@@ -239,7 +236,7 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
             files, heard = _without_auxiliary(files, heard, folder, classes, warnings, sensor)
         where = [(i, b.number) for i, bands in enumerate(heard) for b in bands]
         flat = [replace(b, number=n) for n, b in enumerate((b for bands in heard for b in bands), 1)]
-        name = _basename(files[0].path)
+        name = basename(files[0].path)
         try:
             found = recognise(
                 flat, sensor, names=say.bands, wavelengths_um=say.wavelengths_um,
@@ -296,19 +293,8 @@ def _heard(file: Raster, sensor: Sensor | None) -> list[FileBand]:
         return bands
     (band,) = bands
     known = [sensor] if sensor is not None else list(sensors.catalogue().values())
-    for text in (band.description, *_tokens(file.path)):
-        if text and any(match(text, s) for s in known):
-            return [replace(band, description=text, colour="gray")]
-    return [replace(band, description="", colour="gray")]
-
-
-def _tokens(path: str) -> list[str]:
-    """Words of a file's name that may name its band, the last first: SR_B4 before B4 before what stands further on."""
-    stem = re.sub(r"\.[A-Za-z0-9]+$", "", path.split("?")[0].rsplit("/", 1)[-1])
-    parts = [p for p in re.split(r"[_.\-\s]+", stem) if p and not re.fullmatch(r"\d+m?", p, re.IGNORECASE)]
-    return [
-        text for i in range(len(parts) - 1, -1, -1) for text in (f"{parts[i - 1]}_{parts[i]}" if i else "", parts[i])
-    ]
+    said = (text for text in (band.description, *tokens(file.path)) if text and any(match(text, s) for s in known))
+    return [replace(band, description=next(said, ""), colour="gray")]
 
 
 def _without_auxiliary(
@@ -322,13 +308,13 @@ def _without_auxiliary(
     """Leave out the files that are no bands: quality layers always, of a folder also those that nothing names."""
     kept, left_out = [], []
     for file, bands in zip(files, heard, strict=True):
-        name = _basename(file.path)
+        name = basename(file.path)
         legend = legend_of(name)
         if legend is not None:
             classes[legend.name] = absolute(file.path), 1
         if legend is not None or (
             all(not b.description and b.wavelength_um is None for b in bands)
-            and (folder is not None or any(AUXILIARY.fullmatch(t) for t in _tokens(file.path)))
+            and (folder is not None or any(AUXILIARY.fullmatch(t) for t in tokens(file.path)))
         ):
             left_out.append(name)
             continue
@@ -347,13 +333,13 @@ def _without_auxiliary(
         )
     if left_out:
         shown = ", ".join(left_out[:4]) + (f", … ({len(left_out)})" if len(left_out) > 4 else "")
-        warnings.append(f"files-left-out: {_basename(kept[0][0].path)}: no bands of the scene: {shown}")
+        warnings.append(f"files-left-out: {basename(kept[0][0].path)}: no bands of the scene: {shown}")
     return [file for file, _ in kept], [bands for _, bands in kept]
 
 
 def _by_product_name(files: Sequence[Raster], warnings: list[str]) -> Sensor | None:
     """The sensor that all files' names agree on, in the form their producers give them."""
-    names = {_basename(f.path) for f in files}
+    names = {basename(f.path) for f in files}
     found = {product_sensor(f.path) for f in files}
     if len(found) != 1 or None in found:
         return None
@@ -361,16 +347,6 @@ def _by_product_name(files: Sequence[Raster], warnings: list[str]) -> Sensor | N
     assert sensor is not None
     warnings.append(f"sensor-by-name: {min(names)}: taken as {sensor} by the names of its files")
     return sensors.get(sensor)
-
-
-def product_sensor(path: str) -> str | None:
-    """The sensor of a file or its folder, by the form of the name its producer gives."""
-    for part in reversed(path.split("/")[-2:]):
-        for pattern, sensor in PRODUCTS.items():
-            found = re.match(pattern, part)
-            if found is not None:
-                return sensor.format(*found.groups())
-    return None
 
 
 def _tell(said: Sequence[Said], name: str, warnings: list[str], strict: bool) -> None:
@@ -382,10 +358,6 @@ def _tell(said: Sequence[Said], name: str, warnings: list[str], strict: bool) ->
 
 def _dtype(files: Sequence[Raster]) -> str:
     return str(np.result_type(*(f.dtype for f in files)))
-
-
-def _basename(path: str) -> str:
-    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _images_in(folder: Path) -> list[str]:
