@@ -2,10 +2,10 @@
 
     python benchmarks/seams.py --weights MODEL --data ../shared/data --json seams.json
 
-Attention and positions reach over a whole tile, so that tiles cannot equal the whole image. What can be seen in a map is
-a step: the mean distance between the features of neighbouring cells where one tile gives way to the next (the middle of
-the zone over which they fade), over that of all other neighbours. 1 is invisible. Beside it stands the distance to the
-features of the whole image in one piece, relative to the spread of those features, and the number of tiles run.
+Attention and positions reach over a whole tile, so that tiles cannot equal the whole image. What can be seen in a map
+is a step: the mean distance between the features of neighbouring cells where one tile gives way to the next (the middle
+of the zone over which they fade), over that of all other neighbours. 1 is invisible. Beside it stands the distance to
+the features of the whole image in one piece, relative to their spread, and the number of tiles run.
 """
 
 import argparse
@@ -14,23 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dofa.scene.scene import open_scene
 from numpy.typing import NDArray
 
 import dofa
 from dofa.scene.features import Embedding, embed
+from dofa.scene.scene import open_scene
 from dofa.scene.tiles import Plan
 
 
 def scenes(data: Path) -> dict[str, dict[str, Any]]:
     """Real scenes, and how they are opened."""
     return {
-        "naip": {"scene": next(iter(sorted((data / "naip").glob("*.tif")))), "sensor": "naip-rgbn"},
+        "naip": {"scene": sorted((data / "naip").glob("*.tif"))[0], "sensor": "naip-rgbn"},
         "sentinel-1": {
-            "scene": next(iter(sorted((data / "sen1floods11").glob("*S1*.tif")))), "sensor": "sentinel-1-grd",
+            "scene": sorted((data / "sen1floods11" / "S1Hand").glob("*.tif"))[0],
+            "sensor": "sentinel-1-grd",
         },
-        "landsat-7": {"scene": next(iter(sorted((data / "landsat").glob("*.tif")))), "sensor": None},
-    }  # fmt: skip
+        "landsat-7": {
+            "scene": data / "landsat" / "LE70220491999322EDC01_stack.gtif",
+            "sensor": "landsat-7-l2-sr",
+            "bands": ["B1", "B2", "B3", "B4", "B5", "B7", None, None],
+        },
+    }
 
 
 def steps(features: NDArray[np.float32], plan: Plan) -> tuple[float, float]:
@@ -70,23 +75,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--side", type=int, default=480, help="pixels of each scene that are used")
+    parser.add_argument("--block", default="pooled", help="whose features: pooled, or a number")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = dofa.load(args.weights)
     patch, tile = model.config.patch, model.config.image_size
+    block = args.block if args.block == "pooled" else int(args.block)
     rows = []
     for name, how in scenes(args.data).items():
-        opened = open_scene(how["scene"], how["sensor"])
+        opened = open_scene(how["scene"], how["sensor"], bands=how.get("bands"))
         stats = None if opened.parts[0].sensor.name in model.config.sensors else "scene"
-        whole = embed(opened, model, tile=patch * (max(opened.height, opened.width) // patch + 1), stats=stats)
+        whole = embed(
+            opened,
+            model,
+            blocks=[block],
+            tile=patch * (max(opened.height, opened.width) // patch + 1),
+            stats=stats,
+        )
         reference = whole.array()
-        for share in (0, 8, 4, 2):
+        for share in (0, 8, 4, 3, 2):
             for halo in (0, 1, 2):
                 overlap = 0 if share == 0 else patch * max(1, round(tile / share / patch))
                 if 2 * halo * patch > overlap:
                     continue
-                one = embed(opened, model, tile=tile, overlap=overlap, stats=stats)
+                one = embed(opened, model, blocks=[block], tile=tile, overlap=overlap, stats=stats)
                 plan = Plan(**{**vars_of(one.plan), "halo": halo * patch})
                 one = Embedding(one.inputs, plan, one.tiles, one.meta, one.settings)
                 row = {"scene": name, "overlap": overlap, "halo": halo * patch, **measure(one, reference)}

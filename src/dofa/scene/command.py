@@ -78,7 +78,7 @@ def embed_command(
             the norm that the pooled vector has.
         stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time.
         tile: pixels a side that the model sees at once; the size the weights were trained at unless given.
-        overlap: pixels that neighbouring tiles share; a quarter of a tile unless given.
+        overlap: pixels that neighbouring tiles share; a third of a tile unless given.
         pca: keep so many principal components, fitted on a sample of all scenes.
         dtype: of the numbers; int8 with a scale and a zero for each channel, stored in the file.
         format: of the files; by the name of a single one, else cog.

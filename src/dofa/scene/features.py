@@ -234,7 +234,7 @@ def embed(
         blocks: numbers from 0 (negative from the end), and `pooled`: the last block with the pooled vector's norm.
         stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass.
         tile: pixels a side that the model sees at once; None for the size the weights were trained at.
-        overlap: pixels that neighbouring tiles share; None for a quarter of a tile.
+        overlap: pixels that neighbouring tiles share; None for a third of a tile.
         pca: keep so many principal components, fitted on a sample of the scene.
         stats: see `dofa.scene.inputs.settle`.
         batch: tiles at a time.
@@ -337,11 +337,12 @@ def plan_of(inputs: Inputs, tiles: engine.TileModel, side: int, stride: int | No
     """
     whole = tiles.patch == side  # one vector a tile
     step = tiles.cell if stride is None else stride
+    third = tiles.patch * min(round(side / 3 / tiles.patch), side // tiles.patch - 1)  # docs/scene-speed.md: seams
     return Plan(
         height=inputs.scene.height,
         width=inputs.scene.width,
         tile=side,
-        overlap=0 if whole else (tiles.patch * (side // 4 // tiles.patch) if overlap is None else overlap),
+        overlap=0 if whole else (third if overlap is None else overlap),
         patch=tiles.patch,
         cell=tiles.cell,
         stride=step,

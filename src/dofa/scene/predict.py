@@ -123,7 +123,7 @@ def predict_all(
         head: what was learned.
         stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass.
         tile: pixels a side; None for the size the head was trained at.
-        overlap: pixels that neighbouring tiles share; None for a quarter of a tile.
+        overlap: pixels that neighbouring tiles share; None for a third of a tile.
         stats: other statistics than the head's, with `force`; see `dofa.scene.inputs.settle`.
         force: take other statistics, and scenes of any pixel size.
         device: of the model.
@@ -209,7 +209,7 @@ def predict(
         output: classes: a map with names and colours; probabilities: one channel a class. A regression gives values.
         stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time.
         tile: pixels a side that the model sees at once; what the head was trained at unless given.
-        overlap: pixels that neighbouring tiles share; a quarter of a tile unless given.
+        overlap: pixels that neighbouring tiles share; a third of a tile unless given.
         format: of the files; by the name of a single one, else cog.
         stats: other statistics than the head's; needs --force.
         sensor: what took the scenes (dofa sensors lists them); the head's unless given.
