@@ -233,7 +233,7 @@ def item(server):
     assets = {}
     for i, name in enumerate(NAMES):
         write_tiff(server.folder / f"{name}.tif", array[i : i + 1], nodata=0)
-        band = {"name": name, "eo:center_wavelength": 0.5, "data_type": "uint16", "raster:scale": 1e-4}
+        band = {"name": name, "data_type": "uint16", "raster:scale": 1e-4}
         assets[name] = {"href": f"./{name}.tif", "type": "image/tiff; application=geotiff", "bands": [band]}
     properties = {"platform": "sentinel-2a", "s2:processing_baseline": "02.14"}
     path = server.folder / "item.json"

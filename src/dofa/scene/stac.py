@@ -67,8 +67,9 @@ class AssetBand:
 
     @property
     def wavelength_um(self) -> float | None:
-        """Centre in micrometres."""
-        return self._number("eo:center_wavelength", "center_wavelength")
+        """Centre in micrometres; the nanometres that some items write instead lie far above."""
+        value = self._number("eo:center_wavelength", "center_wavelength")
+        return value / 1000 if value is not None and value >= 200 else value
 
     @property
     def fwhm_um(self) -> float | None:
@@ -112,7 +113,8 @@ def is_item(source: str) -> bool:
     if remote.suffix(source) in SUFFIXES:
         return True
     parts = urlsplit(source)
-    return parts.scheme in ("http", "https") and bool(re.search(r"/items/[^/]+/?$", parts.path))
+    served = parts.scheme in ("http", "https") and re.search(r"/items/[^/]+/?$", parts.path) is not None
+    return served and not any(known.search(remote.suffix(source)) for known in FORMATS)
 
 
 def read_item(source: str | Path, sensor: Sensor | None = None) -> Product:
@@ -216,7 +218,8 @@ def _href(asset: Mapping[str, Any], source: str) -> str:
 def _asset_bands(item: Mapping[str, Any], source: str) -> Iterator[AssetBand]:
     """Every band of every asset that is an image, and no picture for people."""
     for key, asset in item["assets"].items():
-        roles = {str(role) for role in asset.get("roles") or ()}
+        told = asset.get("roles")
+        roles = {str(role) for role in told} if isinstance(told, list) else set()
         kind = f"{asset.get('type', '')} {remote.suffix(str(asset.get('href', '')))}".lower()
         rank = next((i for i, known in enumerate(FORMATS) if known.search(kind)), None)
         if rank is None or PICTURES.fullmatch(key) or (roles & PICTURE_ROLES and "data" not in roles):
@@ -229,9 +232,9 @@ def _asset_bands(item: Mapping[str, Any], source: str) -> Iterator[AssetBand]:
             said = dict(own)
             for entries in reversed(lists):
                 said.update(entries[i] if i < len(entries) else {})
-            told = [said.get("name"), said.get("eo:common_name"), said.get("common_name"), said.get("description")]
-            names = [t for t in told[:1] if t] + ([key] if count == 1 else []) + [t for t in told[1:] if t]
-            yield AssetBand(key, href, i + 1, tuple(map(str, names)), said, rank)
+            names = [said.get("name"), key if count == 1 else None]
+            names += [said.get(k) for k in ("eo:common_name", "common_name", "description")]
+            yield AssetBand(key, href, i + 1, tuple(str(n) for n in names if n), said, rank)
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
@@ -322,6 +325,16 @@ def _choose(bands: Sequence[AssetBand], sensor: Sensor) -> dict[str, AssetBand]:
         if len(best) > 1 and order(best[0]) == order(best[1]) and best[0].href != best[1].href:
             keys = ", ".join(band.asset for band in best if order(band) == order(best[0]))
             raise DataError(f"assets {keys} hold {name} of {sensor.name} alike: open the files you want as a list")
+        wave, true = best[0].wavelength_um, sensor.band(name).wavelength_um
+        if (
+            wave is not None
+            and true is not None
+            and abs(wave - true) > max(0.05 * true, sensor.band(name).fwhm_um or 0)
+        ):
+            raise DataError(
+                f"asset {best[0].asset} is named as {name} of {sensor.name}, at {true:g} µm, and lies at {wave:g} µm: "
+                "name another sensor"
+            )
         chosen[name] = best[0]
     return chosen
 
