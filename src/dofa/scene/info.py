@@ -128,6 +128,7 @@ def describe(
             without, used = str(error), None
         else:
             used = inputs.scalings
+    bounds = gdal.bounds_lonlat(scene.crs, scene.transform, scene.width, scene.height)
     seen = list(sample(scene))
     values = [np.concatenate([raw[i][:, valid] for raw, valid in seen], 1) for i in range(len(scene.parts))]
     looked_at = sum(valid.size for _, valid in seen)
@@ -142,7 +143,7 @@ def describe(
             "gsd_m": scene.gsd_m,
             "crs": None if scene.crs is None else scene.crs.to_string(),
             "transform": list(scene.transform)[:6],
-            "bounds_lonlat": gdal.bounds_lonlat(scene.crs, scene.transform, scene.width, scene.height),
+            "bounds_lonlat": None if bounds is None else list(bounds),
         },
         "valid": float(sum(int(valid.sum()) for _, valid in seen) / looked_at),
         "looked_at": looked_at,
