@@ -254,6 +254,24 @@ def hub_folder(folder, state, **config):
     return folder
 
 
+def test_positions_are_carried_to_a_grid_once(source, teacher, monkeypatch):
+    calls = []
+    real = dofa.model.teacher.interpolate_positions
+    monkeypatch.setattr("dofa.model.teacher.interpolate_positions", lambda *a: calls.append(a) or real(*a))
+    monkeypatch.setattr("dofa.model.vit.interpolate_positions", lambda *a: calls.append(a) or real(*a))
+    images = [torch.rand(2, 3, 64, 64), torch.rand(2, 3, 48, 64)]
+    fresh = [load_teacher(source[0], heads=HEADS)(image, [-1])[0] for image in images]
+    calls.clear()
+    for _ in range(3):
+        for image, expected in zip(images, fresh, strict=True):
+            assert torch.equal(teacher(image, [-1])[0], expected)
+    assert len(calls) == 2
+    half = teacher.to(torch.bfloat16)(images[0], [-1])[0]
+    assert half.dtype == torch.bfloat16
+    assert len(calls) == 3
+    assert torch.equal(half, load_teacher(source[0], heads=HEADS).to(torch.bfloat16)(images[0], [-1])[0])
+
+
 def test_a_folder_s_config_says_heads_normalisation_and_licence(tmp_path):
     told = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "license": "apache-2.0"}
     state = vit_state()

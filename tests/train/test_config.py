@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dofa.errors import ConfigError
+from dofa.model.config import DistillConfig
 from dofa.train.command import pretrain_command
 from dofa.train.config import differences, from_dict, load_config, print_config, recipes, to_yaml
 
@@ -107,3 +108,46 @@ def test_an_install_without_the_training_extra_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
     with pytest.raises(ConfigError, match=r"training needs lightning_fabric.*dofa\[train\]"):
         pretrain_command("cpu-tiny")
+
+
+def test_a_pre_fitted_generator_learns_at_a_twentieth_unless_another_rate_is_said():
+    taught = {"distill": {"teacher": "x"}}
+    for start, factor in (("prefit", 0.05), ("teacher", 1.0)):
+        config = from_dict({**taught, "model": {"start": start}})
+        assert config.optim.generator_lr == factor
+        assert yaml.safe_load(to_yaml(config))["optim"]["generator_lr"] == factor
+    assert from_dict({}).optim.generator_lr == 1.0
+    said = from_dict({**taught, "model": {"start": "prefit"}, "optim": {"generator_lr": 1.0}})
+    assert said.optim.generator_lr == 1.0
+    # A run that was begun when the rate was another is told so, not continued at the new one.
+    assert differences(said, from_dict({**taught, "model": {"start": "prefit"}})) == ["optim.generator_lr: 1.0 -> 0.05"]
+    with pytest.raises(ConfigError, match="generator_lr are above 0"):
+        from_dict({"optim": {"generator_lr": 0.0}})
+
+
+def test_a_moved_teacher_is_no_difference_and_one_that_came_or_went_is():
+    here, moved, none = (from_dict({"distill": {"teacher": name}}) for name in ("a.pth", "/elsewhere/a.pth", None))
+    assert differences(here, moved) == []
+    assert differences(here, none) == ["distill.teacher: a.pth -> None"]
+    assert differences(none, here) == ["distill.teacher: None -> a.pth"]
+
+
+@pytest.mark.parametrize(
+    ("distill", "names"),
+    [
+        ({"view": "visible"}, "distill.view"),
+        ({"weight": 2.0, "anchor": 1.0}, "distill.weight, distill.anchor"),
+        ({"proxies": {"naip-rgb": ["R", "G", "B"]}}, "distill.proxies"),
+    ],
+    ids=["one", "two", "proxies"],
+)
+def test_settings_of_distillation_without_a_teacher_are_refused(distill, names):
+    with pytest.raises(ConfigError) as error:
+        from_dict({"distill": distill})
+    assert f"without distill.teacher {names} would do nothing: name a teacher" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_s_section_of_distillation_can_be_taken_away():
+    config = load_config("dofa-base", ["distill={}", "model.start=random"])
+    assert config.distill == DistillConfig()

@@ -80,6 +80,7 @@ def check_common(config: PretrainConfig, epochs: int) -> None:
     assert config.optim.warmup_updates == round(20 * 410_000 / images)
     assert config.optim.lr == pytest.approx(1e-4 * images / 256)
     assert (config.optim.weight_decay, config.optim.betas) == (0.05, (0.9, 0.95))
+    assert (config.optim.encoder_lr, config.optim.generator_lr) == (1.0, 1.0)
     assert (config.model.decoder.width, config.model.decoder.depth, config.model.decoder.heads) == (512, 8, 16)
     assert config.model.mask.ratio == 0.75
     assert (config.model.start, preset(config.model.size).patch_offset) == ("prefit", 0)
@@ -130,7 +131,7 @@ def test_proxies_are_the_bands_of_the_published_code(recipe):
 
 @pytest.mark.parametrize("recipe", PAPER)
 def test_without_its_teacher_the_paper_s_recipe_is_masked_image_modelling(recipe):
-    config = load_config(recipe, ["distill.teacher=", "model.start=random"])
+    config = load_config(recipe, ["distill={}", "model.start=random"])
     assert config.distill.teacher is None
     parts = {part for s in cost(config).sensors for part, flops in s.parts.items() if flops}
     assert parts == {"masked pass", "decoder", "kernels"}

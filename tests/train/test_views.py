@@ -121,10 +121,11 @@ def test_every_rendering_is_shown_by_the_maps_of_its_bands_and_what_is_hidden_is
     assert shown.max() <= 1
 
 
-def test_proxies_override():
+@pytest.mark.parametrize("view", [{}, {"view": "visible"}, {"view": "full", "renderings": THREE}], ids=str)
+def test_a_proxy_is_the_one_picture_of_its_sensor_in_every_view(view):
     proxies = {"sentinel-2-l2a": ("B11", "nir", "B04"), "sentinel-1-grd": ("VH", "VH", "VV")}
-    assert plan_view(S2, distill(proxies=proxies)).pictures == ((10, 7, 3),)
-    radar = plan_view(S1, distill(proxies=proxies))
+    assert plan_view(S2, distill(proxies=proxies, **view)).pictures == ((10, 7, 3),)
+    radar = plan_view(S1, distill(proxies=proxies, sar_proxy="random", **view))
     assert (radar.pictures, radar.blank, radar.channels) == (((1, 1, 0),), False, 0)
 
 

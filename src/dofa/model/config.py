@@ -182,7 +182,8 @@ class DistillConfig:
             tokens of the masked pass, which costs no second pass; `full`, a second, unmasked pass on all bands given.
         renderings: three-band pictures the teacher is shown, by the names the sensors give them; its features are
             averaged over those a sensor has. A sensor that has none of them shows its first one.
-        proxies: three bands a sensor, by sensor name, in place of its first rendering for the view `proxy` and for SAR.
+        proxies: three bands a sensor, by sensor name: the one picture the teacher is shown of it, in place of its
+            renderings and of `sar_proxy`, in every view.
         sar_proxy: of a SAR sensor, `channels` (first, second, zeros; the published code) or `random` (one channel three
             times, another in every micro-batch; the paper's text). Both only with the view `proxy`.
         blocks: of the student, negative from the end.

@@ -29,6 +29,7 @@ from dofa.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)  # of RGB in [0, 1]: DINOv2, MAE, most of timm
 HALF = ((0.5,) * 3, (0.5,) * 3)  # timm's augreg weights
+GRIDS_KEPT = 16  # position tables; a run has one grid a crop size
 _PATCH = "patch_embed.proj.weight"
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -107,6 +108,7 @@ class Teacher(nn.Module):
         self.name, self.sha256, self.licence, self.notes = file.name, file.sha256, file.licence, file.notes
         self.register_buffer("mean", torch.tensor(file.mean), persistent=False)
         self.register_buffer("std", torch.tensor(file.std), persistent=False)
+        self._tables: dict[Grid, Tensor] = {}
         self.requires_grad_(False)
         self.eval()
 
@@ -124,7 +126,16 @@ class Teacher(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # bf16 knows 0.485 to two digits: the constants follow the weights to their device, not to their precision.
         self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
+        self._tables = {}
         return self
+
+    def _positions(self, grid: Grid) -> Tensor:
+        """The position table on another grid, carried there once: the weights are frozen."""
+        if grid not in self._tables:
+            if len(self._tables) == GRIDS_KEPT:
+                self._tables.clear()
+            self._tables[grid] = interpolate_positions(self.vit.pos_embed, self.vit.grid, grid)
+        return self._tables[grid]
 
     @torch.no_grad()
     def forward(
@@ -160,7 +171,9 @@ class Teacher(nn.Module):
             x = x.to(weight.dtype)
             proj = self.vit.patch_embed["proj"]
             tokens = embed_patches(x, patch, 0, cast(Tensor, proj.weight).flatten(1).T, cast(Tensor, proj.bias))
-            tokens = self.vit.add_positions(tokens, patch_grid(x, patch))
+            table = self._positions(patch_grid(x, patch))
+            cls = (self.vit.cls_token + table[:, :1]).expand(len(tokens), -1, -1)
+            tokens = torch.cat([cls, tokens + table[:, 1:]], dim=1)
             found: dict[int, Tensor] = {}
             for i, block in enumerate(self.vit.blocks[: max(wanted) + 1]):
                 tokens = block(tokens)
@@ -186,8 +199,8 @@ def load_teacher(
             width 1280).
         mean: of RGB in [0, 1]; by default config.json's, else 0.5 where the name says augreg, else ImageNet's.
         std: likewise.
-        image_size: side in pixels the positions are interpolated to once; None keeps the table, and every other size
-            interpolates at each call.
+        image_size: side in pixels the positions are interpolated to; None keeps the table, and every other size
+            interpolates when it first occurs.
 
     Returns:
         In float32, on the CPU, frozen.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +38,21 @@ def teacher_answers(
     Returns:
         (images, crops, blocks, T, D) float16 for each sensor, images in the order of the training split.
     """
-    crops = data.config.distill.crops
-    if fabric.is_global_zero:
+    crops, writes = data.config.distill.crops, fabric.is_global_zero
+    if writes:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, source in data.sources.items():
-            seen = {"grid": source.side // data.patch, "scaling": source.scaling.to_dict(), "view": repr(source.view)}
-            mark = json.dumps({**key, "sensor": name, **seen}, sort_keys=True)
-            file, note = folder / f"{name}.npy", folder / f"{name}.json"
-            if file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == mark:
-                continue
+    for name, source in data.sources.items():
+        seen = {"grid": source.side // data.patch, "scaling": source.scaling.to_dict(), "view": repr(source.view)}
+        mark = json.dumps({**key, "sensor": name, **seen}, sort_keys=True)
+        file, note = folder / f"{name}.npy", folder / f"{name}.json"
+        there = writes and file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == mark
+        if fabric.broadcast(there):
+            continue
+        if writes:
             note.unlink(missing_ok=True)
-            say(f"  {name}: the teacher looks at {len(source.train)} × {crops} crops, once")
-            _write(file, data, source, teach, fabric)
+        say(f"  {name}: the teacher looks at {len(source.train)} × {crops} crops, once")
+        _make(file, data, source, teach, fabric)
+        if writes:
             partial = note.with_suffix(".tmp")
             partial.write_text(mark, encoding="utf-8")
             os.replace(partial, note)
@@ -57,32 +60,39 @@ def teacher_answers(
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in data.sources}
 
 
-def _write(
+def _make(
     file: Path, data: MicroBatches, source: Source, teach: Callable[[Tensor, int], Tensor], fabric: Fabric
 ) -> None:
+    """Write one sensor's answers on one process; all others keep step with it.
+
+    They may take hours, and a process that hears nothing for ten minutes (NCCL) or thirty (gloo) takes the others for
+    dead: so all meet after every batch.
+    """
     crops, grid = data.config.distill.crops, source.side // data.patch
     partial = file.with_suffix(".partial")
     rows: Answers | None = None
-    for first, pictures in _pictures(data, source):
-        found = teach(fabric.to_device(pictures), grid).cpu().to(torch.float16).numpy()
-        if rows is None:
-            shape = (len(source.train), crops, *found.shape[1:])
-            rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-        rows.reshape(-1, *found.shape[1:])[first : first + len(found)] = found
-    if isinstance(rows, np.memmap):
-        rows.flush()
-    os.replace(partial, file)
-
-
-def _pictures(data: MicroBatches, source: Source) -> Iterator[tuple[int, Tensor]]:
-    """Batches of pictures in the order of images and crops, each with the number of its first."""
-    view, crops = source.view, data.config.distill.crops
-    assert view is not None  # there is a teacher
-    bands = np.arange(source.shape[0])
     total = len(source.train) * crops
     for first in range(0, total, BATCH):
-        shown = []
-        for number in range(first, min(first + BATCH, total)):
-            image, valid = data.fixed_crop(source, *divmod(number, crops), bands)
-            shown.append(view.show(image, source.scaling, valid))
-        yield first, torch.from_numpy(np.stack(shown))
+        if fabric.is_global_zero:
+            pictures = _pictures(data, source, range(first, min(first + BATCH, total)))
+            found = teach(fabric.to_device(pictures), grid).cpu().to(torch.float16).numpy()
+            if rows is None:
+                shape = (len(source.train), crops, *found.shape[1:])
+                rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            rows.reshape(-1, *found.shape[1:])[first : first + len(found)] = found
+        fabric.barrier()
+    if isinstance(rows, np.memmap):
+        rows.flush()
+        os.replace(partial, file)
+
+
+def _pictures(data: MicroBatches, source: Source, numbers: range) -> Tensor:
+    """What the teacher is shown of some crops, numbered in the order of images and crops."""
+    view = source.view
+    assert view is not None  # there is a teacher
+    bands = np.arange(source.shape[0])
+    shown = []
+    for number in numbers:
+        image, valid = data.fixed_crop(source, *divmod(number, data.config.distill.crops), bands)
+        shown.append(view.show(image, source.scaling, valid))
+    return torch.from_numpy(np.stack(shown))

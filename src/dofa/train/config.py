@@ -4,7 +4,7 @@ Nothing here imports torch: the command line shows, prints and refuses configura
 """
 
 import types
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,7 @@ from dofa.errors import ConfigError, nearest
 from dofa.model.config import DecoderConfig, DistillConfig, MaskConfig, preset
 
 FORMAT_VERSION = 1
+FITTED_GENERATOR_LR = 0.05  # where a pre-fit made the kernels; measured (docs/distillation.md)
 # What may differ between a run and its continuation without changing a single weight.
 HOUSEKEEPING = frozenset(
     {
@@ -163,8 +164,9 @@ class OptimConfig:
         clip: largest norm of the gradient, None for no limit.
         encoder_lr: factor on the rate of everything in the encoder but its weight generator; below 1 where it starts
             from trained weights.
-        generator_lr: factor on the rate of the encoder's weight generator. Where it was fitted to a teacher a tenth is
-            plenty: every band's kernel moves with every step (docs/log.md).
+        generator_lr: factor on the rate of the encoder's weight generator. None is 0.05 with `model.start` prefit, for
+            every band's kernel moves with every step and a fitted one is soon destroyed (docs/distillation.md), else 1;
+            a run's configuration holds the number. After `dofa prefit` and `model.init`, say it yourself.
         keep_initial: share of the encoder's initial weights in the model that is saved (Wortsman et al. 2022).
     """
 
@@ -175,11 +177,12 @@ class OptimConfig:
     min_lr: float = 0.0
     clip: float | None = None
     encoder_lr: float = 1.0
-    generator_lr: float = 1.0
+    generator_lr: float | None = None
     keep_initial: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.encoder_lr, self.generator_lr) <= 0 or not 0 <= self.keep_initial < 1:
+        rates = [self.encoder_lr, *([] if self.generator_lr is None else [self.generator_lr])]
+        if min(rates) <= 0 or not 0 <= self.keep_initial < 1:
             raise ConfigError("optim: encoder_lr and generator_lr are above 0, keep_initial at least 0 and below 1")
         if not self.lr > 0 or not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optim: lr {self.lr} is above 0 and min_lr {self.min_lr} between 0 and lr")
@@ -263,6 +266,16 @@ class PretrainConfig:
             )
         if self.model.start != "random" and self.distill.teacher is None:
             raise ConfigError(f"model.start is {self.model.start!r}, but distill.teacher names no teacher")
+        usual = DistillConfig()
+        idle = [f"distill.{f.name}" for f in fields(usual) if getattr(self.distill, f.name) != getattr(usual, f.name)]
+        if idle and self.distill.teacher is None:
+            raise ConfigError(
+                f"without distill.teacher {', '.join(idle)} would do nothing: name a teacher, or leave the section out "
+                "(distill={} takes a recipe's away)"
+            )
+        if self.optim.generator_lr is None:  # in here, so that what is printed, kept and compared is the number
+            factor = FITTED_GENERATOR_LR if self.model.start == "prefit" else 1.0
+            object.__setattr__(self, "optim", replace(self.optim, generator_lr=factor))
         if self.format_version > FORMAT_VERSION:
             raise ConfigError(
                 f"this configuration has format_version {self.format_version}, newer than the {FORMAT_VERSION} this "
@@ -353,6 +366,8 @@ def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
     """Settings that matter to the weights and differ, each as `key: before -> now`."""
     old, new = _flat(before.to_dict()), _flat(now.to_dict())
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in HOUSEKEEPING)
+    if before.distill.teacher and now.distill.teacher and "distill.teacher" in changed:
+        changed.remove("distill.teacher")  # compared by content, as stores are, so a moved file continues
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed]
 
 

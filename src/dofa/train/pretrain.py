@@ -116,9 +116,10 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         done = images = 0
         newest = find_checkpoint(config, resume)
         if newest is not None:
-            facts = load_state(newest, objective, adam)
+            facts = read_facts(newest)
             check_stores(facts["stores"], digests)
             check_teacher(facts.get("teacher"), teacher)
+            load_state(newest, objective, adam)
             done, images = facts["update"], facts["images"]
         if writes:
             remove_partial(out / "checkpoints")
@@ -131,6 +132,8 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         if taught and teacher is not None:
             learn_answers(objective, teacher, data, config, digests, fabric, log.say, anew=newest is None)
         log.say(introduce(sources, updates, mixture.updates_per_epoch, done, fabric))
+        if config.optim.generator_lr != 1:
+            log.say(f"  the weight generator learns at {config.optim.generator_lr:g} × optim.lr")
 
         def keep(update: int) -> None:
             facts = {"images": images, "stores": digests, "config": config.to_dict()}
@@ -224,7 +227,7 @@ def learn_answers(
         key = {
             "teacher": teacher.sha256,
             "stores": digests,
-            "distill": settings["distill"],
+            "distill": {k: v for k, v in settings["distill"].items() if k != "teacher"},  # a path; its digest counts
             "data": {k: settings["data"][k] for k in ("crop", "crop_area", "flips", "statistics")},
             "seed": config.run.seed,
             "precision": config.run.precision,
@@ -315,7 +318,7 @@ def check_stores(before: dict[str, str], now: dict[str, str]) -> None:
 
 
 def check_teacher(before: str | None, now: Teacher | None) -> None:
-    """Refuse to continue with another teacher under the same name.
+    """Refuse to continue with another teacher, whatever its name; the same one may have moved.
 
     Raises:
         ConfigError: its file has another digest.
