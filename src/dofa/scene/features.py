@@ -169,7 +169,7 @@ class Embedding:
         return Job(self.inputs, self.plan, self.tiles)
 
     @property
-    def transform(self) -> tuple[float, ...] | None:
+    def transform(self) -> tuple[float, float, float, float, float, float] | None:
         """Affine coefficients of the cells, None where the scene has no place."""
         found = self.inputs.scene.transform
         return None if found is None else self.plan.transform(found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,4 +173,4 @@ def _said(
             f"--stats {stats}: the checkpoint has no statistics for "
             f"{sensor if stats == 'checkpoint' else stats}: {nearest(stats, [*known, 'scene', 'dataset'])}"
         )
-    return replace(cast(Scaling, found), stats_source="checkpoint")
+    return replace(found, stats_source="checkpoint")
