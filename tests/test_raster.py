@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -551,6 +552,107 @@ def test_degrees_become_metres_and_a_picture_without_a_place_has_none(write):
         assert r.gsd_m == pytest.approx(11.13 * 0.5**0.5, rel=0.01)
     with open_raster(write(image(1), ["B02"], crs=None, transform=Affine.identity()), L2A_NAME) as r:
         assert r.crs is r.gsd_m is r.centre_lonlat is r.bounds_lonlat is None
+
+
+# -- other formats ----------------------------------------------------------------------------------------------------
+
+
+def cube(path, wavelengths=(490.0, 560.0, 2200.0), unit="nm", **how):
+    """A data set as xarray writes it: scaled integers with a wavelength axis, a missing pixel and a place."""
+    xr = pytest.importorskip("xarray")
+    array = image(3, 20, 30, dtype="int16")
+    array[:, 2, 3] = -1
+    meta = {"grid_mapping": "spatial_ref", "scale_factor": 1e-4, "units": "reflectance", "_FillValue": np.int16(-1)}
+    data = xr.Dataset(
+        {"refl": (("wavelength", "y", "x"), array, meta)},
+        coords={
+            "x": ("x", 500005 + 10.0 * np.arange(30), {"standard_name": "projection_x_coordinate", "units": "m"}),
+            "y": ("y", 3999995 - 10.0 * np.arange(20), {"standard_name": "projection_y_coordinate", "units": "m"}),
+            "wavelength": ("wavelength", list(wavelengths), {"units": unit}),
+        },
+    )
+    data = data.assign_coords(spatial_ref=((), 0, {"crs_wkt": rasterio.crs.CRS.from_epsg(32633).to_wkt()}))
+    if path.suffix == ".nc":
+        data.to_netcdf(path, engine="scipy")
+    else:
+        data.to_zarr(path, consolidated=how.get("zarr_format") == 2, **how)
+    return array, data
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "waves", "unit"),
+    [
+        ("x.nc", {}, (490.0, 560.0, 2200.0), "nm"),
+        ("x.nc", {}, (0.49, 0.56, 2.2), "um"),
+        ("x.zarr", {"zarr_format": 2}, (490.0, 560.0, 2200.0), "nanometers"),
+    ],
+)
+def test_netcdf_and_zarr_give_wavelengths_scale_nodata_and_place(tmp_path, name, how, waves, unit):
+    array, _ = cube(tmp_path / name, waves, unit, **how)
+    with open_raster(tmp_path / name, strict=True) as r:
+        assert [b.wavelength_um for b in r.sensor.bands] == pytest.approx([0.49, 0.56, 2.2])
+        assert (r.scaling.unit, r.scaling.scale[0], r.nodata, r.gsd_m) == ("reflectance", 1e-4, -1, 10)
+        assert r.crs.to_epsg() == 32633
+        raw, valid = r.read()
+        assert np.array_equal(raw, array)
+        assert np.argwhere(~valid).tolist() == [[2, 3]]
+    with open_raster(tmp_path / name, "sentinel-2-l2a") as r:
+        assert r.sensor.band_names == ("B02", "B03", "B12")
+
+
+def test_a_file_of_several_variables_names_them_and_each_opens(tmp_path):
+    array, data = cube(tmp_path / "one.nc")
+    data.assign(slope=(("y", "x"), array[0])).to_netcdf(tmp_path / "x.nc", engine="scipy")
+    refused(r"open one of its 2 parts \(netcdf:.*x.nc:refl", tmp_path / "x.nc")
+    with open_raster(f"netcdf:{tmp_path}/x.nc:refl") as r:
+        assert np.array_equal(r.read()[0], array)
+
+
+def test_a_zarr_that_gdal_cannot_decode_says_how_to_write_it(tmp_path):
+    cube(tmp_path / "x.zarr", zarr_format=3)
+    with pytest.raises(DataError, match=r"Unsupported codec: .* none of version 3: write it with zarr_format=2"):
+        open_raster(f'ZARR:"{tmp_path}/x.zarr":/refl')
+
+
+def test_a_format_this_gdal_lacks_says_so(tmp_path, monkeypatch):
+    (tmp_path / "x.nc").write_bytes(b"CDF what follows is never read")
+    monkeypatch.setattr("dofa.raster.gdal.driver_names", lambda: {"GTiff"})
+    refused("the GDAL of this rasterio reads no netCDF files", tmp_path / "x.nc")
+
+
+def test_zipped_files_open_in_place(write, tmp_path):
+    array = image(2)
+    path = write(array, ["B02", "B03"])
+    cube_path = write(array.astype("int16"), name="cube.img", driver="ENVI")
+    header = cube_path.with_suffix(".hdr")
+    header.write_text(header.read_text() + "wavelength units = Micrometers\nwavelength = {0.49, 0.56}\n")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in (path, cube_path, header):
+            archive.write(file, f"inner/{file.name}")
+    with open_raster(f"/vsizip/{tmp_path}/x.zip/inner/x.tif", "sentinel-2-l2a", dn_offset=0) as r:
+        assert np.array_equal(r.read()[0], array)
+    with open_raster(f"/vsizip/{tmp_path}/x.zip/inner/cube.img", "sentinel-2-l2a", dn_offset=0) as r:
+        assert r.sensor.band_names == ("B02", "B03")
+
+
+def test_a_virtual_file_of_others_is_read_like_one(write, tmp_path):
+    array = image(2)
+    for i, name in enumerate(("B02", "B8A")):
+        write(array[i : i + 1], [name], name=f"{name}.tif", nodata=0)
+    bands = "".join(
+        f'<VRTRasterBand dataType="UInt16" band="{i}"><Description>{name}</Description><NoDataValue>0</NoDataValue>'
+        f'<SimpleSource><SourceFilename relativeToVRT="1">{name}.tif</SourceFilename></SimpleSource></VRTRasterBand>'
+        for i, name in enumerate(("B02", "B8A"), 1)
+    )
+    vrt = tmp_path / "x.vrt"
+    vrt.write_text(f'<VRTDataset rasterXSize="50" rasterYSize="40">{bands}</VRTDataset>')
+    with open_raster(vrt, "sentinel-2-l2a", dn_offset=0) as r:
+        assert (r.sensor.band_names, r.nodata) == (("B02", "B8A"), 0)
+        assert np.array_equal(r.read()[0], array)
+    (tmp_path / "B8A.tif").unlink()
+    with open_raster(vrt, "sentinel-2-l2a", bands=["B02", None], dn_offset=0) as r:
+        assert np.array_equal(r.read()[0], array[:1])
+    refused(r"x\.vrt.*B8A\.tif", vrt, "sentinel-2-l2a", dn_offset=0)
 
 
 # -- what cannot be read ----------------------------------------------------------------------------------------------

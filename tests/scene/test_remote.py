@@ -171,6 +171,21 @@ def test_tiles_that_are_cut_off_are_never_zeros_also_where_gdal_is_told_to_use_t
     assert server.faults() == 8
 
 
+def test_a_virtual_file_of_addresses_is_asked_for_again_too(server, tmp_path):
+    path = make_cog(server.folder / "x.tif", image())
+    band = "<SimpleSource><SourceFilename>/vsicurl/{}</SourceFilename><SourceBand>{}</SourceBand></SimpleSource>"
+    bands = "".join(
+        f'<VRTRasterBand dataType="UInt16" band="{i}">{band.format(server.url(path), i)}</VRTRasterBand>'
+        for i in (1, 2, 3)
+    )
+    vrt = tmp_path / "x.vrt"
+    vrt.write_text(f'<VRTDataset rasterXSize="600" rasterYSize="600">{bands}</VRTDataset>')
+    with unseen(vrt) as r:
+        server.misbehave({"path": r"x\.tif$", "range": r"-\d{6,}$", "fault": "truncate", "times": 2})
+        assert np.array_equal(r.read()[0], image())
+        assert server.faults() == 2
+
+
 def test_threads_get_their_own_pixels_from_a_server_that_loses_every_fifth_answer(server):
     path = make_cog(server.folder / "x.tif", image())
     rules = [{"path": r"x\.tif$", "fault": f, "skip": 12 + 7 * i, "times": 1} for i, f in enumerate(FAULTS[:3] * 4)]

@@ -131,6 +131,9 @@ class Raster:
         self._closed = False
         self._empty: tuple[str, ...] = ()
         dataset = self._dataset()
+        # A virtual file may be made of others that come over a network.
+        parts = dataset.files if self.path.lower().endswith(".vrt") else ()
+        self._fetched = next((part for part in parts if remote.is_remote(part)), self.path)
         try:
             gdal.check_kind(dataset)
             self.width, self.height = int(dataset.width), int(dataset.height)
@@ -322,10 +325,10 @@ class Raster:
                 return read(dataset)
 
         try:
-            return remote.persistently(self.path, act, self._forget, lost=RasterioError)
+            return remote.persistently(self._fetched, act, self._forget, lost=RasterioError)
         except RasterioError as error:
             why = f"its {what} cannot be decoded: {remote.reason(error)}"
-            if remote.is_remote(self.path):
+            if remote.is_remote(self._fetched):
                 raise DataError(f"{remote.shown(self.path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
             raise DataError(f"{self._name}: truncated or damaged, {why}") from None
 

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ OPTIONS: dict[str, Any] = {
 }
 # Formats that builds of GDAL may leave out.
 DRIVERS = {".nc": "netCDF", ".nc4": "netCDF", ".zarr": "Zarr", ".h5": "HDF5", ".he5": "HDF5", ".jp2": "JP2OpenJPEG"}
+# How GDAL's netCDF and Zarr drivers name a band's value on an axis.
+AXIS = re.compile(r"(?:netcdf_)?dim_((?:cent(?:ral|er|re)_)?wavelengths?)(?:_value)?")
 WITHOUT_SIDE_FILES = (".tif", ".tiff", ".jp2")
 reason = remote.reason
 METRES_PER_DEGREE = 111_320.0
@@ -77,6 +79,11 @@ def open_dataset(path: str) -> Any:
     driver = DRIVERS.get(remote.suffix(path))
     if driver is not None and driver not in driver_names():
         why = f"the GDAL of this rasterio reads no {driver} files; one that does is in conda-forge, or convert it"
+    elif why.startswith("Unsupported codec"):
+        why = (
+            f"{why}: GDAL {rasterio.__gdal_version__} reads no sharded Zarr and none of version 3: write it with "
+            "zarr_format=2, or as GeoTIFF"
+        )
     elif "AWS_NO_SIGN_REQUEST" in why:
         why = "set AWS_NO_SIGN_REQUEST=YES for a public bucket, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     raise DataError(f"{remote.shown(path)} cannot be opened: {why}")
@@ -96,7 +103,8 @@ def check_kind(dataset: Any) -> None:
     """
     if dataset.count == 0:
         parts = dataset.subdatasets
-        raise DataError(f"open one of its {len(parts)} parts, such as {parts[0]}" if parts else "it holds no bands")
+        some = ", ".join(parts[:4]) + (", …" if len(parts) > 4 else "")
+        raise DataError(f"open one of its {len(parts)} parts ({some})" if parts else "it holds no bands")
     if len(set(dataset.dtypes)) > 1:
         raise DataError(f"its bands have several types ({', '.join(sorted(set(dataset.dtypes)))}): split it by type")
     if dataset.dtypes[0].startswith("complex"):
@@ -115,8 +123,8 @@ def check_kind(dataset: Any) -> None:
 def file_bands(dataset: Any) -> list[FileBand]:
     """What the file says of each band.
 
-    Wavelengths come from tags named wavelength or central_wavelength with a unit tag, GDAL's IMAGERY domain, the header
-    of ENVI files, or brackets in the description, "B4 (665 nm)".
+    Wavelengths come from tags named wavelength or central_wavelength with a unit tag, the axis of that name in netCDF
+    and Zarr files, GDAL's IMAGERY domain, the header of ENVI files, or brackets in the description, "B4 (665 nm)".
 
     Raises:
         DataError: a wavelength whose unit is not known.
@@ -130,9 +138,11 @@ def file_bands(dataset: Any) -> list[FileBand]:
         tags = {k.lower(): v for k, v in dataset.tags(i + 1).items()}
         imagery = {k.lower(): v for k, v in dataset.tags(i + 1, ns="IMAGERY").items()}
         unit = tags.get("wavelength_units") or tags.get("wavelength_unit") or of_file.get("wavelength_units")
+        axis, axis_unit = _coordinate(tags, of_file)
+        unit = unit or axis_unit
         description = descriptions[i] or ""
         bracket = IN_BRACKETS.search(description)
-        wave = _um(tags.get("wavelength") or tags.get("central_wavelength") or listed["wavelength"][i], unit)
+        wave = _um(tags.get("wavelength") or tags.get("central_wavelength") or listed["wavelength"][i] or axis, unit)
         if wave is None:  # three decimals only, so after the tags
             wave = _um(imagery.get("central_wavelength_um"), "um")
         if wave is None and bracket:
@@ -229,6 +239,16 @@ def _um(text: str | None, unit: str | None, like: float | None = None) -> float 
     if like is not None:
         return value / 1000 if value > like else value
     return value / 1000 if value >= 200 else value
+
+
+def _coordinate(tags: Mapping[str, str], of_file: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """A band's place on the wavelength axis of a netCDF or Zarr file, and the unit of that axis."""
+    for key, value in tags.items():
+        found = AXIS.fullmatch(key)
+        if found is not None:
+            name = found[1]
+            return value, tags.get(f"dim_{name}_unit") or of_file.get(f"{name}#units")
+    return None, None
 
 
 def _list(text: str | None, count: int) -> list[str | None]:
