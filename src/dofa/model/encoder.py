@@ -135,7 +135,7 @@ class DOFA(VisionTransformer):
         return self.run_blocks(self._embed(x, wavelengths)[0])
 
     def forward_visible(
-        self, x: Tensor, wavelengths: Wavelengths, keep: Tensor, blocks: Sequence[int] = ()
+        self, x: Tensor, wavelengths: Wavelengths, keep: Tensor, blocks: Sequence[int] = (), no_deeper: bool = False
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Like `forward_features`, for the kept patches alone: the others are neither embedded nor attended to.
 
@@ -144,13 +144,14 @@ class DOFA(VisionTransformer):
             wavelengths: of the C bands.
             keep: (B, K) patch indices, row by row.
             blocks: whose outputs are wanted too.
+            no_deeper: leave out the blocks behind the last of these; the tokens are then of that one.
 
         Returns:
             (B, 1 + K, D) tokens after the last block, no norm; the encoded bands V' (C, wave_dim) for a decoder; and
             the raw outputs (B, 1 + K, D) of `blocks`.
         """
         tokens, _, waves = self._embed(x, wavelengths, keep)
-        tokens, levels = self.run_blocks_keeping(tokens, blocks)
+        tokens, levels = self.run_blocks_keeping(tokens, blocks, no_deeper)
         return tokens, waves, levels
 
     def forward_intermediates(
@@ -181,13 +182,17 @@ class DOFA(VisionTransformer):
         return self.intermediates(tokens, grid, indices, norm, output_fmt, return_prefix_tokens, intermediates_only)
 
     @torch.no_grad()
-    def specialize(self, wavelengths: Wavelengths, image_size: int | Grid | None = None) -> "StaticViT":
+    def specialize(
+        self, wavelengths: Wavelengths, image_size: int | Grid | None = None, precision: torch.dtype | None = None
+    ) -> "StaticViT":
         """Fixes the generated kernel for one set of bands: an ordinary ViT with the same outputs.
 
         Args:
             wavelengths: the bands it will be fed, in order.
             image_size: side (or height, width) in pixels to fix the positions at; None keeps the table. Other sizes
                 still work.
+            precision: keep matrices in it, for inference; torch.bfloat16 gives what autocast gives, without casting
+                all weights in every call, in half the memory.
 
         Returns:
             A StaticViT with its own copy of the weights and no weight generator.
@@ -206,6 +211,8 @@ class DOFA(VisionTransformer):
         with torch.device("meta"):
             static = StaticViT(self.config, bands, grid)
         static.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+        if precision is not None:
+            static.keep_in(precision)
         return static.train(self.training)
 
 
@@ -221,8 +228,28 @@ class StaticViT(VisionTransformer):
     def __init__(self, config: EncoderConfig, bands: int, grid: Grid | None = None) -> None:
         super().__init__(config, grid)
         self.bands = bands
+        self.precision: torch.dtype | None = None
         # Holds the kernel under the name ordinary ViTs give it; applied as a matrix product (see `kernels`).
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(bands, config.width, config.patch, config.patch)})
+
+    def keep_in(self, precision: torch.dtype) -> None:
+        """Keep the matrices of the embedding and the blocks in this precision; they are not trained any more.
+
+        The rest stays as it is: norms, positions and what is added up along the blocks, as under autocast.
+        """
+        self.precision = precision
+        for linear in [m for m in self.blocks.modules() if isinstance(m, nn.Linear)]:
+            linear.to(precision)
+        proj = self.patch_embed["proj"]
+        proj.weight = nn.Parameter(cast(Tensor, proj.weight).to(precision))
+        self.requires_grad_(False)
+
+    def through(self, x: Tensor, wanted: Sequence[int], depth: int) -> tuple[Tensor, list[Tensor]]:
+        """See `VisionTransformer.through`."""
+        if self.precision is None:
+            return super().through(x, wanted, depth)
+        with torch.autocast(x.device.type, self.precision):
+            return super().through(x, wanted, depth)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         grid = patch_grid(x, self.config.patch)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 KERNEL_SCALE = 0.01  # both generated weights and biases carry it; released weights were trained with it
 WEIGHT_TOKENS = 128  # learned tokens beside the bands; they act as attention keys only
+# Values that inference on a CPU cuts into patches at once: a buffer that is used again, and bands of it that stay in
+# the processor's second-level cache between their two steps.
+CELLS_AT_ONCE, BANDS_AT_ONCE = 2**22, 2**19
 
 
 def encode_wavelengths(wavelength_um: Tensor, dim: int = 128) -> Tensor:
@@ -214,7 +217,7 @@ class DynamicPatchEmbedding(nn.Module):
 def embed_patches(
     image: Tensor, patch: int, offset: int, weight: Tensor, bias: Tensor, keep: Tensor | None = None
 ) -> Tensor:
-    """The patch embedding as one matrix product, in the autocast precision.
+    """The patch embedding as a matrix product, in the autocast precision.
 
     Args:
         image: (B, C, H, W), any size from one patch on.
@@ -227,10 +230,45 @@ def embed_patches(
     Returns:
         (B, K or N, D).
     """
+    if keep is None and infers_on_cpu(image):
+        return embed_in_pieces(image, patch, offset, weight) + bias
+    return patchify(shifted(image, patch, offset), patch, keep).to(weight.dtype) @ weight + bias
+
+
+def embed_in_pieces(image: Tensor, patch: int, offset: int, weight: Tensor) -> Tensor:
+    """The product of `embed_patches` for inference on a CPU, a few images at a time through one small buffer.
+
+    Cutting all images of a hyperspectral batch at once takes as much memory again as they do, in float32 and in bf16,
+    and with it most of the time (docs/inference.md).
+    """
+    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+    weight = weight.to(low)
+    batch, bands, height, width = image.shape
+    rows, columns = -(-height // patch), -(-width // patch)
+    at_once = min(batch, max(1, CELLS_AT_ONCE // (rows * columns * len(weight))))
+    step = max(1, BANDS_AT_ONCE // (at_once * height * width))
+    cells = image.new_empty((at_once, rows, columns, bands, patch, patch), dtype=low)
+    tokens = image.new_empty((batch, rows * columns, weight.shape[1]), dtype=low)
+    for first in range(0, batch, at_once):
+        part = image[first : first + at_once]
+        into = cells[: len(part)]
+        for band in range(0, bands, step):
+            some = shifted(part[:, band : band + step].to(low), patch, offset)
+            grid = some.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
+            into[:, :, :, band : band + step] = grid.permute(0, 2, 4, 1, 3, 5)
+        torch.mm(into.view(-1, len(weight)), weight, out=tokens[first : first + at_once].view(-1, weight.shape[1]))
+    return tokens
+
+
+def infers_on_cpu(x: Tensor) -> bool:
+    """Whether a batch may be cut into pieces to spare memory: eager inference on a CPU."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def shifted(image: Tensor, patch: int, offset: int) -> Tensor:
+    """The image padded to whole patches, and moved by `offset` pixels: zeros come in, its last row and column go."""
     image = pad_to_patch(image, patch)
-    if offset:
-        image = F.pad(image, (offset, -offset, offset, -offset))
-    return patchify(image, patch, keep).to(weight.dtype) @ weight + bias
+    return F.pad(image, (offset, -offset, offset, -offset)) if offset else image
 
 
 class DynamicPatchPrediction(nn.Module):

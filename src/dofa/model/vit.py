@@ -15,12 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 from dofa.errors import ConfigError
 from dofa.model.config import EncoderConfig
+from dofa.model.kernels import infers_on_cpu
 
 Grid = tuple[int, int]
 NORM_EPS = 1e-6
 # Attention scores in bf16 that the C library's allocator still keeps (24 of 32 MB): what is larger comes from the
 # system page by page each time, which costs a third more (docs/step.md).
 SCORES_AT_ONCE = 12 * 2**20
+# Values between an MLP's layers that inference on a CPU takes at once (8 images of 197 tokens for base): buffers that
+# large are used again from block to block, those of larger batches come from the system (docs/inference.md).
+HIDDEN_AT_ONCE = 9 * 2**19
 
 
 class Attention(nn.Module):
@@ -38,8 +42,11 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         # A bias of the keys shifts all scores of a query alike, which softmax ignores. Its gradient is rounding noise
         # that Adam would scale up to full steps, different ones on every machine: it stays as it was loaded.
-        to_q, to_k, to_v = self.qkv.bias.chunk(3)
-        qkv = F.linear(x, self.qkv.weight, torch.cat([to_q, to_k.detach(), to_v]))
+        bias = self.qkv.bias
+        if torch.is_grad_enabled():
+            to_q, to_k, to_v = bias.chunk(3)
+            bias = torch.cat([to_q, to_k.detach(), to_v])
+        qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = qkv.reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, self.recompute)
         return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, length, width)))
@@ -61,7 +68,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, recompute: bool = False) -> Tensor:
         if torch.compiler.is_compiling():
             return probabilities(q, k) @ v
         if recompute:
-            return cast(Tensor, FrugalAttention.apply(q, k, v))
+            return cast(Tensor, FrugalAttention.apply(q, k, v))  # type: ignore[no-untyped-call]
         return torch.cat([probabilities(q[part], k[part]) @ v[part] for part in parts(q)])
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -105,7 +112,8 @@ def parts(q: Tensor) -> list[slice]:
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
     """How much every query takes of every value, (B, heads, N, N)."""
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return scores.softmax(-1)
 
 
 class Mlp(nn.Module):
@@ -283,11 +291,26 @@ class VisionTransformer(nn.Module):
         """(B, L, D) through all blocks."""
         return self.run_blocks_keeping(x, ())[0]
 
-    def run_blocks_keeping(self, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """(B, L, D) through all blocks, and the outputs of those named, in the order named (negative from the end)."""
+    def run_blocks_keeping(
+        self, x: Tensor, blocks: Sequence[int], no_deeper: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(B, L, D) through all blocks, and the outputs of those named, in the order named (negative from the end).
+
+        With `no_deeper`, only through the blocks up to the last one named.
+        """
         wanted = block_indices(blocks, len(self.blocks)) if blocks else []
+        depth = max(wanted, default=-1) + 1 if no_deeper else len(self.blocks)
+        pieces = x.chunk(max(1, 4 * x.numel() // HIDDEN_AT_ONCE)) if infers_on_cpu(x) else [x]
+        ran = [self.through(piece, wanted, depth) for piece in pieces]
+        if len(ran) == 1:
+            return ran[0]
+        outputs, levels = zip(*ran, strict=True)
+        return torch.cat(outputs), [torch.cat(level) for level in zip(*levels, strict=True)]
+
+    def through(self, x: Tensor, wanted: Sequence[int], depth: int) -> tuple[Tensor, list[Tensor]]:
+        """(B, L, D) through the first `depth` blocks at once, and the outputs of those wanted."""
         found: dict[int, Tensor] = {}
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks[:depth]):
             x = run_block(block, x, self.grad_checkpointing)
             if i in wanted:
                 found[i] = x
@@ -320,19 +343,15 @@ class VisionTransformer(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt is {output_fmt!r}; NCHW (maps) or NLC (tokens)")
         wanted = block_indices(indices, len(self.blocks))
-        found: dict[int, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            if intermediates_only and i > max(wanted):
-                break
-            x = run_block(block, x, self.grad_checkpointing)
-            if i in wanted:
-                found[i] = self.norm(x) if norm else x
+        x, found = self.run_blocks_keeping(x, wanted, no_deeper=intermediates_only)
+        if norm:
+            found = [self.norm(level) for level in found]
         levels: list[Tensor] | list[tuple[Tensor, Tensor]]
-        patches = [found[i][:, 1:] for i in wanted]
+        patches = [level[:, 1:] for level in found]
         if output_fmt == "NCHW":
             patches = [p.transpose(1, 2).reshape(len(p), -1, *grid) for p in patches]
         levels = (
-            [(p, found[i][:, :1]) for p, i in zip(patches, wanted, strict=True)] if return_prefix_tokens else patches
+            [(p, level[:, :1]) for p, level in zip(patches, found, strict=True)] if return_prefix_tokens else patches
         )
         return levels if intermediates_only else (x, levels)
 
