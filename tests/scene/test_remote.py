@@ -294,6 +294,8 @@ def test_an_item_that_is_not_there_is_asked_for_once(server):
     with pytest.raises(DataError, match=r"none.json cannot be fetched: HTTP 404"):
         read_item(server.url(server.folder / "none.json"))
     assert len(server.log()) == 1
+    with pytest.raises(DataError, match=r"s3://bucket/item.json: documents are fetched from http.*download it"):
+        read_item("s3://bucket/item.json")
 
 
 @pytest.mark.parametrize("href", ["file:///etc/passwd.tif", "ftp://host/x.tif", "vrt://x.tif"])

@@ -90,6 +90,8 @@ def fetch(url: str) -> bytes:
     Raises:
         DataError: it did not come; one line with the address and the reason.
     """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise DataError(f"{shown(url)}: documents are fetched from http and https addresses alone: download it first")
     why = ""
     for wait in (*WAITS_S, None):
         try:
