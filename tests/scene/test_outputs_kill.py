@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dofa.errors import ConfigError
 from dofa.scene.disk import remove
 from dofa.scene.outputs import Layout, Work, open_features
 
@@ -137,63 +138,54 @@ def test_a_file_finished_after_any_number_of_kills_is_the_one_of_a_quiet_run(ser
     np.testing.assert_array_equal(open_features(out).read_stored(), stored)
 
 
-@pytest.mark.parametrize("moment", ["before the old one is moved", "between the renames", "before the side files"])
-@pytest.mark.parametrize("suffix", [".zarr", ".tif"])
-def test_a_kill_between_two_renames_is_mended_by_the_next_run(tmp_path, suffix, moment, monkeypatch):
-    out = tmp_path / f"out.int8{suffix}"
-    job(str(tmp_path / f"quiet.int8{suffix}"))
-    want = tree(tmp_path / f"quiet.int8{suffix}")
-    job(str(out))
-    Path(f"{out}.aux.xml").write_text("<PAMDataset/>")  # statistics that QGIS left of the old file
-    stops = {
-        "before the old one is moved": 0,
-        "between the renames": 1,
-        "before the side files": 1 + (suffix == ".zarr"),
-    }
-    count = stops[moment]
-    real = os.replace
-
-    def replace(source, target):
-        nonlocal count
-        if out in (Path(source), Path(target)):
-            if count == 0:
-                raise Killed
-            count -= 1
-        real(source, target)
-
-    def unlink(self, missing_ok=False, _real=Path.unlink):
-        if self.name.endswith(".aux.xml"):
-            raise Killed
-        _real(self, missing_ok=missing_ok)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        patch.setattr(Path, "unlink", unlink)
-        if suffix == ".zarr" and moment == "before the side files":
-            patch.setattr(Work, "_place_side_files", lambda self: (_ for _ in ()).throw(Killed()))
-        with pytest.raises(Killed):
-            job(str(out))
-    job(str(out))
-    assert tree(out) == want
-    assert suffix == ".zarr" or not Path(f"{out}.aux.xml").exists()
-    assert not out.with_name(f".{out.name}.part").exists()
-
-
 class Killed(BaseException):
     """Stands for the moment at which nothing more is done."""
 
 
-def test_a_run_killed_after_its_file_was_placed_leaves_no_folder_behind(tmp_path, monkeypatch):
-    from dofa.errors import ConfigError
+@pytest.mark.parametrize(("suffix", "renames"), [(".tif", 0), (".zarr", 0), (".zarr", 1)])
+def test_a_kill_before_or_between_the_renames_is_mended_by_the_next_run(tmp_path, suffix, renames, monkeypatch):
+    out = tmp_path / f"out.int8{suffix}"
+    job(str(tmp_path / f"quiet.int8{suffix}"))
+    with Work.open(out, Layout(2, 2, 1, "float32", ("old",)), {}) as work:
+        work.write(0, 0, 0, np.ones((1, 2, 2), np.float32))
+        work.finish()
+    before, left, real = tree(out), renames, os.replace
 
-    out = tmp_path / "out.int8.tif"
+    def replace(source, target):
+        nonlocal left
+        if out in (Path(source), Path(target)):
+            if left == 0:
+                raise Killed
+            left -= 1
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(Killed):
+            job(str(out))
+    assert out.exists() == (renames == 0)
+    with pytest.raises(ConfigError, match="exists"):
+        Work.open(out, content("int8")[0], {"job": 1})
+    assert tree(out) == before  # what was there is there again
+    job(str(out))
+    assert tree(out) == tree(tmp_path / f"quiet.int8{suffix}")
+    assert not out.with_name(f".{out.name}.part").exists()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_kill_before_the_side_files_leaves_no_wrong_ones_and_no_folder(tmp_path, again, monkeypatch):
+    out, stale = tmp_path / "out.int8.tif", tmp_path / "out.int8.tif.aux.xml"
+    stale.write_text("<PAMDataset/>")  # statistics that QGIS left of an older file
     with monkeypatch.context() as patch:
         patch.setattr(Work, "_place_side_files", lambda self: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             job(str(out))
-    layout, stored = content("int8")
+    placed = tree(out)
     assert out.with_name(".out.int8.tif.part").exists()
-    with pytest.raises(ConfigError, match="exists"):
-        Work.open(out, layout, {"job": 1})
+    if again:
+        job(str(out))
+    else:
+        with pytest.raises(ConfigError, match="exists"):
+            Work.open(out, content("int8")[0], {"job": 1})
     assert [p.name for p in tmp_path.iterdir()] == [out.name]
-    np.testing.assert_array_equal(open_features(out).read_stored(), stored)
+    assert tree(out) == placed
