@@ -1,18 +1,23 @@
 """A teacher's answers on fixed crops, kept on disk: what they hold, when they are made anew, interruptions."""
 
 import shutil
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from dofa.corpus.items import Reading
 from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.train.answers import teacher_answers
+from dofa.train.config import from_dict
 
 from ..vit_files import write_vit
 from .preparing import FULL, prepared
@@ -125,3 +130,32 @@ def test_an_interruption_while_answers_are_written_leaves_no_half_file(taught):
     again = answers(ready.objective.teach, said := [])
     assert said
     assert all(np.array_equal(again[name], whole[name]) for name in whole)
+
+
+PATIENCE_S, ANSWER_S = 20, 3.0  # of the process group; for each batch
+
+
+def answer_slowly(fabric: Fabric, settings: dict) -> tuple[float, dict[str, int]]:
+    """On each of several processes: how long it took until all answers were there, and how many there are."""
+    torch.set_num_threads(1)
+    ready = prepared(config := from_dict(settings))
+
+    def teach(pictures, grid):
+        time.sleep(ANSWER_S)
+        return ready.objective.teach(pictures, grid)
+
+    fabric.barrier()
+    began = time.monotonic()
+    rows = teacher_answers(Path(config.run.out) / "teacher", ready.data, teach, {"key": 1}, fabric, lambda _: None)
+    return time.monotonic() - began, {name: np.array(each).any(axis=(2, 3, 4)).sum() for name, each in rows.items()}
+
+
+@pytest.mark.slow
+def test_processes_that_wait_for_answers_do_not_give_up(taught):
+    """They wait longer than a process group hears nothing: it would take the one that computes for dead."""
+    config = taught({**FULL, "crops": 6})
+    strategy = DDPStrategy(timeout=timedelta(seconds=PATIENCE_S), start_method="spawn")
+    fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy)
+    took, made = fabric.launch(answer_slowly, config.to_dict())
+    assert took > PATIENCE_S
+    assert made == {name: 6 * len(source.train) for name, source in prepared(config).data.sources.items()}

@@ -19,9 +19,11 @@ from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import load_mae, save
+from dofa.model.distill import patch_validity
+from dofa.model.mae import split_patches
 from dofa.sensors import Band
 from dofa.train import loop
-from dofa.train.config import PretrainConfig
+from dofa.train.config import PretrainConfig, load_config
 from dofa.train.log import read_log
 from dofa.train.optim import adamw, parameter_groups
 from dofa.train.pretrain import TERMINATED, pretrain
@@ -278,3 +280,44 @@ def test_a_run_is_not_continued_with_another_teacher_under_the_same_name(taught,
     save_file({k: v + 0.1 for k, v in load_file(file).items()}, file)
     with pytest.raises(ConfigError, match="the teacher teacher is not the file the run was begun with"):
         pretrain(config, resume=True)
+
+
+def test_a_run_is_continued_with_the_same_teacher_from_another_place_and_its_answers_are_read(taught, tmp_path, capsys):
+    teacher = write_vit(tmp_path / "teacher", 48, 2, 3, 8, 32)
+    config = taught({**FULL, "crops": 1, "teacher": str(teacher)}, run__updates=1)
+    pretrain(config)
+    moved = teacher.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    pretrain(replace(config, distill=replace(config.distill, teacher=str(moved))), resume=True)
+    assert "the teacher looks at" not in capsys.readouterr().err
+
+
+def test_a_run_is_not_continued_with_a_teacher_of_another_form(taught, vits, tmp_path):
+    pretrain(taught(run__updates=1))
+    with pytest.raises(ConfigError, match="the teacher wide is not the file the run was begun with"):
+        pretrain(taught({"teacher": str(vits["wide"])}, run__updates=1), resume=True)
+
+
+def test_the_visible_view_alone_runs_no_block_behind_the_last_distilled_one(taught):
+    ready = prepared(taught({"view": "visible", "blocks": [0], "target": "tokens", "reconstruction": 0.0}))
+    encoder, batch = ready.objective.mae.encoder, ready.data[0]
+    ran = []
+    for number, block in enumerate(encoder.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    loss = ready.objective(batch)["loss"]
+    assert ran == [0]
+    keep = split_patches(batch["noise"], 0.75)[0]
+    bands = [sensors.get(batch["sensor"]).bands[i] for i in batch["bands"]]
+    through = encoder.forward_visible(batch["image"], bands, keep, [0])[2]
+    assert ran == [0, 0, 1]
+    target = ready.objective.teach(batch["pictures"], 4)
+    weight = None if batch["valid"] is None else patch_validity(batch["valid"], 8)
+    assert torch.equal(loss, ready.objective.distillation(through, target, keep, weight))
+
+
+def test_the_log_says_at_which_rate_a_fitted_generator_learns(taught, capsys):
+    out = pretrain(taught(model__start="prefit", run__updates=1))
+    assert "the weight generator learns at 0.05 × optim.lr" in capsys.readouterr().err
+    assert load_config(out / "config.yaml").optim.generator_lr == 0.05
+    pretrain(taught(model__start="teacher", run__updates=1, run__out=f"{out}-2"))
+    assert "weight generator" not in capsys.readouterr().err

@@ -6,7 +6,9 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,9 @@ from dofa.train.log import read_log
 from dofa.train.state import checkpoints
 
 from .conftest import command, descendants, environment
+from .preparing import FULL
 
-KILLS, WHILE_WRITING = 10, 4
+KILLS = 10
 
 
 def lines(run: Path) -> int:
@@ -73,14 +76,43 @@ def test_ten_kills_leave_the_weights_of_an_uninterrupted_run(settings, train_out
             run__workers=1,
         )
 
+    check_kills(make, train_outside, processes, kills=KILLS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_kills_of_a_taught_run_leave_the_weights_of_an_uninterrupted_one(taught, train_outside, tmp_path):
+    """Kept answers, standardised features, a fitted start and averaged weights among them."""
+
+    def make(out: str) -> PretrainConfig:
+        return taught(
+            {**FULL, "reconstruction": 1.0, "anchor": 1.0, "crops": 2},
+            model__start="prefit",
+            optim__keep_initial=0.2,
+            data__weights="equal",
+            run__out=str(tmp_path / out),
+            run__updates=60,
+            run__micro_batches=3,
+            run__save_every=4,
+            run__workers=1,
+        )
+
+    check_kills(make, train_outside, processes=1, kills=5)
+    answers = [sorted((tmp_path / out / "teacher").glob("*.npy")) for out in ("killed", "whole")]
+    assert len(answers[0]) == 3
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*answers, strict=True))
+
+
+def check_kills(make: Callable[[str], PretrainConfig], train_outside: Any, processes: int, kills: int) -> None:
+    """Kill a run so many times, let it end, and compare it with one that was left alone."""
     rng = random.Random(processes)
     # Alternating, for a run that never reaches its next checkpoint would make no progress.
-    plan = [n % 2 == 0 or n == 9 for n in range(KILLS)]
+    plan = [n % 2 == 0 or n == 9 for n in range(kills)]
     written = 0
     for writing in plan:
         written += run_until_killed(make("killed"), processes, writing, rng)
-    print(f"{written} of {KILLS} kills while a checkpoint was written")
-    assert written >= 3
+    print(f"{written} of {kills} kills while a checkpoint was written")
+    assert written >= kills // 3
     end = train_outside(make("killed"), processes, resume=True)
     assert end.returncode == 0, end.stderr
     whole = train_outside(make("whole"), processes)
@@ -90,5 +122,5 @@ def test_ten_kills_leave_the_weights_of_an_uninterrupted_run(settings, train_out
         last = [checkpoints(r / "checkpoints")[-1] / name for r in (killed, untouched)]
         assert last[0].read_bytes() == last[1].read_bytes(), name
     assert (killed / "model/model.safetensors").read_bytes() == (untouched / "model/model.safetensors").read_bytes()
-    assert [r["update"] for r in read_log(killed)] == list(range(1, 121))
+    assert [r["update"] for r in read_log(killed)] == list(range(1, make("whole").run.updates + 1))
     assert not list((killed / "checkpoints").glob(".partial-*"))

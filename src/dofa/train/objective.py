@@ -121,7 +121,7 @@ class Pretraining(nn.Module):
                 levels, keep = self._second_pass(batch, sensor), None
             elif not self.config.reconstruction:
                 keep = split_patches(batch["noise"], self.mae.mask_config.ratio)[0]
-                levels = self.mae.encoder.forward_visible(batch["image"], sensor, keep, self.blocks)[2]
+                levels = self.mae.encoder.forward_visible(batch["image"], sensor, keep, self.blocks, no_deeper=True)[2]
             grid = batch["image"].shape[-1] // self.mae.patch
             target = batch["target"] if "target" in batch else self.teach(batch["pictures"], grid)
             weight = None if batch["valid"] is None else patch_validity(batch["valid"], self.mae.patch)
