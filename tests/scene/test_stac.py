@@ -351,7 +351,7 @@ def test_items_are_told_by_their_names(source, answer):
     assert is_item(source) is answer
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     junk=st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=5),

@@ -56,7 +56,7 @@ def test_a_sample_is_close_to_the_whole_bounded_and_the_same_each_time(tmp_path,
     assert found != whole
 
 
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(split=st.integers(20, 280))
 def test_the_statistics_of_a_data_set_are_those_of_all_its_pixels(tmp_path_factory, split):
     folder = tmp_path_factory.mktemp("parts")
