@@ -573,3 +573,21 @@ def test_a_scene_of_other_processes_files_is_found_by_its_whole_path(tmp_path, m
     monkeypatch.chdir(elsewhere)
     open_recipe(recipe).close()
     shutil.rmtree(elsewhere)
+
+
+def test_a_crop_reads_the_same_pixels_of_files_of_any_resolution_and_says_where_it_lies(mixed):
+    scene = open_scene(mixed, "sentinel-2-l2a", dn_offset=0)
+    window = Window(17, 33, 40, 51)
+    part = scene.crop(window)
+    (a,), seen = part.read(whole(part))
+    (b,), good = scene.read(window)
+    assert np.array_equal(a, b)
+    assert np.array_equal(seen, good)
+    assert not good.all()
+    assert tuple(part.transform)[:6] == (10, 0, 500000 + 330, 0, -10, 5000000 - 170)
+    assert part.block == scene.block
+    assert part.fingerprint != scene.fingerprint
+    inner = pickle.loads(pickle.dumps(part.crop(Window(3, 5, 20, 20))))
+    assert np.array_equal(inner.read(Window(0, 0, 20, 20))[0][0], a[:, 3:23, 5:25])
+    with pytest.raises(DataError, match="does not lie in its 40 × 51 pixels"):
+        part.crop(Window(30, 0, 11, 10))

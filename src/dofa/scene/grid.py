@@ -17,6 +17,7 @@ from rasterio.transform import Affine
 
 from dofa.errors import DataError
 from dofa.raster import gdal
+from dofa.scene.tiles import Window
 
 ALIGNED = 0.01  # of a pixel: closer corners are one grid, written with rounded numbers
 Mask = NDArray[np.bool_]
@@ -58,6 +59,12 @@ class Grid:
         a, b, c, d, e, f = tuple(self.transform)[:6]
         width, height = (max(1, round(side / factor)) for side in (self.width, self.height))
         return Grid(self.crs, Affine(a * factor, b * factor, c, d * factor, e * factor, f), width, height)
+
+    def part(self, window: Window) -> "Grid":
+        """The pixels of a window as a grid of their own."""
+        a, b, _, d, e, _ = tuple(self.transform)[:6]
+        corner = gdal.at(self.transform, window.col, window.row)
+        return Grid(self.crs, Affine(a, b, corner[0], d, e, corner[1]), window.width, window.height)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,14 @@ class Scene:
         mask: a class band whose classes are left out.
         warnings: what was assumed, left out or looks wrong.
         rasters: the files of each part, where they are open already.
+        window: the part of the grid that is the scene; None for all of it.
 
     Attributes:
         name: as given.
         parts: one a sensor, their bands in order.
         warnings: as given, each "name: file: what, and the cure".
         grid: of all bands.
-        stacks: the open files of each part.
+        stacks: the open files of each part, on the grid of the scene that this one was cropped from.
 
     Raises:
         DataError: a file cannot be read, lies elsewhere or in another reference system; the file is named.
@@ -64,9 +65,10 @@ class Scene:
         mask: ClassMask | None = None,
         warnings: Sequence[str] = (),
         rasters: Sequence[Sequence[Raster]] | None = None,
+        window: Window | None = None,
     ) -> None:
         self.name, self.parts, self.warnings = name, tuple(parts), list(warnings)
-        self._gsd_m, self._mask = gsd_m, mask
+        self._gsd_m, self._mask, self._window = gsd_m, mask, window
         self._rasters: list[Raster] = [r for group in rasters or () for r in group]
         try:
             groups = [list(g) for g in rasters] if rasters is not None else []
@@ -76,8 +78,9 @@ class Scene:
             self._first = finest(self._rasters)
             _one_system(self._rasters, self._first)
             native = Grid(self._first.crs, self._first.transform, self._first.width, self._first.height)
-            self.grid = native if gsd_m is None else native.at_gsd(gsd_m)
-            self.stacks = [Stack(p, group, self.grid) for p, group in zip(self.parts, groups, strict=True)]
+            self._whole = native if gsd_m is None else native.at_gsd(gsd_m)
+            self.grid = self._whole if window is None else self._whole.part(window)
+            self.stacks = [Stack(p, group, self._whole) for p, group in zip(self.parts, groups, strict=True)]
             self._classes = None if mask is None else self._open_mask(mask)
         except DataError as error:
             self.close()
@@ -88,7 +91,7 @@ class Scene:
         raster = open_told(mask.href, Sensor("mask", (Band("class", 1.0),), 1.0), scaling, (mask.number,))
         self._rasters.append(raster)
         _one_system([raster], self._first)
-        return MaskLayer(mask, raster, self.grid)
+        return MaskLayer(mask, raster, self._whole)
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -151,7 +154,7 @@ class Scene:
     def block(self) -> tuple[int, int]:
         """Rows and columns that are best read together: those that the finest file stores together."""
         rows, cols = self._first.block
-        down, right = self._first.height / self.height, self._first.width / self.width
+        down, right = self._first.height / self._whole.height, self._first.width / self._whole.width
         return max(1, round(rows / down)), max(1, round(cols / right))
 
     @property
@@ -171,7 +174,21 @@ class Scene:
             "gsd_m": self._gsd_m,
             "mask": None if self._mask is None else self._mask.to_dict(),
             "warnings": list(self.warnings),
+            "window": None if self._window is None else list(astuple(self._window)),
         }
+
+    def crop(self, window: Window) -> "Scene":
+        """A window of it as a scene of its own, which opens the files again.
+
+        Raises:
+            DataError: the window reaches over the border.
+        """
+        inside = 0 <= window.row <= self.height - window.height and 0 <= window.col <= self.width - window.width
+        if not inside or min(window.height, window.width) < 1:
+            raise DataError(f"{self.name}: {window} does not lie in its {self.height} × {self.width} pixels")
+        outer = self._window or Window(0, 0, self.height, self.width)
+        part = Window(outer.row + window.row, outer.col + window.col, window.height, window.width)
+        return open_recipe({**self.recipe, "window": list(astuple(part))})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -222,6 +239,8 @@ class Scene:
         return physical, valid
 
     def _inside(self, window: Window) -> tuple[list[NDArray[Any]], Mask]:
+        if self._window is not None:
+            window = replace(window, row=window.row + self._window.row, col=window.col + self._window.col)
         parts = []
         valid: Mask | None = None
         for stack in self.stacks:
@@ -258,6 +277,7 @@ def open_recipe(recipe: dict[str, Any]) -> Scene:
         gsd_m=recipe["gsd_m"],
         mask=None if mask is None else ClassMask(mask["href"], mask["number"], tuple(mask["values"]), mask["bits"]),
         warnings=recipe["warnings"],
+        window=None if recipe["window"] is None else Window(*recipe["window"]),
     )
 
 
