@@ -1,5 +1,6 @@
 """The command line: thin verbs over typed functions, imported only when their verb is used."""
 
+import re
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
@@ -41,6 +42,8 @@ VERBS = {
     "info": Verb("dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}),
     "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}),
     "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}),
+    "export": Verb("dofa.model.export:export", "write an encoder, with a head if given, as ONNX or torch.export", {}),
+    "preview": Verb("dofa.scene.pictures:preview", "draw a scene beside its features", {"scene": "+"}),
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),
 }
 
@@ -90,6 +93,8 @@ def _overview() -> str:
 def _run(name: str, verb: Verb, argv: list[str]) -> int:
     module, function = verb.target.split(":")
     run = getattr(import_module(module), function)
+    # argparse takes -97.1,46.9 for an option; a number with a blank before it is none.
+    argv = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in argv]
     settings = vars(_parser(name, verb, run).parse_args(argv))
     result = run(**settings)
     if hasattr(result, "print"):

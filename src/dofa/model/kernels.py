@@ -254,7 +254,7 @@ def embed_in_pieces(image: Tensor, patch: int, offset: int, weight: Tensor) -> T
         into = cells[: len(part)]
         for band in range(0, bands, step):
             some = shifted(part[:, band : band + step].to(low), patch, offset)
-            grid = some.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
+            grid = some.reshape(*some.shape[:2], rows, patch, columns, patch)
             into[:, :, :, band : band + step] = grid.permute(0, 2, 4, 1, 3, 5)
         torch.mm(into.view(-1, len(weight)), weight, out=tokens[first : first + at_once].view(-1, weight.shape[1]))
     return tokens

@@ -42,7 +42,7 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         # A bias of the keys shifts all scores of a query alike, which softmax ignores. Its gradient is rounding noise
         # that Adam would scale up to full steps, different ones on every machine: it stays as it was loaded.
-        bias = self.qkv.bias
+        bias: Tensor = self.qkv.bias
         if torch.is_grad_enabled():
             to_q, to_k, to_v = bias.chunk(3)
             bias = torch.cat([to_q, to_k.detach(), to_v])
@@ -349,7 +349,7 @@ class VisionTransformer(nn.Module):
         levels: list[Tensor] | list[tuple[Tensor, Tensor]]
         patches = [level[:, 1:] for level in found]
         if output_fmt == "NCHW":
-            patches = [p.transpose(1, 2).reshape(len(p), -1, *grid) for p in patches]
+            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, *grid) for p in patches]
         levels = (
             [(p, level[:, :1]) for p, level in zip(patches, found, strict=True)] if return_prefix_tokens else patches
         )

@@ -1,0 +1,115 @@
+"""What `dofa export` writes, as modules that torch can trace: normalisation, encoder levels, head."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dofa.model.encoder import DOFA, StaticViT
+from dofa.model.heads import Block, Head
+from dofa.pixels import Scaling
+
+Numbers = Literal["physical", "raw"]
+
+
+class Normalisation(nn.Module):
+    """`Scaling.normalise` as a module; NaN says no measurement and gives 0, the mean.
+
+    Args:
+        scaling: with statistics.
+        numbers: what comes in: raw numbers of the product, or physical values.
+    """
+
+    def __init__(self, scaling: Scaling, numbers: Numbers) -> None:
+        super().__init__()
+        self.raw = numbers == "raw"
+        clips = [(-np.inf, np.inf) if clip is None else clip for clip in scaling.clip]
+        factors = [
+            0.0 if band in scaling.constant else 1 / std
+            for band, std in zip(scaling.bands, scaling.std or (), strict=True)
+        ]
+        self.scale, self.offset = _column(scaling.scale), _column(scaling.offset)
+        self.low, self.high = _column([low for low, _ in clips]), _column([high for _, high in clips])
+        self.mean, self.factor = _column(scaling.mean or ()), _column(factors)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) to what the encoder is fed."""
+        physical = image * self.scale + self.offset if self.raw else image
+        normalised = (torch.clamp(physical, self.low, self.high) - self.mean) * self.factor
+        return torch.where(torch.isnan(image), 0.0, normalised)
+
+
+class Exported(nn.Module):
+    """What is written.
+
+    Args:
+        vit: specialised for the bands at the image size.
+        levels: whose features.
+        maps: one answer a patch, else one an image.
+        head: that reads the features; None gives them as they are.
+        normalisation: None where images come normalised.
+    """
+
+    def __init__(
+        self, vit: StaticViT, levels: Sequence[Block], maps: bool, head: Head | None, normalisation: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.vit, self.levels, self.maps = vit, tuple(levels), maps
+        self.task = None if head is None else head.task
+        self.normalisation = normalisation
+        if head is not None:
+            self.weight = nn.Buffer(torch.from_numpy(head.weight))
+            self.bias = nn.Buffer(torch.from_numpy(head.bias))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) to (B, K) an output, or to (B, K, h, w) maps."""
+        if self.normalisation is not None:
+            image = self.normalisation(image)
+        features = level_features(self.vit, self.vit.forward_intermediates, image, self.levels, self.maps)
+        if self.task is None:
+            return features
+        # In float64, as `Head.apply` says.
+        joined = torch.cat(list(features.values()), dim=1).double().movedim(1, -1)
+        answer = (joined @ self.weight.T + self.bias).movedim(-1, 1).float()
+        if self.task == "regression":
+            return {"values": answer}
+        return {"logits": answer, "probabilities": answer.softmax(1)}
+
+
+def level_features(
+    vit: DOFA | StaticViT, intermediates: Callable[..., Any], image: Tensor, levels: Sequence[Block], maps: bool
+) -> dict[str, Tensor]:
+    """Features of levels by name: of whole images (B, D), or of single patches (B, D, h, w).
+
+    Args:
+        vit: whose pool and norm are used.
+        intermediates: its `forward_intermediates`, the bands filled in.
+        image: (B, C, H, W) normalised.
+        levels: block numbers, whose patch tokens are averaged, and `pooled`.
+        maps: of single patches.
+    """
+    last = len(vit.blocks) - 1
+    wanted = sorted({last if level == "pooled" else level for level in levels})
+    found = dict(zip(wanted, intermediates(image, wanted, return_prefix_tokens=True), strict=True))
+    out = {}
+    for level in levels:
+        grid, cls = found[last if level == "pooled" else level]
+        if level != "pooled":
+            features = grid if maps else grid.mean((2, 3))
+        elif maps:
+            features = vit.fc_norm(grid.movedim(1, -1)).movedim(-1, 1)
+        else:
+            features = vit.forward_head(torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1), pre_logits=True)
+        out[level_name(level)] = features
+    return out
+
+
+def level_name(level: Block) -> str:
+    """`pooled`, or `block` and its number."""
+    return level if level == "pooled" else f"block{level}"
+
+
+def _column(values: Sequence[float]) -> nn.Buffer:
+    return nn.Buffer(torch.tensor(values, dtype=torch.float32)[:, None, None])
