@@ -20,6 +20,8 @@ from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
+from dofa.raster import Raster
+from dofa.scene import files
 from dofa.scene.grid import Axis, resample
 from dofa.scene.scene import Scene, open_recipe, open_scene
 from dofa.scene.tiles import Window
@@ -163,6 +165,25 @@ def test_a_coarser_grid_averages_rather_than_picks(tmp_path):
         assert abs(raw.mean() - 50 - image.mean()) < 0.01
 
 
+def test_much_coarser_grids_are_read_in_strips_and_equal_the_whole(tmp_path, monkeypatch):
+    path = band_file(tmp_path / "a.tif", noise((3, 200, 240)), 10, names=["B02", "B03", "B04"])
+    with open_scene(path, "sentinel-2-l2a", dn_offset=0, gsd_m=70) as scene:
+        expected, valid = scene.read(whole(scene))
+        largest, read = [], Raster.read
+
+        def seen(raster, window):
+            (top, bottom), (left, right) = window
+            largest.append((bottom - top) * (right - left))
+            return read(raster, window)
+
+        monkeypatch.setattr(files, "AT_ONCE", 20_000)
+        monkeypatch.setattr(Raster, "read", seen)
+        found, good = scene.read(whole(scene))
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(good, valid)
+    assert max(largest) * 6 < 3 * 20_000  # a triangle reaches over its strip
+
+
 def test_missing_numbers_do_not_bleed_into_their_neighbours(tmp_path):
     fine = np.full((40, 40), 1.0, np.float32)
     coarse = np.full((20, 20), 7.0, np.float32)
@@ -213,8 +234,8 @@ def test_classes_are_taken_nearest_and_join_the_validity(s2, mixed):
 def test_files_tell_their_bands_by_name_in_the_products_order(tmp_path, names, sensor, bands):
     kind = np.float32 if sensor == "sentinel-1-grd" else np.uint16
     values = {name: 1000 + 100 * i for i, name in enumerate(sorted(names))}
-    files = [band_file(tmp_path / f"{n}.tif", noise((40, 40), v).astype(kind), 30) for n, v in values.items()]
-    with open_scene(files, sensor, nodata=0) as scene:
+    paths = [band_file(tmp_path / f"{n}.tif", noise((40, 40), v).astype(kind), 30) for n, v in values.items()]
+    with open_scene(paths, sensor, nodata=0) as scene:
         assert scene.sensor.band_names == bands
         (raw,), _ = scene.read(whole(scene))
         by_band = {f.bands[0]: Path(f.href).stem for f in scene.parts[0].files}
@@ -237,8 +258,8 @@ def test_descriptions_and_wavelength_tags_come_before_file_names(tmp_path):
 
 
 def test_the_users_bands_override_names_and_keep_the_users_order(tmp_path):
-    files = [band_file(tmp_path / f"{n}.tif", noise((30, 30), i), 10) for i, n in enumerate(["B02", "B03", "x"])]
-    with open_scene(files, "sentinel-2-l2a", bands=["B11", None, "B04"], dn_offset=0) as scene:
+    paths = [band_file(tmp_path / f"{n}.tif", noise((30, 30), i), 10) for i, n in enumerate(["B02", "B03", "x"])]
+    with open_scene(paths, "sentinel-2-l2a", bands=["B11", None, "B04"], dn_offset=0) as scene:
         assert scene.sensor.band_names == ("B11", "B04")
         (raw,), _ = scene.read(whole(scene))
         assert np.array_equal(raw, np.stack([noise((30, 30), 0), noise((30, 30), 2)]))
@@ -286,6 +307,15 @@ def test_several_sensors_of_one_place_are_stacked(tmp_path):
     with open_scene([b, c], ["sentinel-2-l2a", "hls-l30"], dn_offset=0) as scene:
         assert scene.band_names[0] == "sentinel-2-l2a:B02"
         assert scene.band_names[-1] == "hls-l30:B04"
+
+
+def test_bands_of_several_files_are_put_in_the_products_order(tmp_path):
+    a = band_file(tmp_path / "a.tif", noise((2, 30, 30), 0), 10, names=["B08", "B02"])
+    b = band_file(tmp_path / "b.tif", noise((30, 30), 1), 10, names=["B03"])
+    with open_scene([a, b], "sentinel-2-l2a", dn_offset=0) as scene:
+        assert scene.sensor.band_names == ("B02", "B03", "B08")
+        (raw,), _ = scene.read(whole(scene))
+        assert np.array_equal(raw, [noise((2, 30, 30), 0)[1], noise((30, 30), 1), noise((2, 30, 30), 0)[0]])
 
 
 # -- validity ---------------------------------------------------------------------------------------------------------
@@ -373,6 +403,38 @@ def test_bits_of_a_quality_band_are_classes_and_numbers_are_whole_pixels(tmp_pat
     assert rows([8]) == [0]
 
 
+def test_a_class_band_inside_the_file_masks_by_its_name(tmp_path):
+    image = noise((3, 20, 20))
+    image[2], image[2, :5] = 4, 8
+    path = band_file(tmp_path / "a.tif", image, 10, names=["B02", "B03", "SCL"])
+    with open_scene(path, "sentinel-2-l2a", dn_offset=0, mask="SCL") as scene:
+        assert scene.sensor.band_names == ("B02", "B03")
+        assert np.array_equal(scene.read(whole(scene))[1].any(axis=1), np.arange(20) >= 5)
+
+
+def test_pixels_without_a_class_are_left_out_with_the_classes(tmp_path):
+    path = band_file(tmp_path / "a.tif", noise((2, 20, 20)), 10, names=["B02", "B03"])
+    classes = np.zeros((20, 20), np.uint8)
+    classes[0], classes[1] = 200, 3
+    mask = band_file(tmp_path / "clouds.tif", classes, 10, nodata=200)
+    half = band_file(tmp_path / "half.tif", np.zeros((10, 20), np.uint8), 10)
+    with open_scene(path, "sentinel-2-l2a", dn_offset=0, mask=mask, mask_values=[3]) as scene:
+        assert np.array_equal(scene.read(whole(scene))[1].any(axis=1), np.arange(20) >= 2)
+    with open_scene(path, "sentinel-2-l2a", dn_offset=0, mask=half, mask_values=[3]) as scene:
+        assert np.array_equal(scene.read(whole(scene))[1].any(axis=1), np.arange(20) < 10)
+
+
+def test_8_bit_files_miss_a_pixel_where_all_bands_do_in_one_file_or_in_three(tmp_path):
+    image = noise((3, 40, 40)).astype(np.uint8)
+    image[:, :9] = 0
+    image[0, 20:] = 0  # black in red alone
+    one = band_file(tmp_path / "a.tif", image, 1, names=["R", "G", "B"], nodata=0)
+    three = [band_file(tmp_path / f"x_{n}.tif", band, 1, nodata=0) for n, band in zip("RGB", image, strict=True)]
+    with open_scene(one, "rgb-aerial") as a, open_scene(three, "rgb-aerial") as b:
+        assert np.array_equal(a.read(whole(a))[1], b.read(whole(b))[1])
+        assert np.array_equal(a.read(whole(a))[1], image.any(axis=0))
+
+
 # -- opening again ----------------------------------------------------------------------------------------------------
 
 
@@ -408,8 +470,6 @@ def test_the_fingerprint_changes_with_files_and_settings_only(tmp_path):
 
 
 def test_opening_a_recipe_decodes_no_pixel(tmp_path, monkeypatch):
-    from dofa.raster import Raster
-
     path = band_file(tmp_path / "a.tif", noise((2, 40, 40)), 10, names=["B02", "B03"])
     with open_scene(path, "sentinel-2-l2a", dn_offset=0) as scene:
         recipe = scene.recipe
@@ -468,6 +528,7 @@ BAD = {
     "empty folder": (lambda t: t / "folder", {}, r"folder holds no images"),
     "nothing": (lambda t: [], {}, r"at least one source"),
     "gsd without a place": (lambda t: [two(t, crs=None)[1]], {"gsd_m": 20}, r"no place on Earth"),
+    "gsd of nothing": (two, {"gsd_m": 0}, r"gsd_m is 0: metres a pixel"),
     "nodata that does not fit": (two, {"nodata": -9999}, r"nodata -9999 is no uint16 number"),
     "bands of a stack": (two, {"sensor": ["sentinel-2-l2a", "hls-s30"], "bands": ["B02", "B03"]}, r"bands of a stack"),
 }
@@ -488,19 +549,19 @@ def test_bad_input_is_one_clear_line_with_the_file_and_the_cure(tmp_path, case, 
 
 def test_what_is_assumed_is_a_warning_and_an_error_under_strict(tmp_path):
     image = noise((2, 40, 40), low=1001)
-    files = [band_file(tmp_path / f"x_{n}.tif", image[0], 10) for n in ("B02", "B03", "B04", "B08")]
-    with open_scene(files, "sentinel-2-l2a") as scene:
+    paths = [band_file(tmp_path / f"x_{n}.tif", image[0], 10) for n in ("B02", "B03", "B04", "B08")]
+    with open_scene(paths, "sentinel-2-l2a") as scene:
         assert any(w.startswith("offset-unknown") for w in scene.warnings)
     with pytest.raises(DataError, match=r"dn_offset=-1000.*strict"):
-        open_scene(files, "sentinel-2-l2a", strict=True)
+        open_scene(paths, "sentinel-2-l2a", strict=True)
 
 
 def test_nothing_stays_open_after_a_refusal(tmp_path):
-    files = two(tmp_path, crs="EPSG:32634")
+    paths = two(tmp_path, crs="EPSG:32634")
     opened = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         with pytest.raises(DataError):
-            open_scene(files, "sentinel-2-l2a")
+            open_scene(paths, "sentinel-2-l2a")
     assert len(list(Path("/proc/self/fd").iterdir())) <= opened
 
 
@@ -522,8 +583,8 @@ def test_real_a_landsat_stack_with_its_temperature_left_out(real_data):
 def test_real_radar_and_optical_of_one_place_stack(real_data):
     where = real_data / "colocated_s1_s2"
     name = "38D_378R_2_3.tif"
-    files = [f"sentinel-1-grd={where / 'S1RTC' / name}", f"sentinel-2-l2a={where / 'S2L2A' / name}"]
-    with open_scene(files) as scene, rasterio.open(where / "S2L2A" / name) as file:
+    paths = [f"sentinel-1-grd={where / 'S1RTC' / name}", f"sentinel-2-l2a={where / 'S2L2A' / name}"]
+    with open_scene(paths) as scene, rasterio.open(where / "S2L2A" / name) as file:
         parts, valid = scene.read(whole(scene))
         assert [len(p) for p in parts] == [2, 12]
         assert np.array_equal(parts[1], file.read())

@@ -351,6 +351,11 @@ class Raster:
         return tuple(self._numbers)
 
     @property
+    def masked(self) -> bool:
+        """Whether a mask or an alpha band says where there is no measurement."""
+        return self._masked
+
+    @property
     def marks_missing(self) -> bool:
         """Whether a nodata value, a mask or an alpha band says where there is no measurement."""
         return self._masked or self.nodata is not None

@@ -17,6 +17,8 @@ from dofa.scene.names import basename
 from dofa.scene.tiles import Window
 from dofa.sensors import Sensor
 
+AT_ONCE = 64 * 2**20  # bytes of a file that are resampled together
+
 
 @dataclass(frozen=True)
 class BandFile:
@@ -63,6 +65,7 @@ class Layer:
 
     def __init__(self, raster: Raster, grid: Grid, zero_is_missing: bool) -> None:
         self.raster, self.zero_is_missing = raster, zero_is_missing
+        self._size = grid.height, grid.width
         name = basename(raster.path)
         try:
             self._place = place(grid, raster)
@@ -75,6 +78,12 @@ class Layer:
     def aligned(self) -> bool:
         """Whether its pixels are the grid's."""
         return self._place.offset is not None
+
+    @property
+    def covers(self) -> bool:
+        """Whether its pixels are the grid's, all of them, without a mask of its own."""
+        size = self.raster.height, self.raster.width
+        return self._place.offset == (0, 0) and size == self._size and not self.raster.masked
 
     def read(self, window: Window) -> Pixels:
         """A window of the grid, inside it; 0 and not measured where the file has no pixels."""
@@ -102,6 +111,14 @@ class Layer:
         return Pixels(values, measured, drawn)
 
     def _resampled(self, window: Window) -> Pixels:
+        pixels = window.height * window.width * self._place.rows.scale * self._place.cols.scale
+        if window.height > 1 and pixels * len(self.raster.numbers) * self.raster.dtype.itemsize > AT_ONCE:
+            half = window.height // 2  # a coarser grid has many pixels of the file under few of its own
+            upper = self._resampled(Window(window.row, window.col, half, window.width))
+            lower = self._resampled(Window(window.row + half, window.col, window.height - half, window.width))
+            drawn = None if upper.drawn is None or lower.drawn is None else np.concatenate([upper.drawn, lower.drawn])
+            values = np.concatenate([upper.values, lower.values], axis=1)
+            return Pixels(values, np.concatenate([upper.measured, lower.measured]), drawn)
         rows, row_weights = self._place.rows.taps(window.row, window.height)
         cols, col_weights = self._place.cols.taps(window.col, window.width)
         top, bottom = span(rows)
@@ -186,14 +203,15 @@ class Stack:
         self.dtype = np.result_type(*(r.dtype for r in rasters))
         order = [name for file in part.files for name in file.bands]
         self._order = [order.index(name) for name in part.sensor.band_names]
+        self._picture = self.dtype == np.uint8 and all(layer.covers for layer in self.layers)
         self._plain = self._order == list(range(len(order)))
 
     def read(self, window: Window) -> tuple[NDArray[Any], Mask]:
         """(C, h, w) raw numbers in one type, and (h, w) validity, of a window inside the grid."""
         found = [layer.read(window) for layer in self.layers]
-        valid = found[0].measured
-        for one in found[1:]:
-            valid = valid & one.measured
+        # In 8-bit pictures a nodata value counts where all bands have it, as `Raster` says of those in one file.
+        join = np.logical_or if self._picture else np.logical_and
+        valid = found[0].measured if len(found) == 1 else join.reduce([one.measured for one in found])
         drawn = [one.drawn for one in found if one.drawn is not None]
         if drawn:
             valid = valid & np.logical_or.reduce(drawn)

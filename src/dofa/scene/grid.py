@@ -48,8 +48,10 @@ class Grid:
         """The same ground in pixels of another size, from the same corner.
 
         Raises:
-            DataError: without a place there are no metres.
+            DataError: not above 0, or without a place, where there are no metres.
         """
+        if not gsd_m > 0:
+            raise DataError(f"gsd_m is {gsd_m:g}: metres a pixel, above 0")
         own = self.gsd_m
         if own is None:
             raise DataError(f"it has no place on Earth, so its pixels have no metres to bring to {gsd_m:g} m")
@@ -145,7 +147,10 @@ def place(grid: Grid, file: Any) -> Placement:
     Raises:
         DataError: axes that are turned against each other or mirrored; without a place, other proportions.
     """
-    if file.crs is None and file.transform == grid.transform and file.transform.is_identity:
+    same = file.transform == grid.transform
+    if same and (file.height, file.width) == (grid.height, grid.width):
+        return Placement(Axis(1.0, 0.0, file.height), Axis(1.0, 0.0, file.width))
+    if same and file.crs is None and file.transform.is_identity:
         # Pictures without a place: the same ground in other numbers of pixels.
         rows, cols = file.height / grid.height, file.width / grid.width
         if abs(rows / cols - 1) > 0.01:
@@ -184,15 +189,15 @@ def resample(
         (C, H, W) in the type of `values`, 0 where nothing counts; (H, W), where at least half the weight does.
     """
     work = np.float64 if values.dtype.itemsize > 4 or values.dtype in (np.int32, np.uint32) else np.float32
-    counted = measured.astype(np.float64)
-    weight = _along(_along(counted, rows, 0), cols, 1)
+    weight = _along(_along(measured.astype(np.float64), rows, 0), cols, 1)
     total = _sum(rows[1])[:, None] * _sum(cols[1])[None]
-    plain = np.where(measured, values, 0).astype(work)
-    mean = _along(_along(plain, rows, 1), cols, 2)
-    mean /= np.where(weight > 0, weight, 1).astype(work)
-    if values.dtype.kind in "iu":
-        np.rint(mean, out=mean)
-    return mean.astype(values.dtype), (weight >= 0.5 * total) & (total > 0)
+    share = np.where(weight > 0, weight, 1).astype(work)
+    out = np.empty((len(values), *weight.shape), values.dtype)
+    for band, into in zip(values, out, strict=True):  # one at a time: hyperspectral windows are large
+        mean = _along(_along(np.where(measured, band, 0).astype(work), rows, 0), cols, 1)
+        mean /= share
+        into[:] = np.rint(mean, out=mean) if values.dtype.kind in "iu" else mean
+    return out, (weight >= 0.5 * total) & (total > 0)
 
 
 def _along(values: NDArray[Any], taps: tuple[NDArray[Any], NDArray[Any]], axis: int) -> NDArray[Any]:
