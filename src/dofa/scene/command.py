@@ -58,7 +58,7 @@ def embed_command(
     nodata: float | None = None,
     gsd: float | None = None,
     mask: str | None = None,
-    mask_values: Sequence[int] | None = None,
+    mask_values: Sequence[int | str] | None = None,
     stack: bool = False,
     strict: bool = False,
     batch: int = 16,
@@ -128,7 +128,7 @@ def opening_words(
     nodata: float | None,
     gsd: float | None,
     mask: str | None,
-    mask_values: Sequence[int] | None,
+    mask_values: Sequence[int | str] | None,
     strict: bool,
 ) -> dict[str, Any]:
     """The command line's words as arguments of `open_scene`."""

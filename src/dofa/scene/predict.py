@@ -189,7 +189,7 @@ def predict(
     nodata: float | None = None,
     gsd: float | None = None,
     mask: str | None = None,
-    mask_values: Sequence[int] | None = None,
+    mask_values: Sequence[int | str] | None = None,
     stack: bool = False,
     strict: bool = False,
     batch: int = 16,
