@@ -47,7 +47,7 @@ def attempt(run: Callable[..., Answer], *args: object) -> Answer:
     try:
         return run(*args)
     except TorchDynamoException as error:
-        why = str(error).strip().splitlines()[0]
+        why = " ".join(str(error).strip().split("\n\n")[0].split())[:200]
         raise ConfigError(
             f"torch.compile fails on this machine ({why}): install a C++ compiler (g++), or leave out --compile"
         ) from None
