@@ -36,8 +36,8 @@ def test_every_command_explains_each_of_its_options(verb, capsys):
 
 
 def test_an_unknown_command_names_the_nearest(capsys):
-    assert main(["sensor"]) == 2
-    assert capsys.readouterr().err == "dofa: no command 'sensor': did you mean sensors?\n"
+    assert main(["sensers"]) == 2
+    assert capsys.readouterr().err == "dofa: no command 'sensers': did you mean sensors?\n"
 
 
 def test_an_unknown_sensor_is_one_line_without_a_traceback():
