@@ -7,7 +7,7 @@ each time, and a block that is finished is the same to the last bit.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -80,8 +80,16 @@ class Block:
 
 
 @dataclass(frozen=True)
-class _Item:
-    """A tile in its place: of which job and block, whether its answer is wanted, and whether it ends its block."""
+class Item:
+    """A tile in its place.
+
+    Attributes:
+        job: its number among the jobs.
+        block: that needs it first.
+        tile: window and weights.
+        wanted: whether its answer is; it only fills its batch where all blocks it reaches are finished.
+        last: whether it ends its block.
+    """
 
     job: int
     block: int
@@ -90,10 +98,9 @@ class _Item:
     last: bool
 
 
-@dataclass
-class _Batch:
-    items: list[_Item]
-    reads: "list[Future[Float | None]]" = field(default_factory=list)
+class _Reading(NamedTuple):
+    items: list[Item]
+    images: "list[Future[Float | None]]"
 
 
 def run(
@@ -124,29 +131,30 @@ def run(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     low = precision == "bf16" or (precision == "auto" and fast_bf16(target))
     joined: deque[Future[list[Block]]] = deque()
-    ahead: deque[_Batch] = deque()
-    batches = _batches(jobs, batch)
+    ahead: deque[_Reading] = deque()
+    todo = batches(jobs, batch)
     with ThreadPoolExecutor(threads, "dofa-read") as readers, ThreadPoolExecutor(1, "dofa-join") as joiner:
-        joint = _Joint(jobs)
+        joint = Joint(jobs)
         try:
             while True:
-                while len(ahead) < 3 and (group := next(batches, None)) is not None:
-                    group.reads = [readers.submit(_read, jobs[i.job].inputs, i.tile.window) for i in group.items]
-                    ahead.append(group)
+                while len(ahead) < 3 and (items := next(todo, None)) is not None:
+                    images = [readers.submit(read, jobs[i.job].inputs, i.tile.window) for i in items]
+                    ahead.append(_Reading(items, images))
                 if not ahead:
                     break
                 group = ahead.popleft()
-                answers = _answer(group, jobs, target, low)
+                model = jobs[group.items[0].job].model
+                answers = answer(model, [image.result() for image in group.images], target, low)
                 joined.append(joiner.submit(joint.add, group.items, answers))
-                progress(len(group.items), sum(_bytes(jobs[i.job], i.tile) for i in group.items))
+                progress(len(group.items), nbytes(jobs, group.items))
                 while joined and (joined[0].done() or len(joined) > 2):
                     yield from joined.popleft().result()
             while joined:
                 yield from joined.popleft().result()
         finally:
             for waiting in ahead:
-                for read in waiting.reads:
-                    read.cancel()
+                for image in waiting.images:
+                    image.cancel()
 
 
 def fast_bf16(device: torch.device) -> bool:
@@ -164,68 +172,60 @@ def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
     return max(2 * tile, int(BUDGET / column) // model.patch * model.patch)
 
 
-def _read(inputs: Inputs, window: Window) -> Float | None:
+def read(inputs: Inputs, window: Window) -> Float | None:
     """A normalised tile, or None where it holds no measurement."""
     image, valid = inputs.normalised(window)
     return image if valid.any() else None
 
 
-def _bytes(job: Job, tile: Tile) -> int:
-    return tile.window.height * tile.window.width * job.inputs.scene.pixel_bytes
+def nbytes(jobs: Sequence[Job], items: Sequence[Item]) -> int:
+    """Bytes of pixels that tiles cover in their files."""
+    windows = [(i.tile.window, jobs[i.job].inputs.scene.pixel_bytes) for i in items]
+    return sum(window.height * window.width * pixel for window, pixel in windows)
 
 
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[_Batch]:
+def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Item]]:
     """Tiles of one shape for one model, at most `size`; always the same ones, whatever is finished already."""
-    waiting: list[_Item] = []
+    waiting: list[Item] = []
 
-    def kind(item: _Item) -> tuple[int, int, int, int]:
+    def kind(item: Item) -> tuple[int, int, int, int]:
         job, window = jobs[item.job], item.tile.window
         return id(job.model), job.inputs.count, window.height, window.width
 
     for item in _items(jobs):
         if waiting and (len(waiting) == size or kind(waiting[0]) != kind(item)):
             if any(i.wanted for i in waiting):
-                yield _Batch(waiting)
+                yield waiting
             waiting = []
         waiting.append(item)
     if any(i.wanted for i in waiting):
-        yield _Batch(waiting)
+        yield waiting
 
 
-def _items(jobs: Sequence[Job]) -> Iterator[_Item]:
+def _items(jobs: Sequence[Job]) -> Iterator[Item]:
     for number, job in enumerate(jobs):
         count = len(job.plan.blocks)
         needed = job.plan.begins(job.skip) if job.skip < count else count
         for block in range(count):
             tiles = job.plan.tiles_of(block)
             for i, tile in enumerate(tiles):
-                yield _Item(number, block, tile, block >= needed, i == len(tiles) - 1)
+                yield Item(number, block, tile, block >= needed, i == len(tiles) - 1)
 
 
 @torch.inference_mode()
-def _answer(group: _Batch, jobs: Sequence[Job], device: torch.device, low: bool) -> list[Float | None]:
-    """(h, w, K) float32 a tile, None for those without a measurement."""
-    images = [read.result() for read in group.reads]
+def answer(model: TileModel, images: Sequence[Float | None], device: torch.device, low: bool) -> list[Float | None]:
+    """(h, w, K) float32 an image, None for those without a measurement."""
     full = [image for image in images if image is not None]
     if not full:
         return [None] * len(images)
-    first = jobs[group.items[0].job]
     stacked = torch.from_numpy(np.stack(full)).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
-        answer = first.model(stacked)
-    values = iter(answer.permute(0, 2, 3, 1).float().cpu().numpy())
-    out: list[Float | None] = [None if image is None else next(values) for image in images]
-    for item, value in zip(group.items, out, strict=True):
-        if value is not None and not np.isfinite(value.sum(dtype=np.float64)):
-            w = item.tile.window
-            raise DataError(
-                f"{jobs[item.job].inputs.scene.name}: the model's answer for rows {w.row}–{w.row + w.height}, columns "
-                f"{w.col}–{w.col + w.width} is not finite: try precision float32, and look at the statistics"
-            )
-    return out
+        found = model(stacked)
+    values = iter(found.permute(0, 2, 3, 1).float().cpu().numpy())
+    return [None if image is None else next(values) for image in images]
 
 
-class _Joint:
+class Joint:
     """Adds up the answers of overlapping tiles and hands out blocks as they are finished; used by one thread."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -235,22 +235,32 @@ class _Joint:
         self._sum = np.zeros((0, 0, 0))
         self._weight = np.zeros((0, 0))
 
-    def add(self, items: Sequence[_Item], answers: Sequence[Float | None]) -> list[Block]:
-        """Blocks that are finished by these answers."""
+    def add(self, items: Sequence[Item], answers: Sequence[Float | None]) -> list[Block]:
+        """Blocks that are finished by these answers.
+
+        Raises:
+            DataError: answers that are not finite; the scene and the place are named.
+        """
         out = []
-        for item, answer in zip(items, answers, strict=True):
+        for item, values in zip(items, answers, strict=True):
             if not item.wanted:
                 continue
             job = self._jobs[item.job]
             window = job.plan.blocks[item.block]
             self._move_to(item, job, window)
-            if answer is not None:
-                self._add(job.plan, window, item.tile, answer)
+            if values is not None:
+                if not np.isfinite(values.sum(dtype=np.float64)):
+                    w = item.tile.window
+                    raise DataError(
+                        f"{job.inputs.scene.name}: the model's answer for rows {w.row}–{w.row + w.height}, columns "
+                        f"{w.col}–{w.col + w.width} is not finite: try precision float32, and look at the statistics"
+                    )
+                self._add(job.plan, window, item.tile, values)
             if item.last and item.block >= job.skip:
                 out.append(self._finished(item, job, window))
         return out
 
-    def _move_to(self, item: _Item, job: Job, window: Window) -> None:
+    def _move_to(self, item: Item, job: Job, window: Window) -> None:
         """Put the sums over a block: anew for another swath, else moved down to its first row."""
         if self._at != (item.job, window.col):
             rows = (job.plan.tile + job.plan.patch) // job.plan.stride + 1
@@ -264,10 +274,10 @@ class _Joint:
                 array[-down:] = 0
             self._top = window.row
 
-    def _add(self, plan: Plan, window: Window, tile: Tile, answer: Float) -> None:
+    def _add(self, plan: Plan, window: Window, tile: Tile, values: Float) -> None:
         # Products of float32 numbers and small integers are exact in float64, and so are their sums where tiles agree.
         weight = np.outer(tile.rows, tile.cols).astype(np.float64)
-        weighted = answer * weight[..., None]
+        weighted = values * weight[..., None]
         ratio = plan.cell // plan.stride
         rows, cols = self._weight.shape
         top, left = tile.window.row // plan.stride - self._top, tile.window.col // plan.stride - window.col
@@ -281,7 +291,7 @@ class _Joint:
                 self._sum[down.into, across.into] += weighted[down.of, across.of]
                 self._weight[down.into, across.into] += weight[down.of, across.of]
 
-    def _finished(self, item: _Item, job: Job, window: Window) -> Block:
+    def _finished(self, item: Item, job: Job, window: Window) -> Block:
         weight = self._weight[: window.height]
         valid = _valid_cells(job.inputs, job.plan, window) & (weight > 0)
         values = self._sum[: window.height] / np.maximum(weight, 1)[..., None]
