@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError
+from dofa.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +166,7 @@ def reconstruction_panel(path: str | Path, rows: Sequence[Row], title: str = "",
     heads = [0.3 if r == 0 or captions[r] != captions[r - 1] else 0.08 for r in range(len(rows))]
     side, gutter, top = 1.9, 1.35, 0.5 if title else 0.0
     height, width = top + sum(heads) + side * len(rows) + 0.08, columns * (side + 0.08) + gutter
-    with _figure(path, (width, height), theme) as figure:
+    with canvas(path, (width, height), theme) as figure:
         if title:
             figure.text(0.12 / width, 1 - 0.3 / height, title, size=12, weight="bold", va="center")
         for row, head in zip(rows, heads, strict=True):
@@ -220,7 +221,7 @@ def curves(
     """
     if not series:
         raise DataError("curves needs at least one line")
-    with _figure(path, (7.2, 3.6), theme) as figure:
+    with canvas(path, (7.2, 3.6), theme) as figure:
         axes = _axes(figure, (0.075, 0.14, 0.735, 0.72), title, theme)
         axes.set_xlabel(x_label)
         axes.text(0, 1.03, y_label, transform=axes.transAxes, size=9, va="bottom", alpha=0.75)
@@ -269,7 +270,7 @@ def bars(
     thick = 0.8 / len(several)
     legend = len(several) > 1
     height = 0.24 * len(names) * len(several) + 0.12 * len(names) + 0.75 + 0.32 * legend + 0.35 * bool(title)
-    with _figure(path, (7.2, height), theme) as figure:
+    with canvas(path, (7.2, height), theme) as figure:
         top = (0.32 * legend + 0.35 * bool(title) + 0.08) / height
         axes = _axes(figure, (0.235, 0.5 / height, 0.7, 1 - top - 0.5 / height), title, theme, left=0.02)
         axes.set_xlabel(x_label)
@@ -323,8 +324,14 @@ def _matplotlib() -> None:
 
 
 @contextmanager
-def _figure(path: str | Path, inches: tuple[float, float], theme: Theme) -> "Iterator[Figure]":
-    """A figure in the house style, written to `path` when the block ends well."""
+def canvas(path: str | Path, inches: tuple[float, float], theme: Theme = "light") -> "Iterator[Figure]":
+    """A figure in the house style, written to `path` as PNG when the block ends well: whole, or not at all.
+
+    Args:
+        path: of the PNG; its folder is made.
+        inches: width and height, of 160 screen pixels each.
+        theme: light or dark page.
+    """
     _matplotlib()
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -343,13 +350,13 @@ def _figure(path: str | Path, inches: tuple[float, float], theme: Theme) -> "Ite
         "figure.facecolor": page,
         "grid.color": faint,
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(style):
-        figure = Figure(figsize=inches)
+        figure = Figure(figsize=inches, dpi=160)
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(path, dpi=160, format="png")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=160, format="png")
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def _axes(
