@@ -132,5 +132,7 @@ def test_blocks_that_do_not_compile_are_told_in_one_line(monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f: f if f is torch.sin else real(f, backend=fails))
     broken = compiled(build())
-    with pytest.raises(ConfigError, match=r"torch\.compile fails on this machine \(.*no such instruction\).*leave out --compile"):
+    with pytest.raises(
+        ConfigError, match=r"torch\.compile fails on this machine \(.*no such instruction\).*leave out --compile"
+    ):
         broken(torch.randn(2, 5, 32, 32), BANDS)
