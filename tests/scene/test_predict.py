@@ -63,7 +63,7 @@ def run(one, wanted, path):
 
 
 def test_a_map_is_the_head_applied_to_the_features_of_each_place(opened, small_model, head, tmp_path):
-    (one,) = predict_all([opened], small_model, head)
+    (one,) = predict_all([opened], small_model, head, precision="float32")
     probabilities = run(one, "probabilities", tmp_path / "p.tif")
     classes = run(one, "classes", tmp_path / "c.tif")
     features = embed(opened, small_model, blocks=[0, 1], stats="scene", precision="float32")
@@ -80,7 +80,7 @@ def test_a_map_is_the_head_applied_to_the_features_of_each_place(opened, small_m
 
 def test_the_file_has_names_and_colours_as_qgis_wants_them(opened, small_model, head, tmp_path):
     rasterio = pytest.importorskip("rasterio")
-    (one,) = predict_all([opened], small_model, head, stride=4)
+    (one,) = predict_all([opened], small_model, head, stride=4, precision="float32")
     run(one, "classes", tmp_path / "c.tif")
     with rasterio.open(tmp_path / "c.tif") as file:
         assert file.dtypes == ("uint8",)
@@ -93,7 +93,7 @@ def test_the_file_has_names_and_colours_as_qgis_wants_them(opened, small_model, 
 
 
 def test_a_regression_gives_its_values(opened, small_model, head, tmp_path):
-    (one,) = predict_all([opened], small_model, replace(head, task="regression"))
+    (one,) = predict_all([opened], small_model, replace(head, task="regression"), precision="float32")
     values = run(one, "classes", tmp_path / "v.tif")
     assert values.names == CLASSES
     assert np.nanmin(values.read()) < 0
@@ -102,24 +102,24 @@ def test_a_regression_gives_its_values(opened, small_model, head, tmp_path):
 def test_a_scene_of_another_pixel_size_is_refused_resampled_or_accepted(scene, opened, small_model, head):
     coarse = replace(head, gsd_m=30.0)
     with pytest.raises(ConfigError, match=r"measure 10 m, the head was trained on 30 m: resample it with --gsd 30"):
-        predict_all([opened], small_model, coarse)
-    assert predict_all([opened], small_model, coarse, force=True)[0].plan.height == 64
+        predict_all([opened], small_model, coarse, precision="float32")
+    assert predict_all([opened], small_model, coarse, force=True, precision="float32")[0].plan.height == 64
     resampled = dofa.open_scene(scene, "sentinel-2-l2a", dn_offset=0, gsd_m=30.0)
-    assert predict_all([resampled], small_model, coarse)[0].plan.height in (21, 22)
+    assert predict_all([resampled], small_model, coarse, precision="float32")[0].plan.height in (21, 22)
 
 
 def test_another_encoder_is_refused(opened, head):
     torch.manual_seed(9)
     other = dofa.create("tiny", width=48, depth=2, heads=3, patch=8, image_size=32).eval()
     with pytest.raises(CheckpointError, match="load the encoder it belongs to"):
-        predict_all([opened], other, head)
+        predict_all([opened], other, head, precision="float32")
 
 
 def test_a_scene_without_a_band_of_the_head_names_it(tmp_path, small_model, head):
     image = np.ones((3, 32, 32), np.uint16)
     three = dofa.open_scene(write_tiff(tmp_path / "x.tif", image, names=BANDS[:3]), "sentinel-2-l2a", dn_offset=0)
     with pytest.raises(ConfigError, match="needs band B08"):
-        predict_all([three], small_model, head)
+        predict_all([three], small_model, head, precision="float32")
 
 
 def test_bands_in_another_order_give_the_same_map(tmp_path, scene, opened, small_model, head):
@@ -129,7 +129,7 @@ def test_bands_in_another_order_give_the_same_map(tmp_path, scene, opened, small
     turned = write_tiff(tmp_path / "turned.tif", image[::-1], names=BANDS[::-1], nodata=0)
     other = dofa.open_scene(turned, "sentinel-2-l2a", dn_offset=0)
     maps = [
-        run(predict_all([s], small_model, head)[0], "probabilities", tmp_path / f"{i}.tif").read()
+        run(predict_all([s], small_model, head, precision="float32")[0], "probabilities", tmp_path / f"{i}.tif").read()
         for i, s in enumerate((opened, other))
     ]
     np.testing.assert_array_equal(*maps)
@@ -137,8 +137,8 @@ def test_bands_in_another_order_give_the_same_map(tmp_path, scene, opened, small
 
 def test_other_statistics_beside_a_head_need_force(opened, small_model, head):
     with pytest.raises(ConfigError, match="leave out --stats"):
-        predict_all([opened], small_model, head, stats="scene")
-    (one,) = predict_all([opened], small_model, head, stats="scene", force=True)
+        predict_all([opened], small_model, head, stats="scene", precision="float32")
+    (one,) = predict_all([opened], small_model, head, stats="scene", force=True, precision="float32")
     assert one.inputs.scalings[0].stats_source == "scene"
 
 

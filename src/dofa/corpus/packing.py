@@ -27,8 +27,8 @@ from dofa.corpus.loading import Loaded, Loader
 from dofa.corpus.split import SplitConfig, assign, held_out_places
 from dofa.corpus.store import FORMAT, FORMAT_VERSION, SensorStore, check_format, read_attributes
 from dofa.errors import ConfigError, DataError
-from dofa.progress import Progress
 from dofa.pixels import RunningStats
+from dofa.progress import Progress
 
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 SHARD_BYTES = 32 * 2**20  # raw: one shard is held in memory, and what an interruption loses at most

@@ -129,7 +129,7 @@ def run(
         DataError: pixels that cannot be decoded, or answers that are not finite; the scene is named.
     """
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    low = precision == "bf16" or (precision == "auto" and fast_bf16(target))
+    low = in_bf16(precision, target)
     joined: deque[Future[list[Block]]] = deque()
     ahead: deque[_Reading] = deque()
     todo = batches(jobs, batch)
@@ -155,6 +155,11 @@ def run(
             for waiting in ahead:
                 for image in waiting.images:
                     image.cancel()
+
+
+def in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a model runs under autocast to bf16."""
+    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -285,7 +285,7 @@ def embed_all(
         side = tile_side(given, model, tile)
         key = (model.encode_bands(given.wavelengths).detach().cpu().numpy().tobytes(), side)
         if key not in tiles_of:
-            tiles_of[key] = EncoderTiles(specialised(model, given, device, compile), level, blocks, side)
+            tiles_of[key] = EncoderTiles(specialised(model, given, device, compile, precision), level, blocks, side)
         tiles = tiles_of[key]
         plan = plan_of(given, tiles, side, stride, overlap)
         meta = describe(given, model, digest, plan, level, tiles)
@@ -318,10 +318,13 @@ def tile_side(inputs: Inputs, model: DOFA, tile: int | None) -> int:
     return min(side, patch * -(-max(inputs.scene.height, inputs.scene.width) // patch))
 
 
-def specialised(model: DOFA, inputs: Inputs, device: str | None, compile: bool) -> StaticViT:
-    """The encoder with the kernel of these bands."""
+def specialised(
+    model: DOFA, inputs: Inputs, device: str | None, compile: bool, precision: Precision = "auto"
+) -> StaticViT:
+    """The encoder with the kernel of these bands, its matrices in the precision it will run in."""
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    vit = model.specialize(inputs.wavelengths).eval().to(target)
+    low = engine.in_bf16(precision, torch.device(target))
+    vit = model.specialize(inputs.wavelengths, precision=torch.bfloat16 if low else None).eval().to(target)
     if compile:
         from dofa.model.compiled import compiled
 
@@ -369,7 +372,8 @@ def sample(embeddings: Sequence[Embedding]) -> NDArray[np.float32]:
                 if not valid.any():
                     continue
                 device = one.tiles.vit.cls_token.device
-                with torch.inference_mode():
+                low = engine.in_bf16(one.settings.get("precision", "auto"), device)
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=low):
                     maps = one.tiles.maps(torch.from_numpy(image)[None].to(device))[0].float().cpu().numpy()
                 cell = side // maps.shape[-1]
                 seen = valid.reshape(maps.shape[-2], cell, maps.shape[-1], cell).mean((1, 3)) >= 0.5

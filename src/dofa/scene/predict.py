@@ -114,6 +114,7 @@ def predict_all(
     force: bool = False,
     device: str | None = None,
     compile: bool = False,
+    precision: Precision = "auto",
 ) -> list[Prediction]:
     """Maps of scenes through one head.
 
@@ -128,6 +129,7 @@ def predict_all(
         force: take other statistics, and scenes of any pixel size.
         device: of the model.
         compile: run the encoder through torch.compile.
+        precision: the map will be run in; see `engine.run`.
 
     Raises:
         CheckpointError: another encoder.
@@ -144,7 +146,7 @@ def predict_all(
         side = min(side, patch * -(-max(scene.height, scene.width) // patch))
         key = (model.encode_bands(inputs.wavelengths).detach().cpu().numpy().tobytes(), side)
         if key not in shared:
-            vit = specialised(model, inputs, device, compile)
+            vit = specialised(model, inputs, device, compile, precision)
             shared[key] = HeadTiles(EncoderTiles(vit, "patch", head.levels, side), head)
         tiles = shared[key]
         plan = plan_of(inputs, tiles, side, stride, overlap)
@@ -240,7 +242,7 @@ def predict(
     opened = [open_scene(s, **opening) for s in ([list(scenes)] if stack else scenes)]
     maps = predict_all(
         opened, encoder, trained, stride=stride, tile=tile, overlap=overlap, stats=stats, force=force, device=device,
-        compile=compile,
+        compile=compile, precision=precision,
     )  # fmt: skip
     outputs = [one.output(path, output) for one, path in zip(maps, paths, strict=True)]
     bar = Bar("mapping")
