@@ -27,6 +27,20 @@ SCORES_AT_ONCE = 12 * 2**20
 HIDDEN_AT_ONCE = 9 * 2**19
 
 
+class QueryKeyValue(nn.Linear):
+    """The linear layer to queries, keys and values, whose keys' bias is not trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., 3·D)."""
+        # A bias of the keys shifts all scores of a query alike, which softmax ignores. Its gradient is rounding noise
+        # that Adam would scale up to full steps, different ones on every machine: it stays as it was loaded.
+        bias: Tensor = self.bias
+        if torch.is_grad_enabled():
+            to_q, to_k, to_v = bias.chunk(3)
+            bias = torch.cat([to_q, to_k.detach(), to_v])
+        return F.linear(x, self.weight, bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -34,19 +48,13 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.recompute = False
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = QueryKeyValue(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         batch, length, width = x.shape
-        # A bias of the keys shifts all scores of a query alike, which softmax ignores. Its gradient is rounding noise
-        # that Adam would scale up to full steps, different ones on every machine: it stays as it was loaded.
-        bias: Tensor = self.qkv.bias
-        if torch.is_grad_enabled():
-            to_q, to_k, to_v = bias.chunk(3)
-            bias = torch.cat([to_q, to_k.detach(), to_v])
-        qkv = F.linear(x, self.qkv.weight, bias)
+        qkv: Tensor = self.qkv(x)
         q, k, v = qkv.reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = attend(q, k, v, self.recompute)
         return cast(Tensor, self.proj(mixed.transpose(1, 2).reshape(batch, length, width)))
@@ -171,12 +179,40 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path = 0.0
         self.apply(init_linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return cast(Tensor, x + self.ls2(self.mlp(self.norm2(x))))
+        x = x + self.dropped(self.ls1(self.attn(self.norm1(x))))
+        return x + self.dropped(self.ls2(self.mlp(self.norm2(x))))
+
+    def dropped(self, branch: Tensor) -> Tensor:
+        """A residual branch, in training left out of an image with the probability `drop_path`, its mean kept."""
+        if not (self.training and self.drop_path):
+            return branch
+        keep = 1 - self.drop_path
+        drawn = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        return branch * (drawn / keep).to(branch.dtype)
+
+
+def set_drop_path(model: "VisionTransformer", rate: float) -> None:
+    """Leave residual branches out at random in training (stochastic depth), deeper blocks more often.
+
+    Args:
+        model: whose blocks get probabilities that rise evenly from 0 in the first to `rate` in the last.
+        rate: of the last block, in [0, 1); 0 turns it off. Each image draws for itself, from torch's own generator.
+
+    Raises:
+        ConfigError: a rate outside [0, 1).
+
+    Source: Huang et al. 2016, with the linear rule of its section 3.
+    """
+    if not 0 <= rate < 1:
+        raise ConfigError(f"drop path is {rate}; a probability from 0 to below 1")
+    blocks = cast(Sequence[Block], model.blocks)
+    for i, block in enumerate(blocks):
+        block.drop_path = rate * i / max(len(blocks) - 1, 1)
 
 
 def init_linear(module: nn.Module) -> None:
