@@ -38,12 +38,13 @@ class Colours:
 
 def colours(scene: Scene) -> Colours:
     """The most natural picture of a scene: true colour where it has that, else colour infrared, else what there is."""
-    found = [_colours(part.sensor, number) for number, part in enumerate(scene.parts)]
+    found = [of_sensor(part.sensor, number) for number, part in enumerate(scene.parts)]
     order = ("true colour", "colour infrared")
     return min(found, key=lambda c: order.index(c.title) if c.title in order else len(order))
 
 
-def _colours(sensor: Sensor, part: int) -> Colours:
+def of_sensor(sensor: Sensor, part: int) -> Colours:
+    """The most natural picture of a sensor, whose part of the scene has that number."""
     if all(band.kind == "sar" for band in sensor.bands):
         return _radar(sensor, part)
     for name in ("rgb", "colour-infrared", *sensor.renderings):

@@ -124,12 +124,14 @@ def fitted(words: str, letters: int) -> str:
 
 
 def _show(axes: "Axes", panel: Panel, rows: int, cols: int) -> None:
-    """The picture in its place, cut to the scene."""
+    """The picture in its place, cut to the scene; with an offset the last cells stand for the pixels behind them."""
     high, wide = panel.picture.shape[:2]
-    left, top = -panel.offset, -panel.offset
+    below, behind = (max(0, math.ceil((n + panel.offset) / panel.cell) - m) for n, m in ((rows, high), (cols, wide)))
+    picture = np.pad(np.clip(panel.picture, 0, 1), ((0, below), (0, behind), (0, 0)), "edge")
+    corner = -panel.offset
     axes.imshow(
-        np.clip(panel.picture, 0, 1),
-        extent=(left, left + wide * panel.cell, top + high * panel.cell, top),
+        picture,
+        extent=(corner, corner + picture.shape[1] * panel.cell, corner + picture.shape[0] * panel.cell, corner),
         interpolation="bilinear" if panel.smooth else "antialiased",
         aspect="auto",
     )
@@ -175,7 +177,7 @@ def _legend(figure: "Figure", panel: Panel, left: float, right: float, line: flo
     if isinstance(panel.channels, Ramp):
         at = _ramp(figure, panel.channels, left, line) + 0.14 / wide
     else:
-        colours = {1: [GREY], 2: [MAGENTA, GREEN]}.get(len(panel.channels), [RED, GREEN, BLUE])
+        colours = ([], [GREY], [MAGENTA, GREEN], [RED, GREEN, BLUE])[len(panel.channels)]
         entries = list(zip(colours, panel.channels, strict=True))
     if panel.missing:
         entries.append((str(NODATA_GREY), "no measurement"))

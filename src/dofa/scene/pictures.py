@@ -22,7 +22,7 @@ from dofa.scene.scene import Scene, open_scene
 from dofa.scene.tiles import Window
 
 CELLS = 384  # across a picture; more cannot be seen in it
-BUDGET = 4e12  # multiplications and additions that a picture may cost: seconds on a laptop
+BUDGET = 1.5e12  # multiplications and additions that a finer stride may cost: seconds on a laptop
 
 
 def part_of(scene: Scene, size: int, centre: Pixel | None = None) -> Window:

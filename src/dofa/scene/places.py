@@ -4,6 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform
+
 from dofa.errors import ConfigError, DataError
 from dofa.raster import gdal
 from dofa.scene.scene import Scene
@@ -94,12 +98,9 @@ def ground(scene: Scene) -> Ground | None:
 
 
 def _pixel(scene: Scene, lon: float, lat: float) -> Pixel | None:
-    from rasterio.errors import CRSError, RasterioError
-    from rasterio.warp import transform
-
     try:
         (x,), (y,) = transform("EPSG:4326", scene.crs, [lon], [lat])
-    except (CRSError, RasterioError):
+    except (CRSError, RasterioError, CPLE_BaseError):  # far from where the projection holds
         return None
     if not (math.isfinite(x) and math.isfinite(y)):
         return None
