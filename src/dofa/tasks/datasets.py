@@ -1,17 +1,15 @@
-"""Labelled images in their published forms: EuroSAT RGB and MS as zips or folders, and labelled stores.
+"""The one door to labelled images, and behind it EuroSAT RGB and MS as zips or folders, and labelled stores.
 
 A data set yields raw numbers with a `Sensor` and the physical half of a `Scaling`; normalisation is the encoder's side.
 Nothing is extracted from a zip: members are read into memory, one at a time.
 """
 
-import hashlib
 import io
-import json
 import re
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,8 +23,18 @@ from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
+from dofa.tasks.labelled import LabelledImages, Raw, digest
 
-Raw = tuple[NDArray[Any], NDArray[np.bool_] | None]
+__all__ = [
+    "EUROSAT_BANDS",
+    "EUROSAT_CLASSES",
+    "LabelledImages",
+    "Raw",
+    "open_labelled",
+    "read_eurosat_ms",
+    "read_eurosat_rgb",
+    "read_labelled_store",
+]
 
 EUROSAT_CLASSES = (
     "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial",
@@ -44,97 +52,43 @@ MEMBER_LIMIT = 1 << 22  # bytes; an uncompressed 13-band chip has 107 kB, so a l
 PLACE_KM = 100  # side of the cells of a chip's own UTM zone that count as one place
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images with one class each, read when asked for.
-
-    Attributes:
-        name: of the data set, for tables.
-        sensor: bands in the order of the images.
-        scaling: raw to physical; without statistics.
-        class_names: by label.
-        labels: (N,) int64.
-        sources: (N,) where each image comes from.
-        shape: (C, H, W) of every image.
-        read: index to (raw (C, H, W) in the source's dtype, valid (H, W) bool or None where every pixel is).
-        fingerprint: changes whenever the pixels may have changed; the feature cache stands on it.
-        corpus_scaling: of a store, with the statistics of its training split.
-    """
-
-    name: str
-    sensor: Sensor
-    scaling: Scaling
-    class_names: tuple[str, ...]
-    labels: NDArray[np.int64]
-    sources: tuple[str, ...]
-    shape: tuple[int, int, int]
-    read: Callable[[int], Raw] = field(repr=False)
-    fingerprint: str
-    find_places: Callable[[], tuple[str, ...] | None] = field(repr=False, default=lambda: None)
-    find_splits: Callable[[], tuple[str, ...] | None] = field(repr=False, default=lambda: None)
-    corpus_scaling: Scaling | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @cached_property
-    def places(self) -> tuple[str, ...] | None:
-        """(N,) the place of each image, or None where the data set does not say."""
-        return self.find_places()
-
-    @cached_property
-    def splits(self) -> tuple[str, ...] | None:
-        """(N,) train, val or test as published, or None where there is no such word.
-
-        Raises:
-            DataError: the published lists and the images are not the same.
-        """
-        return self.find_splits()
-
-    def select_bands(self, names: Sequence[str]) -> "LabelledImages":
-        """The same images with only the named bands, in the order given.
-
-        Raises:
-            ConfigError: a name the sensor does not know.
-        """
-        at = self.sensor.index(names)
-        sensor = self.sensor.select(names)
-
-        def read(index: int) -> Raw:
-            raw, valid = self.read(index)
-            return raw[at], valid
-
-        corpus = self.corpus_scaling
-        return replace(
-            self,
-            sensor=sensor,
-            scaling=self.scaling.select(sensor.band_names),
-            shape=(len(at), *self.shape[1:]),
-            read=read,
-            fingerprint=_digest([self.fingerprint, list(sensor.band_names)]),
-            find_places=lambda: self.places,
-            find_splits=lambda: self.splits,
-            corpus_scaling=None if corpus is None else corpus.select(sensor.band_names),
-        )
+# The word before the colon: the module that reads what comes after it, and its function there.
+KINDS = {
+    "eurosat-rgb": ("datasets", "read_eurosat_rgb"),
+    "eurosat-ms": ("datasets", "read_eurosat_ms"),
+    "geobench": ("geobench", "read_geobench"),
+    "resisc45": ("published", "read_resisc45"),
+    "segmunich": ("published", "read_segmunich"),
+    "ombria": ("floods", "read_ombria"),
+    "sen1floods11": ("floods", "read_sen1floods11"),
+    "hyperspectral": ("hyperspectral", "read_hyperspectral"),
+    "chips": ("chipfolder", "read_chips"),
+}
 
 
 def open_labelled(spec: str) -> LabelledImages:
-    """Labelled images from one word: `eurosat-rgb:PATH`, `eurosat-ms:PATH`, or a labelled store `PATH[#sensor]`.
+    """Labelled images from one word: a kind of `KINDS` with a path and words for it, or a labelled store.
+
+    `eurosat-ms:EuroSAT_MS.zip`, `geobench:classification_v1.0/m-eurosat#published`, `chips:PATH`, `PATH[#sensor]`:
+    docs/datasets.md has them all.
 
     Raises:
         DataError: nothing there, or not in the published form; a store without labels or of several sensors.
+        ConfigError: a word after the `#` that the kind does not know.
     """
-    for prefix, reader in (("eurosat-rgb:", read_eurosat_rgb), ("eurosat-ms:", read_eurosat_ms)):
-        if spec.startswith(prefix):
-            return reader(spec[len(prefix) :])
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in KINDS:
+        module, function = KINDS[kind]
+        read: Callable[[str], LabelledImages] = getattr(import_module(f"dofa.tasks.{module}"), function)
+        return read(rest)
     url, _, wanted = spec.partition("#")
     stores = {name: s for name, s in open_stores(url).items() if s.labels is not None}
     if wanted:
         stores = {name: s for name, s in stores.items() if name == wanted}
     if not stores:
         raise DataError(
-            f"{spec} holds no labelled images{f' of sensor {wanted}' if wanted else ''}: pass eurosat-rgb:PATH, "
-            "eurosat-ms:PATH, or a store packed with labels"
+            f"{spec} holds no labelled images{f' of sensor {wanted}' if wanted else ''}: pass a store packed with "
+            f"labels, or a kind and a path: {', '.join(f'{kind}:PATH' for kind in KINDS)}"
         )
     if len(stores) > 1:
         raise DataError(f"{spec} holds several labelled sensors, choose one: {', '.join(f'{url}#{n}' for n in stores)}")
@@ -212,7 +166,7 @@ def read_labelled_store(store: SensorStore) -> LabelledImages:
         sources=tuple(store.sources(rows)),
         shape=store.shape,
         read=lambda index: store.read(int(rows[index])),
-        fingerprint=_digest([store.name, store.digest, rows.tolist()]),
+        fingerprint=digest([store.name, store.digest, rows.tolist()]),
         find_places=lambda: tuple(store.places(rows)),
         find_splits=lambda: tuple(split_of[row] for row in rows.tolist()),
         corpus_scaling=store.scaling,
@@ -266,7 +220,7 @@ def _eurosat(
         sources=tuple(c.source for c in chips),
         shape=shape,
         read=read,
-        fingerprint=_digest([form, [(c.stem, *c.state) for c in chips]]),
+        fingerprint=digest([form, [(c.stem, *c.state) for c in chips]]),
         find_places=(lambda: _tif_places(chips)) if suffix == ".tif" else (lambda: None),
         find_splits=lambda: _eurosat_splits(path, chips),
     )
@@ -385,7 +339,3 @@ def _tif_places(chips: list[_Chip]) -> tuple[str, ...] | None:
             east, north = (int(v // (PLACE_KM * 1000)) for v in (dataset.bounds.left, dataset.bounds.top))
             places.append(f"{dataset.crs.to_string()} {east} {north}")
     return tuple(places)
-
-
-def _digest(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""What every data set of the tasks is: images with labels or masks, read when asked for."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import ConfigError, nearest
+from dofa.pixels import Scaling
+from dofa.sensors import Sensor
+
+Raw = tuple[NDArray[Any], NDArray[np.bool_] | None]
+Task = Literal["classification", "multilabel", "segmentation"]
+IGNORE = 255  # what masks hold where nothing is to be learned or judged
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with one class each, several, or one a pixel, read when asked for.
+
+    Attributes:
+        name: of the data set, for tables.
+        sensor: bands in the order of the images.
+        scaling: raw to physical; without statistics.
+        class_names: by label.
+        labels: (N,) int64 classes; multilabel: (N, K) int64, 0 or 1; segmentation: (N,) zeros, which mean nothing.
+        sources: (N,) where each image comes from.
+        shape: (C, H, W) of every image.
+        read: index to (raw (C, H, W) in the source's dtype, valid (H, W) bool or None where every pixel is).
+        fingerprint: changes whenever the pixels may have changed; the feature cache stands on it.
+        corpus_scaling: of a store or a published list, with the statistics of its training split.
+        task: what the labels are.
+        read_mask: of segmentation: index to (H, W) int16, classes 0 … K−1 and `ignore`.
+        ignore: the value of masks where nothing is to be learned or judged; None where every pixel counts.
+        notes: what is wrong or doubtful with the data set and how it is handled: told beside the numbers.
+    """
+
+    name: str
+    sensor: Sensor
+    scaling: Scaling
+    class_names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    sources: tuple[str, ...]
+    shape: tuple[int, int, int]
+    read: Callable[[int], Raw] = field(repr=False)
+    fingerprint: str
+    find_places: Callable[[], tuple[str, ...] | None] = field(repr=False, default=lambda: None)
+    find_splits: Callable[[], tuple[str, ...] | None] = field(repr=False, default=lambda: None)
+    corpus_scaling: Scaling | None = None
+    task: Task = "classification"
+    read_mask: Callable[[int], NDArray[np.int16]] | None = field(repr=False, default=None)
+    ignore: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def places(self) -> tuple[str, ...] | None:
+        """(N,) the place of each image, or None where the data set does not say."""
+        return self.find_places()
+
+    @cached_property
+    def splits(self) -> tuple[str, ...] | None:
+        """(N,) train, val or test as published, or None where there is no such word.
+
+        Raises:
+            DataError: the published lists and the images are not the same.
+        """
+        return self.find_splits()
+
+    def select_bands(self, names: Sequence[str]) -> "LabelledImages":
+        """The same images with only the named bands, in the order given.
+
+        Raises:
+            ConfigError: a name the sensor does not know.
+        """
+        at = self.sensor.index(names)
+        sensor = self.sensor.select(names)
+
+        def read(index: int) -> Raw:
+            raw, valid = self.read(index)
+            return raw[at], valid
+
+        corpus = self.corpus_scaling
+        return replace(
+            self,
+            sensor=sensor,
+            scaling=self.scaling.select(sensor.band_names),
+            shape=(len(at), *self.shape[1:]),
+            read=read,
+            fingerprint=digest([self.fingerprint, list(sensor.band_names)]),
+            find_places=lambda: self.places,
+            find_splits=lambda: self.splits,
+            corpus_scaling=None if corpus is None else corpus.select(sensor.band_names),
+        )
+
+
+def digest(parts: list[Any]) -> str:
+    """A name for what is told, another as soon as anything of it is another."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def file_state(path: Path) -> list[int]:
+    """Size and time of change of a file: what tells another content without reading it."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def split_words(spec: str, known: Sequence[str]) -> tuple[Path, list[str]]:
+    """The path and the words of `PATH#word,word`.
+
+    A known word that ends in `=` takes a value.
+
+    Raises:
+        ConfigError: a word that is not known.
+    """
+    path, _, said = spec.partition("#")
+    words = [word for word in said.split(",") if word]
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name + equals not in known:
+            raise ConfigError(f"{path}#{word}: {nearest(name + equals, known)}")
+    return Path(path), words
+
+
+def value_of(words: Sequence[str], name: str) -> str | None:
+    """What `name=value` says among the words, None where it is not said."""
+    found = [word.partition("=")[2] for word in words if word.partition("=")[0] == name]
+    return found[-1] if found else None
