@@ -242,6 +242,14 @@ def test_both_pictures_show_the_same_ground(tmp_path, offset):
     assert edge_of(right) == pytest.approx(64 / 96, abs=0.03)
 
 
+def test_cells_lie_on_the_pixels_they_cover(tmp_path):
+    cells = np.zeros((13, 13, 3), np.float32)
+    cells[:, 6:, 0] = 1
+    draw(tmp_path / "a.png", [Panel(cells, "cells", cell=8, offset=4)], (96, 96), title="x")
+    (pane,) = panes(read(tmp_path / "a.png"), 1)
+    assert pane[..., 0].mean() == pytest.approx(1 - 44 / 96, abs=0.003)
+
+
 def test_what_was_not_measured_is_grey_on_both_sides(tmp_path, small_model):
     rng = np.random.default_rng(0)
     image = rng.integers(500, 3000, (3, 96, 96)).astype(np.uint16)

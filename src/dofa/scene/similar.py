@@ -172,9 +172,7 @@ def picture(
     window = part_of(scene, size, centre)
     marks = [Pixel(p.row - window.row, p.col - window.col) for p in places]
     if any(not (0 <= m.row < window.height and 0 <= m.col < window.width) for m in marks):
-        raise ConfigError(
-            f"the places lie further apart than the {size} pixels of a picture: raise --size, or map to .tif"
-        )
+        raise ConfigError(f"the places lie further apart than a picture's {size} pixels: raise --size, or write a .tif")
     with scene.crop(window) as part:
         step = fine_stride(model.config, part.height, part.width) if stride is None else stride
         found = similarity(part, model, marks, stride=step, **settings)
