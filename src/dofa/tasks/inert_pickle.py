@@ -7,7 +7,7 @@ that holds what it was given and does nothing; any other name is refused.
 import io
 import pickle
 import struct
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -109,8 +109,9 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 # The unpickler written in Python: the one in C obeys a memo index of 2³² by taking as much memory.
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _Unpickler(pickle._Unpickler):
     what = ""
+    stack: list[Any]
 
     def load_build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
@@ -118,7 +119,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined,misc]
             raise ValueError(f"a state for {type(made).__name__}")
         made.__setstate__(state)
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[attr-defined]  # noqa: RUF012
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
