@@ -45,6 +45,7 @@ VERBS = {
     "export": Verb("dofa.model.export:export", "write an encoder, with a head if given, as ONNX or torch.export", {}),
     "preview": Verb("dofa.scene.pictures:preview", "draw a scene beside its features", {"scene": "+"}),
     "similar": Verb("dofa.scene.similar:similar", "map what resembles a place of a scene", {"scene": "+"}),
+    "chips": Verb("dofa.tasks.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}),
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),
 }
 

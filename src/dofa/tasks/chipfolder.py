@@ -1,0 +1,245 @@
+"""The folder `dofa chips` writes: plain .npy files that any program opens, and what they mean in chips.json.
+
+images.npy   (N, C, H, W) raw numbers, in the files' type
+valid.npy    (N, H, W) bool; absent where every pixel is valid
+masks.npy    (N, H, W) uint8 classes, 255 for none; of segmentation only
+chips.json   sensor, scaling with statistics of the training chips, classes, and for each chip its label, place,
+             split and source
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.errors import ConfigError, DataError, DofaError
+from dofa.pixels import Scaling
+from dofa.sensors import Sensor
+from dofa.tasks.labelled import LabelledImages, Raw, digest, file_state
+
+FORMAT, FORMAT_VERSION = "dofa-chips", 1
+RECORD, IMAGES, VALID, MASKS = "chips.json", "images.npy", "valid.npy", "masks.npy"
+KEYS = (
+    "task", "sensor", "scaling", "shape", "class_names", "colours", "ignore", "notes", "labels", "places", "splits",
+    "sources", "sha256",
+)  # fmt: skip
+
+
+class ArrayFile:
+    """An .npy file that grows by one entry at a time.
+
+    Args:
+        path: of the file.
+        shape: of an entry.
+        dtype: of the numbers.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
+        self.path, self._shape, self._dtype, self.count = path, shape, np.dtype(dtype), 0
+        self._file = path.open("w+b")
+        self._head()
+        self._begins = self._file.tell()
+
+    def append(self, entry: NDArray[Any]) -> None:
+        """Write one entry."""
+        if entry.shape != self._shape:
+            raise DataError(f"{self.path.name}: an entry of {entry.shape}, the others have {self._shape}")
+        self._file.write(np.ascontiguousarray(entry, self._dtype).tobytes())
+        self.count += 1
+
+    def close(self) -> None:
+        """Say in the header how many entries there are, and flush to the disk."""
+        self._file.seek(0)
+        self._head()  # NumPy leaves room in the header for the first axis to grow
+        assert self._file.tell() == self._begins
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _head(self) -> None:
+        said = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, said)
+
+
+class ChipWriter:
+    """A folder of chips in the making, beside the one it becomes; what fails leaves nothing behind.
+
+    Args:
+        out: the finished folder.
+        shape: (C, H, W) of the images.
+        dtype: of their numbers.
+        masks: whether each chip has one.
+        overwrite: whether chips that are there are replaced.
+
+    Raises:
+        ConfigError: the folder is there already, or holds something else.
+        DofaError: it cannot be made.
+    """
+
+    def __init__(self, out: Path, shape: tuple[int, int, int], dtype: Any, masks: bool, overwrite: bool) -> None:
+        check_free(out, overwrite)
+        self.out = out
+        self._stage = out.with_name(f".{out.name}.{uuid4().hex}.part")
+        try:
+            self._stage.mkdir(parents=True)
+        except OSError as error:
+            raise DofaError(f"{out}: cannot make {self._stage}: {error.strerror}") from None
+        self._images = ArrayFile(self._stage / IMAGES, shape, dtype)
+        self._valid = ArrayFile(self._stage / VALID, shape[1:], bool)
+        self._masks = ArrayFile(self._stage / MASKS, shape[1:], np.uint8) if masks else None
+        self._shape, self._partly = shape, False
+
+    def add(self, image: NDArray[Any], valid: NDArray[np.bool_], mask: NDArray[Any] | None) -> None:
+        """One more chip.
+
+        Args:
+            image: (C, H, W) raw numbers.
+            valid: (H, W).
+            mask: (H, W) classes, where chips have masks.
+        """
+        self._images.append(image)
+        self._valid.append(valid)
+        self._partly |= not valid.all()
+        if self._masks is not None and mask is not None:
+            self._masks.append(mask)
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[np.uint8] | None]:
+        """Close the files, and map images, validity and masks into memory; masks may be written to."""
+        for file in (self._images, self._valid, self._masks):
+            if file is not None:
+                file.close()
+        if not self._partly:
+            (self._stage / VALID).unlink()
+        valid = np.load(self._stage / VALID, "r", allow_pickle=False) if self._partly else None
+        masks = None if self._masks is None else np.load(self._stage / MASKS, "r+", allow_pickle=False)
+        return np.load(self._stage / IMAGES, "r", allow_pickle=False), valid, masks
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Say what the arrays mean, and put the folder in its place."""
+        files = [f for f in (IMAGES, VALID, MASKS) if (self._stage / f).exists()]
+        whole = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            **record,
+            "shape": list(self._shape),
+            "sha256": {f: _sha256(self._stage / f) for f in files},
+        }
+        with (self._stage / RECORD).open("w", encoding="utf-8") as file:
+            json.dump(whole, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        old = self._stage.with_suffix(".old")
+        if self.out.exists():
+            os.replace(self.out, old)
+        os.replace(self._stage, self.out)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def __enter__(self) -> "ChipWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._stage, ignore_errors=True)
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse to write where something is that must not be replaced.
+
+    Raises:
+        ConfigError: chips without `overwrite`, or anything else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / RECORD).is_file():
+        raise ConfigError(f"{out} holds other files: name a new folder")
+    if not overwrite:
+        raise ConfigError(f"{out} holds chips already: name another folder, or replace them with --overwrite")
+
+
+def read_chips(path: str | Path) -> LabelledImages:
+    """A folder that `dofa chips` wrote.
+
+    Args:
+        path: of the folder.
+
+    Returns:
+        Classification: one class a chip. Segmentation: `read_mask` gives (H, W) classes, 255 for none. Places are the
+        blocks of ground, splits those of the folder, `corpus_scaling` has the statistics of the training chips.
+
+    Raises:
+        DataError: no such folder, a newer format, or arrays that are not those its record describes.
+    """
+    folder = Path(path)
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no chips: name the folder that dofa chips wrote") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        raise DataError(f"{folder / RECORD} cannot be read ({error}): make the chips again") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{folder / RECORD} was not written by dofa chips")
+    if record["format_version"] > FORMAT_VERSION:
+        raise DataError(
+            f"{folder} has format version {record['format_version']}, newer than the {FORMAT_VERSION} this dofa reads: "
+            "update dofa"
+        )
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise DataError(f"{folder / RECORD}: {', '.join(missing)} missing: make the chips again")
+    count, (channels, height, width) = len(record["labels"]), record["shape"]
+    images = _array(folder, IMAGES, (count, channels, height, width))
+    valid = _array(folder, VALID, (count, height, width)) if VALID in record["sha256"] else None
+    masks = _array(folder, MASKS, (count, height, width)) if record["task"] == "segmentation" else None
+    scaling = Scaling.from_dict(record["scaling"])
+
+    def read(index: int) -> Raw:
+        return np.array(images[index]), None if valid is None else np.array(valid[index])
+
+    def read_mask(index: int) -> NDArray[np.int16]:
+        assert masks is not None
+        return np.array(masks[index], np.int16)
+
+    # The digests say what was written; size and time, whether it is still that.
+    states = [file_state(folder / name) for name in sorted(record["sha256"])]
+    return LabelledImages(
+        name=folder.resolve().name,
+        sensor=Sensor.from_dict(record["sensor"]),
+        scaling=scaling.without_stats(),
+        class_names=tuple(record["class_names"]),
+        labels=np.array(record["labels"], np.int64),
+        sources=tuple(record["sources"]),
+        shape=(channels, height, width),
+        read=read,
+        fingerprint=digest([record["sha256"], record["labels"], states]),
+        find_places=lambda: tuple(record["places"]),
+        find_splits=lambda: tuple(record["splits"]),
+        corpus_scaling=scaling,
+        task=record["task"],
+        read_mask=None if masks is None else read_mask,
+        ignore=record["ignore"],
+        notes=tuple(record["notes"]),
+    )
+
+
+def _array(folder: Path, name: str, shape: Sequence[int]) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{folder / name} is missing or cut off ({error}): copy the folder or make it again") from None
+    if array.shape != tuple(shape):
+        raise DataError(f"{folder / name} has shape {array.shape}, its {RECORD} says {tuple(shape)}: make it again")
+    return array
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
