@@ -226,6 +226,7 @@ def read_chips(path: str | Path) -> LabelledImages:
         task=record["task"],
         read_mask=None if masks is None else read_mask,
         ignore=record["ignore"],
+        colours=tuple((r, g, b) for r, g, b in record["colours"]),
         notes=tuple(record["notes"]),
     )
 

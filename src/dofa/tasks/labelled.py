@@ -38,6 +38,7 @@ class LabelledImages:
         task: what the labels are.
         read_mask: of segmentation: index to (H, W) int16, classes 0 … K−1 and `ignore`.
         ignore: the value of masks where nothing is to be learned or judged; None where every pixel counts.
+        colours: (red, green, blue) of each class, where someone chose them.
         notes: what is wrong or doubtful with the data set and how it is handled: told beside the numbers.
     """
 
@@ -56,6 +57,7 @@ class LabelledImages:
     task: Task = "classification"
     read_mask: Callable[[int], NDArray[np.int16]] | None = field(repr=False, default=None)
     ignore: int | None = None
+    colours: tuple[tuple[int, int, int], ...] | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

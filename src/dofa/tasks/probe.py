@@ -197,7 +197,11 @@ def probe(
     head = Head(
         task="classification",
         class_names=tuple(images.class_names[label] for label in layer.classes),
-        colours=palette(len(layer.classes)),
+        colours=(
+            palette(len(layer.classes))
+            if images.colours is None
+            else tuple(images.colours[label] for label in layer.classes)
+        ),
         encoder_sha256=checkpoint.encoder_sha256(model),
         levels=(best,),
         sensor=replace(images.sensor, scaling=images.scaling),
