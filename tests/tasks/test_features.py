@@ -11,7 +11,6 @@ from dofa.errors import ConfigError, DataError
 from dofa.model.config import TrainedSensor
 from dofa.model.encoder import DOFA
 from dofa.pixels import RunningStats, Scaling
-from dofa.tasks import features as room
 from dofa.tasks.datasets import LabelledImages
 from dofa.tasks.features import band_statistics, encode, input_scaling, prepare, random_encoder
 
@@ -127,7 +126,7 @@ def test_an_interrupted_write_leaves_no_cache_file(make_images, encoder, tmp_pat
     def fail(one, two) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room.os, "replace", fail)
+    monkeypatch.setattr("dofa.files.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         encode(encoder, make_images(per_class=2), UNIT, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []

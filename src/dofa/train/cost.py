@@ -253,9 +253,7 @@ def step_flops(
 
     parts = dict.fromkeys(PARTS, 0.0)
     if reconstructs or visible:
-        # Blocks behind the deepest that a loss reaches are run forward alone.
-        reached = encoder.depth if reconstructs else deep
-        body = reached * trained(seen + 1, width) + (encoder.depth - reached) * block(seen + 1, width)
+        body = (encoder.depth if reconstructs else deep) * trained(seen + 1, width)
         parts["masked pass"] = batch * (embedding(seen, bands) + body)
         parts["kernels"] += embedding_kernels(bands)
     if reconstructs:
