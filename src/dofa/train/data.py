@@ -7,12 +7,13 @@ loader worker that happens to make it (design.md section 3, Randomness).
 import signal
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dofa.corpus.mixture import MicroBatch, Mixture
 from dofa.corpus.store import SensorStore
@@ -242,7 +243,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         valids = made.pop("valid")
         full = np.ones((source.side, source.side), bool)
         whole = all(v is None or v.all() for v in valids)
-        batch: dict[str, Any] = {name: torch.from_numpy(np.stack(parts)) for name, parts in made.items()}
+        # In a loader worker this stacks into memory shared with the training process: no second copy on the way.
+        batch: dict[str, Any] = {name: default_collate(parts) for name, parts in made.items()}
         batch["valid"] = None if whole else torch.from_numpy(np.stack([full if v is None else v for v in valids]))
         if view is not None:
             batch["proxy_bands"] = view.pictures[0]
@@ -270,7 +272,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         top, left, height, width = draw_window(rng, source.shape[1:], source.side, data.crop_area)
         whole = len(bands) == source.shape[0]
         raw, valid = store.read(where, top, left, height, width, None if whole else list(map(int, bands)))
-        scaling = source.scaling if whole else source.scaling.select([source.sensor.band_names[b] for b in bands])
+        scaling = source.scaling if whole else _select(source.scaling, tuple(map(int, bands)))
         try:
             image = scaling.normalise(raw, valid)
         except DataError as error:
@@ -339,6 +341,11 @@ def _one(value: int | dict[str, int], sensor: str, name: str) -> int:
     if found is None:
         raise ConfigError(f"data.{name} has no entry for {sensor} and no default, only {', '.join(value)}")
     return found
+
+
+@lru_cache(maxsize=8)  # all images of a micro-batch share their bands
+def _select(scaling: Scaling, bands: tuple[int, ...]) -> Scaling:
+    return scaling.select([scaling.bands[b] for b in bands])
 
 
 def _as_made(batch: Any) -> Any:
