@@ -138,8 +138,8 @@ class UPerNet(nn.Module):
 class FCNHead(nn.Module):
     """The auxiliary head: one convolution and a classifier on one of the maps.
 
-    An FCN (Long et al. 2015) where Zhao et al. 2017 have theirs; its loss counts at a weight of 0.4. The map it reads
-    is a block's own output: with a frozen encoder it trains nothing but itself, and helps only where the encoder learns.
+    An FCN (Long et al. 2015) where Zhao et al. 2017 have theirs; its loss counts at 0.4 of the decoder's. The map it
+    reads is a block's own output: with a frozen encoder it trains nothing but itself.
 
     Args:
         width: of the maps.

@@ -10,6 +10,7 @@ from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.model.config import POLARISATIONS, EncoderConfig, Origin, TrainedSensor
 from dofa.model.kernels import DynamicPatchEmbedding, embed_patches, encode_wavelengths
+from dofa.model.lora import require_merged
 from dofa.model.vit import Grid, Intermediates, VisionTransformer, interpolate_positions
 from dofa.sensors import Band, Sensor, check_wavelength_um
 
@@ -196,7 +197,11 @@ class DOFA(VisionTransformer):
 
         Returns:
             A StaticViT with its own copy of the weights and no weight generator.
+
+        Raises:
+            ConfigError: the model has LoRA adapters.
         """
+        require_merged(self)
         weight, bias, _ = self.patch_embed.kernel(self.encode_bands(wavelengths))
         patch = self.config.patch
         bands = weight.shape[0] // patch**2

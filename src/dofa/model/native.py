@@ -19,6 +19,7 @@ import dofa
 from dofa.errors import CheckpointError, ConfigError, nearest
 from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
+from dofa.model.lora import require_merged
 from dofa.model.mae import MaskedAutoencoder
 
 FORMAT_VERSION = 1
@@ -56,7 +57,9 @@ def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dic
 
     Raises:
         CheckpointError: a weight is NaN or infinite.
+        ConfigError: it has LoRA adapters, which a model folder has no place for.
     """
+    require_merged(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     encoder = model.encoder if isinstance(model, MaskedAutoencoder) else model

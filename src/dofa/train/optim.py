@@ -1,12 +1,15 @@
 """AdamW's parameter groups and the learning rate of every update."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from dofa.errors import ConfigError
 from dofa.model.encoder import DOFA
+from dofa.model.vit import VisionTransformer
 from dofa.train.config import OptimConfig
 
 
@@ -26,17 +29,65 @@ def parameter_groups(
     Returns:
         groups for torch.optim.AdamW, with `lr_scale`; parameters keep the order of `named_parameters`.
     """
-    exempt: set[str] = set()
     factor: dict[str, float] = {}
-    for prefix, part in module.named_modules():
-        path = f"{prefix}." if prefix else ""
-        named = getattr(part, "no_weight_decay", None)
-        if callable(named):
-            exempt |= {path + name for name in named()}
+    for path, part in _parts(module):
         if isinstance(part, DOFA):
             for name, _ in part.named_parameters():
                 makes_kernels = name.startswith("patch_embed.") or name == "polarisation_embed"
                 factor[path + name] = generator_lr if makes_kernels else encoder_lr
+    return _groups(module, weight_decay, factor)
+
+
+def layer_decay(module: nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for fine-tuning: the nearer to the input, the smaller the steps.
+
+    Of an encoder with L blocks, what lies before them (patch embedding with its generator, CLS, positions) learns at
+    rate^(L+1) of the learning rate, block i (from 0) at rate^(L−i), and what lies behind (norms, head) at the learning
+    rate itself, as does everything outside the encoder, such as a decoder.
+
+    Args:
+        module: an encoder, or whatever holds one.
+        rate: of the decay, in (0, 1]; 1 gives all the same.
+        weight_decay: of matrices, as in `parameter_groups`.
+
+    Returns:
+        groups for torch.optim.AdamW, with `lr_scale`; none is empty.
+
+    Raises:
+        ConfigError: a rate outside (0, 1], or no encoder in the module.
+
+    Source: Clark et al. 2020 (arXiv 2003.10555), for ViTs Bao et al. 2021 (arXiv 2106.08254).
+    """
+    if not 0 < rate <= 1:
+        raise ConfigError(f"layer decay is {rate}; a factor a block, above 0 and at most 1")
+    factor: dict[str, float] = {}
+    for path, part in _parts(module):
+        if isinstance(part, VisionTransformer):
+            depth = len(part.blocks)
+            for name, _ in part.named_parameters():
+                first, *rest = name.split(".")
+                layer = int(rest[0]) + 1 if first == "blocks" else depth + 1 if first in _BEHIND else 0
+                factor[path + name] = rate ** (depth + 1 - layer)
+    if not factor:
+        raise ConfigError("layer decay without an encoder: there are no blocks to count")
+    return [group for group in _groups(module, weight_decay, factor) if group["params"]]
+
+
+_BEHIND = ("norm", "fc_norm", "head")  # of an encoder, what its blocks feed
+
+
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All submodules, and what the names of their parameters begin with."""
+    return [(f"{name}." if name else "", part) for name, part in module.named_modules()]
+
+
+def _groups(module: nn.Module, weight_decay: float, factor: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One group a factor and decay; parameters that `factor` does not name have 1."""
+    exempt: set[str] = set()
+    for path, part in _parts(module):
+        named = getattr(part, "no_weight_decay", None)
+        if callable(named):
+            exempt |= {path + name for name in named()}
     scales = (1.0, *sorted({*factor.values()} - {1.0}))
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {(s, decays): [] for s in scales for decays in (True, False)}
     for name, parameter in module.named_parameters():
