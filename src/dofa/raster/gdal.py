@@ -35,7 +35,7 @@ OPTIONS: dict[str, Any] = {
     # With more, GDAL 3.10 gives back zeros without an error where a server cuts off the tiles of an uncompressed file.
     "GDAL_NUM_THREADS": "1",
     # A twentieth of the memory otherwise: a reader of large scenes would grow with what it has read.
-    "GDAL_CACHEMAX": 192 * 2**20,
+    "GDAL_CACHEMAX": 64 * 2**20,
     # A closed file is forgotten, or an answer that was cut off would be met again at each new attempt.
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
     **{key: os.environ.get(key, value) for key, value in HTTP.items()},

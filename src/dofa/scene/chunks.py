@@ -1,6 +1,7 @@
 """Pixels of a scene in chunks aligned with its file's blocks, each decoded once although tiles overlap."""
 
 import math
+import mmap
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
@@ -113,7 +114,8 @@ class Chunks:
             i * rows, j * cols, min(rows, self.scene.height - i * rows), min(cols, self.scene.width - j * cols)
         )
         try:
-            pixels = Pixels(*self.scene.read(window))
+            parts, valid = self.scene.read(window)
+            pixels = Pixels([_apart(part) for part in parts], _apart(valid))
         except BaseException as error:
             with self._lock:
                 del self._kept[i, j]  # whoever asks next tries again
@@ -141,6 +143,18 @@ def chunk_side(scene: Source) -> tuple[int, int]:
     if rows > most:
         rows = max(scene.block[0], most // scene.block[0] * scene.block[0])
     return min(rows, scene.height), cols
+
+
+def _apart(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy in pages of its own.
+
+    Chunks live long among tiles that do not. On the heap they leave holes between them when they are forgotten, and a
+    process over a large scene would take a hundred megabytes more than over a small one.
+    """
+    pages = np.frombuffer(mmap.mmap(-1, max(array.nbytes, 1)), np.uint8, array.nbytes)
+    out = pages.view(array.dtype).reshape(array.shape)
+    out[...] = array
+    return out
 
 
 def _size(pixels: Pixels) -> int:

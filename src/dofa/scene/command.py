@@ -65,6 +65,7 @@ def embed_command(
     precision: Precision = "auto",
     device: str | None = None,
     compile: bool = False,
+    cluster: str | None = None,
     overwrite: bool = False,
 ) -> Written:
     """Write features of scenes.
@@ -98,6 +99,7 @@ def embed_command(
         precision: bf16 where the machine multiplies it fast, unless told.
         device: cpu, cuda, cuda:1, …
         compile: run the model through torch.compile; pays for long jobs.
+        cluster: a Dask scheduler whose workers run the tiles (tcp://HOST:8786), or local:N for N processes here.
         overwrite: replace files that are there, and forget an interrupted run with other settings.
     """
     if not blocks:
@@ -111,7 +113,7 @@ def embed_command(
     embeddings = embed_all(
         [list(scenes)] if stack else list(scenes), weights, level=level, blocks=[_level(b) for b in blocks],
         stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats, batch=batch, precision=precision,
-        device=device, compile=compile, progress=bar.advance, **opening,
+        device=device, compile=compile, cluster=cluster, progress=bar.advance, **opening,
     )  # fmt: skip
     with bar.over([e.job for e in embeddings]):
         done = save(embeddings, paths, dtype=dtype, kind=format, overwrite=overwrite)

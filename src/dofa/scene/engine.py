@@ -162,6 +162,11 @@ def in_bf16(precision: Precision, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and fast_bf16(device))
 
 
+def is_low(precision: Precision, device: torch.device) -> bool:
+    """Whether a run is in bf16."""
+    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether autocast to bf16 pays: on accelerators, and on processors that multiply it in hardware."""
     if device.type != "cpu":
@@ -299,9 +304,11 @@ class Joint:
     def _finished(self, item: Item, job: Job, window: Window) -> Block:
         weight = self._weight[: window.height]
         valid = _valid_cells(job.inputs, job.plan, window) & (weight > 0)
-        values = self._sum[: window.height] / np.maximum(weight, 1)[..., None]
-        values = np.where(valid[..., None], values, 0)
-        return Block(item.job, item.block, window, values.transpose(2, 0, 1).astype(np.float32), valid)
+        values = np.empty((job.model.channels, window.height, window.width), np.float32)
+        total = self._sum[: window.height].transpose(2, 0, 1)
+        np.divide(total, np.maximum(weight, 1), out=values, casting="same_kind")  # rounded once, without copies
+        values[:, ~valid] = 0
+        return Block(item.job, item.block, window, values, valid)
 
 
 class _Places(NamedTuple):

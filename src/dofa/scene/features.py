@@ -24,6 +24,7 @@ from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.heads import Block as Level
 from dofa.model.vit import block_indices
 from dofa.pixels import Float
+from dofa.scene import cluster as clusters
 from dofa.scene import engine
 from dofa.scene.engine import Job, Precision
 from dofa.scene.inputs import Inputs, settle
@@ -154,7 +155,7 @@ class Embedding:
         plan: how it is cut; `plan.shape` are the rows and columns of cells.
         tiles: the encoder.
         meta: what a file of these features says of itself.
-        settings: of `engine.run`.
+        settings: of `cluster.run`.
     """
 
     inputs: Inputs
@@ -183,7 +184,7 @@ class Embedding:
         return tuple(f"{block}_{i}" for block in blocks for i in range(self.tiles.vit.config.width))
 
     def __iter__(self) -> Iterator[tuple[Window, Float]]:
-        for block in engine.run([self.job], **self.settings):
+        for block in clusters.run([self.job], **self.settings):
             yield block.window, np.where(block.valid, block.values, np.float32(np.nan))
 
     def array(self) -> Float:
@@ -222,6 +223,7 @@ def embed(
     precision: Precision = "auto",
     device: str | None = None,
     compile: bool = False,
+    cluster: str | None = None,
     progress: Callable[[int, int], None] = lambda tiles, read: None,
     **opening: Any,
 ) -> Embedding:
@@ -241,6 +243,7 @@ def embed(
         precision: see `engine.run`.
         device: see `engine.run`.
         compile: run the model through torch.compile.
+        cluster: workers that run the tiles, and the model on `device` there; see `cluster.run_on_cluster`.
         progress: see `engine.run`.
         opening: further arguments of `open_scene`.
 
@@ -249,7 +252,7 @@ def embed(
     """
     (one,) = embed_all(
         [scene], model, level=level, blocks=blocks, stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats,
-        batch=batch, precision=precision, device=device, compile=compile, progress=progress, **opening,
+        batch=batch, precision=precision, device=device, compile=compile, cluster=cluster, progress=progress, **opening,
     )  # fmt: skip
     return one
 
@@ -269,6 +272,7 @@ def embed_all(
     precision: Precision = "auto",
     device: str | None = None,
     compile: bool = False,
+    cluster: str | None = None,
     progress: Callable[[int, int], None] = lambda tiles, read: None,
     **opening: Any,
 ) -> list[Embedding]:
@@ -278,6 +282,9 @@ def embed_all(
     measured = measure(opened, stats)
     inputs = [settle(s, model.config, stats=stats, measured=m) for s, m in zip(opened, measured, strict=True)]
     settings = {"batch": batch, "precision": precision, "device": device, "progress": progress}
+    if cluster is not None:  # here only samples are looked at
+        settings |= {"cluster": cluster, "compile": compile}
+        device, compile = None, False
     digest = encoder_sha256(model)
     tiles_of: dict[Any, EncoderTiles] = {}  # scenes of one sensor share a model, and so their batches
     out = []

@@ -18,7 +18,7 @@ from dofa.sensors import Sensor
 if TYPE_CHECKING:
     from dofa.scene.scene import Scene
 
-KEPT = 160 * 2**20  # bytes of decoded pixels that stay for the tiles to come
+KEPT = 96 * 2**20  # bytes of decoded pixels that stay for the tiles to come: two rows of chunks of a swath
 
 
 class Inputs:

@@ -15,7 +15,7 @@ from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.pixels import Float
-from dofa.scene import engine
+from dofa.scene import cluster as clusters
 from dofa.scene.command import Bar, Written, opening_words, output_paths
 from dofa.scene.engine import Job, Precision
 from dofa.scene.features import EncoderTiles, describe, measure, plan_of, specialised
@@ -198,6 +198,7 @@ def predict(
     precision: Precision = "auto",
     device: str | None = None,
     compile: bool = False,
+    cluster: str | None = None,
     force: bool = False,
     overwrite: bool = False,
 ) -> Written:
@@ -228,6 +229,7 @@ def predict(
         precision: bf16 where the machine multiplies it fast, unless told.
         device: cpu, cuda, cuda:1, …
         compile: run the model through torch.compile; pays for long jobs.
+        cluster: a Dask scheduler whose workers run the tiles (tcp://HOST:8786), or local:N for N processes here.
         force: accept other statistics than the head's, and pixels of another size.
         overwrite: replace files that are there, and forget an interrupted run with other settings.
     """
@@ -246,9 +248,12 @@ def predict(
     )  # fmt: skip
     outputs = [one.output(path, output) for one, path in zip(maps, paths, strict=True)]
     bar = Bar("mapping")
+    settings = {"batch": batch, "precision": precision, "device": device, "progress": bar.advance}
+    if cluster is not None:
+        settings |= {"cluster": cluster, "compile": compile}
     with bar.over([m.job for m in maps]):
         done = write_all(
             [m.job for m in maps], outputs, kind=format, overwrite=overwrite,
-            blocks=lambda jobs: engine.run(jobs, batch=batch, precision=precision, device=device, progress=bar.advance),
+            blocks=lambda jobs: clusters.run(jobs, **settings),
         )  # fmt: skip
     return Written(tuple(paths), tuple(p for p in paths if p not in done), tuple(w for s in opened for w in s.warnings))

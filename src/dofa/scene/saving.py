@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError
 from dofa.pixels import Float
-from dofa.scene import engine
+from dofa.scene import cluster
 from dofa.scene.engine import Block, Job
 from dofa.scene.features import Embedding, sample
 from dofa.scene.outputs import Dtype, Format, Layout, Work, open_features
@@ -55,7 +55,7 @@ def write_all(
         outputs: where they go.
         kind: format; by the name of each file unless given.
         overwrite: replace files that are there.
-        blocks: runs the jobs: `engine.run` with its settings, or a cluster's.
+        blocks: runs the jobs: `cluster.run` with its settings.
 
     Returns:
         The files that were made. Of several, those that an earlier run had finished are left alone.
@@ -115,7 +115,7 @@ def save(
         outputs,
         kind=kind,
         overwrite=overwrite,
-        blocks=lambda jobs: engine.run(jobs, **settings),
+        blocks=lambda jobs: cluster.run(jobs, **settings),
     )
 
 
