@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,7 +246,9 @@ def test_points_of_a_table_and_of_a_vector_file_give_the_same_chips(cut, tmp_pat
     middles = {s.rsplit("@", 1)[1] for s in found[0][0]}
     near = 0
     for x, y in places:  # in the middle half of its chip
-        near += any(3.5 <= y - row <= 12.5 and 3.5 <= x - col <= 12.5 for row, col in (map(int, m.split(",")) for m in middles))
+        near += any(
+            3.5 <= y - row <= 12.5 and 3.5 <= x - col <= 12.5 for row, col in (map(int, m.split(",")) for m in middles)
+        )
     assert near >= len(middles) >= 40
 
 
@@ -552,7 +556,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "elsewhere": (drawn(shifted(50_000)), {}, r"drawn.gpkg \(lon .*\) does not overlap naip.tif \(lon "),
     "exchanged": (swapped, {}, "does not overlap .*longitude and latitude exchanged"),
     "no crs": (without_crs, {}, "bare.shp says no reference system: .*--labels-crs"),
-    "undeclared": (drawn(halves()), {"classes": ["water"]}, r"--classes does not name: 'land' \(1 features\)"),
+    "undeclared": (drawn(halves()), {"classes": ["water"]}, r"--classes does not name: 'land' \(1 shapes\)"),
     "declared, absent": (drawn(halves()), {"classes": ["water", "land", "lan"]}, "--classes lan: .*did you mean land"),
     "ignored, absent": (drawn(halves()), {"ignore": ["watr"]}, "--ignore watr: .*did you mean water"),
     "no such field": (drawn(halves(), "cover"), {"class_field": "covr"}, "no field 'covr': did you mean cover"),
@@ -608,7 +612,7 @@ def test_a_class_that_fills_one_block_alone_is_kept_for_training_and_told(cut, t
 def test_features_outside_the_rasters_or_without_a_class_are_counted(cut, tmp_path) -> None:
     shapes = [*halves(), *shifted(50_000), (halves()[0][0], None)]
     report = cut(labels=[str(write_labels(tmp_path / "a.gpkg", shapes))])
-    assert "2 of 4 features of a.gpkg lie outside the rasters" in report.notes
+    assert "2 of 4 shapes of a.gpkg lie outside the rasters" in report.notes
     assert "1 of 5 features of a.gpkg have no class and are left out" in report.notes
 
 
@@ -617,7 +621,10 @@ def test_rasters_of_different_sensors_or_pixels_are_refused(cut, tmp_path, raste
     with pytest.raises(DataError, match="bring them to one size with --gsd 5"):
         cut([raster, coarse])
     with pytest.raises(DataError, match="a task has one sensor"):
-        cut([Path(f"naip-rgbn={raster}"), Path(f"rgb-aerial={write_raster(tmp_path / 'rgb.tif', noise()[:3])}")], sensor=None)
+        cut(
+            [Path(f"naip-rgbn={raster}"), Path(f"rgb-aerial={write_raster(tmp_path / 'rgb.tif', noise()[:3])}")],
+            sensor=None,
+        )
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------
@@ -649,6 +656,29 @@ def test_an_interrupted_command_leaves_what_was_there(cut, tmp_path, monkeypatch
         cut(overwrite=True, seed=3)
     assert (tmp_path / "chips" / "chips.json").read_bytes() == before
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_what_a_killed_command_left_is_removed_by_the_next_one_but_not_what_another_writes(
+    cut, raster, labels, tmp_path
+) -> None:
+    words = ["chips", str(raster), "--sensor", "naip-rgbn", "--labels", str(labels), "--size", "16"]
+    # Killed where it is sure to be in the middle: as soon as it has to finish.
+    code = (
+        "import os, signal, sys, time; from dofa.tasks import chipfolder; from dofa.cli import main\n"
+        "chipfolder.ChipWriter.finish = lambda *a: (print('here', flush=True), time.sleep(60))\n"
+        f"main({[*words, '--out', str(tmp_path / 'chips')]!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        (theirs,) = tmp_path.glob(".chips.*.part")
+        cut()
+        assert theirs.exists()
+        process.kill()
+    cut(overwrite=True)
+    assert not list(tmp_path.glob(".chips*"))
+    assert len(read_chips(tmp_path / "chips")) == 256
+    assert not (tmp_path / "chips" / "lock").exists()
 
 
 def test_damaged_folders_are_refused(cut, tmp_path) -> None:

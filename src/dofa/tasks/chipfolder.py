@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +26,12 @@ from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 from dofa.tasks.labelled import LabelledImages, Raw, digest, file_state
 
+if sys.platform != "win32":
+    import fcntl
+
 FORMAT, FORMAT_VERSION = "dofa-chips", 1
 RECORD, IMAGES, VALID, MASKS = "chips.json", "images.npy", "valid.npy", "masks.npy"
+LOCK = "lock"
 KEYS = (
     "task", "sensor", "scaling", "shape", "class_names", "colours", "ignore", "notes", "labels", "places", "splits",
     "sources", "sha256",
@@ -72,6 +77,8 @@ class ArrayFile:
 class ChipWriter:
     """A folder of chips in the making, beside the one it becomes; what fails leaves nothing behind.
 
+    What a killed process left is removed by the next one that writes to the same place.
+
     Args:
         out: the finished folder.
         shape: (C, H, W) of the images.
@@ -92,6 +99,12 @@ class ChipWriter:
             self._stage.mkdir(parents=True)
         except OSError as error:
             raise DofaError(f"{out}: cannot make {self._stage}: {error.strerror}") from None
+        self._lock = _locked(self._stage)
+        for left in out.parent.glob(f".{out.name}.*.part"):
+            held = None if left == self._stage or sys.platform == "win32" else _locked(left)
+            if held is not None:
+                os.close(held)
+                shutil.rmtree(left, ignore_errors=True)
         self._images = ArrayFile(self._stage / IMAGES, shape, dtype)
         self._valid = ArrayFile(self._stage / VALID, shape[1:], bool)
         self._masks = ArrayFile(self._stage / MASKS, shape[1:], np.uint8) if masks else None
@@ -136,6 +149,7 @@ class ChipWriter:
             json.dump(whole, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
+        (self._stage / LOCK).unlink()
         old = self._stage.with_suffix(".old")
         if self.out.exists():
             os.replace(self.out, old)
@@ -148,7 +162,24 @@ class ChipWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
         shutil.rmtree(self._stage, ignore_errors=True)
+
+
+def _locked(stage: Path) -> int | None:
+    """A handle that holds a folder in the making; None while another process does."""
+    try:
+        handle = os.open(stage / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:  # it has just been finished
+        return None
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            return None
+    return handle
 
 
 def check_free(out: Path, overwrite: bool) -> None:

@@ -258,13 +258,13 @@ def _one_kind(scenes: Sequence[Scene], size: int) -> tuple[Sensor, Scaling, list
 
 
 def _outside(labels: Sequence[Labels], placed: Sequence[Placed]) -> list[str]:
-    """How many features of each file no raster shows."""
+    """How many shapes of each file no raster shows."""
     seen: dict[str, set[int]] = {}
-    total = {one.name: sum(one.counts.values()) for one in labels if one.things == "features"}
+    total = {one.name: sum(one.counts.values()) for one in labels if one.things == "shapes"}
     for one, theirs in zip(labels, placed, strict=True):
         seen.setdefault(one.name, set()).update(theirs.features)
     return [
-        f"{count - len(seen[name])} of {count} features of {name} lie outside the rasters"
+        f"{count - len(seen[name])} of {count} shapes of {name} lie outside the rasters"
         for name, count in total.items()
         if len(seen[name]) < count
     ]

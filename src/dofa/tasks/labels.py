@@ -54,7 +54,7 @@ class Placed(Protocol):
     Attributes:
         points: (row, column, code) of labels without an extent.
         shapes: (row, column, code) of a place inside each polygon; none of a mask.
-        features: numbers of the file's features that reach into the scene; none of a mask.
+        features: numbers of the file's shapes that reach into the scene; none of a mask.
     """
 
     points: tuple[tuple[float, float, int], ...]
@@ -75,7 +75,7 @@ class Labels(ABC):
     Attributes:
         name: of the file.
         counts: how often each value occurs.
-        things: what is counted: features or pixels.
+        things: what is counted: shapes (polygons and points of one part each) or pixels.
         titles: names of values, where the file has them.
         colours: of values, where the file has them.
         notes: what the user should know.
@@ -83,7 +83,7 @@ class Labels(ABC):
 
     name: str
     counts: Mapping[str, int]
-    things: Literal["features", "pixels"]
+    things: Literal["shapes", "pixels"]
     titles: Mapping[str, str]
     colours: Mapping[str, Colour]
     notes: tuple[str, ...]

@@ -71,7 +71,7 @@ class VectorLabels(Labels):
         return cls(
             name=name,
             counts=Counter(kept),
-            things="features",
+            things="shapes",
             titles={},
             colours=colours,
             notes=(*notes, *_alike(name, kept)),
@@ -128,7 +128,7 @@ class PlacedVectors:
         geometries: polygons and points, x the column and y the row.
         codes: of each.
         background: code of what lies outside all polygons, or None.
-        features: which of the file's features they are.
+        features: which of the file's shapes they are.
     """
 
     def __init__(
