@@ -40,6 +40,7 @@ from dofa.model.config import DecoderConfig, DistillConfig, preset
 from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.teacher import Teacher, VitFile
+from dofa.train import objective as objective_module
 from dofa.train.config import OptimConfig
 from dofa.train.objective import Pretraining
 from dofa.train.optim import adamw
@@ -215,6 +216,7 @@ def ablations() -> dict[str, tuple[Any, str, Any]]:
             "attend",
             lambda q, k, v, recompute: F.scaled_dot_product_attention(q, k, v),
         ),
+        "activations computed again": (objective_module, "MANY_BANDS", 10**6),
         "error in pieces, kept in bf16": (mae_module, "masked_error", plain_error),
     }
 
@@ -223,17 +225,12 @@ def measure(plus: bool, sensor: str, repeats: int, compiled: bool, ablate: bool,
     """All rows of one sensor."""
     objectives, batch = build(plus, sensor)
     paper = objectives["paper"]
-
-    def objective(name: str) -> Pretraining:
-        vit.recompute_activations(paper.mae, name == "paper")  # as each would on a model of its own
-        return objectives[name]
-
     gaps = agree(objectives, batch)
     convolution, told = convolution_of(batch, paper.mae.patch)
     losses: dict[str, Step] = {
         "plain": lambda: published.paper_loss(paper, batch, convolution),
-        "paper": lambda: objective("paper")(batch)["loss"],
-        "visible": lambda: objective("visible")(batch)["loss"],
+        "paper": lambda: objectives["paper"](batch)["loss"],
+        "visible": lambda: objectives["visible"](batch)["loss"],
     }
     if compiled:
         losses = {name: torch.compile(loss) for name, loss in losses.items()}
@@ -243,12 +240,6 @@ def measure(plus: bool, sensor: str, repeats: int, compiled: bool, ablate: bool,
     sides = {name: stepper(loss, plain if name == "plain" else fused) for name, loss in losses.items()}
     if ablate:
         sides["AdamW in one pass"] = stepper(losses["paper"], plain)
-
-        def kept() -> Tensor:
-            vit.recompute_activations(paper.mae, False)
-            return paper(batch)["loss"]
-
-        sides["activations computed again"] = stepper(kept, fused)
         for name, where in ablations().items():
             sides[name] = _within(where, sides["paper"])
     warm = {name: run() for name, run in sides.items()}
@@ -291,7 +282,6 @@ def measure(plus: bool, sensor: str, repeats: int, compiled: bool, ablate: bool,
     without = {name: middle[name] / middle["paper"] for name in sides if name not in losses}
     if without:
         rows[0]["without"] = without
-        rows[0]["memory ratio without activations computed again"] = peak_memory(kept, parameters) / memory["plain"]
         for name, factor in without.items():
             print(f"{'':20} without {name}: {factor:.2f} × the time", flush=True)
     return rows

@@ -19,6 +19,7 @@ from dofa.scene.tiles import Window
 if TYPE_CHECKING:
     from dofa.scene.outputs import Values
 
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # no place: what is read where none is written
 CACHE_BYTES = 1 << 26  # GDAL's own default is 5 % of the machine
 
 
@@ -49,7 +50,7 @@ def write_cog(layout: Layout, values: "Values", target: Path) -> None:
     cell_bytes = 4 * layout.channels if half else layout.cell_bytes
     whole = [side * side * -(-h // side) * -(-w // side) * cell_bytes for h, w in sizes]
     _check_room(target.parent, int((1.62 if half else 2.02) * sum(whole)) + (1 << 20))
-    with rasterio.Env(**OPTIONS, GDAL_CACHEMAX=CACHE_BYTES):
+    with rasterio.Env(**{**OPTIONS, "GDAL_CACHEMAX": CACHE_BYTES}):
         for level, (height, width) in enumerate(sizes):
             read = values.read if level == 0 else _halved(layout, plain[level - 1], sizes[level - 1])
             with rasterio.open(
@@ -61,7 +62,7 @@ def write_cog(layout: Layout, values: "Values", target: Path) -> None:
                 count=layout.channels,
                 dtype="float32" if half else layout.dtype,
                 crs=None if layout.crs is None else rasterio.crs.CRS.from_user_input(layout.crs),
-                transform=rasterio.Affine(*layout.transform),
+                transform=None if layout.transform == IDENTITY else rasterio.Affine(*layout.transform),
                 nodata=layout.nodata,
                 tiled=True,
                 blockxsize=side,
@@ -138,7 +139,7 @@ def halve(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
         within = np.s_[: part.shape[1], : part.shape[2]]
         four[k][:, *within], valid[k][0, *within] = part, ~layout.invalid(part)
     if layout.dtype == "uint8":
-        votes = np.stack([((four == one) & valid).sum(axis=0) for one in four]) * valid
+        votes = np.stack([(four == one).sum(axis=0) for one in four]) * valid
         return np.asarray(np.take_along_axis(four, votes.argmax(axis=0)[None], axis=0)[0])
     count = valid.sum(axis=0)
     mean = np.where(valid, four, 0).sum(axis=0, dtype=np.float32) / np.maximum(count, 1)

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -264,8 +265,8 @@ class Work:
             remove(target.parent)
             target.parent.mkdir()
             _writer(kind)(self.layout, Values(self.layout, self._open_file), target)
-            for file in [target.parent, *target.parent.rglob("*")]:
-                flush(file)
+            with ThreadPoolExecutor(8) as pool:  # a Zarr has many files, and the disk takes them together
+                list(pool.map(flush, [target.parent, *target.parent.rglob("*")]))
             self._place()
         except (OSError, RasterioError, CPLE_BaseError) as error:
             remove(target.parent)

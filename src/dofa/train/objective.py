@@ -30,6 +30,8 @@ from dofa.sensors import Sensor
 from dofa.train.config import ModelConfig
 from dofa.train.views import display_scaling
 
+MANY_BANDS = 64  # from here on memory is shorter than time
+
 
 class Pretraining(nn.Module):
     """Masked image modelling and distillation as one function of a micro-batch, for the strategy to wrap.
@@ -79,8 +81,6 @@ class Pretraining(nn.Module):
             self.register_buffer("anchor_bias", anchor[1], persistent=False)
         if not distill.reconstruction:
             freeze_unused(mae, self.blocks)
-        if self.distillation is not None and distill.view != "visible":
-            recompute_activations(mae)  # two passes of the student are in memory at once
 
     def _used(self, anchored: bool) -> dict[str, bool]:
         distilled = self.distillation is not None
@@ -105,6 +105,11 @@ class Pretraining(nn.Module):
             # Without the rest of the sensor, which a selection by names would carry along band by band.
             sensor = replace(sensor, bands=tuple(sensor.bands[i] for i in bands), scaling=None, renderings={})
         given = batch["image"], sensor, batch["noise"], batch["valid"]
+        if not torch.compiler.is_compiling():
+            # Two passes of the student are in memory at once. With many bands their pixels are too, and the time that
+            # computing again takes is a smaller part of the step.
+            two = self.distillation is not None and self.config.view != "visible"
+            recompute_activations(self.mae, two and batch["image"].shape[1] >= MANY_BANDS)
         if want == "reconstruction":
             return self.mae.reconstruct(*given)
         if want != "losses":
