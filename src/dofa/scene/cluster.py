@@ -205,7 +205,7 @@ def _connected(cluster: str) -> Iterator[tuple[Any, int | None]]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Two tasks at a time: one reads while the other computes. What memory they take is bounded without a limit.
         with (
-            LocalCluster(
+            LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=int(rest),
                 threads_per_worker=2,
                 processes=True,
@@ -214,14 +214,14 @@ def _connected(cluster: str) -> Iterator[tuple[Any, int | None]]:
                 dashboard_address=None,
                 silence_logs=40,  # logging.ERROR
             ) as local,
-            Client(local, set_as_default=False) as client,
+            Client(local, set_as_default=False) as client,  # type: ignore[no-untyped-call]
         ):
             yield client, max(1, cores // int(rest))
         return
     if "://" not in cluster:
         raise ConfigError(f"--cluster {cluster}: a scheduler's address such as tcp://HOST:8786, or local:4")
     try:
-        client = Client(cluster, timeout=CONNECT_S, set_as_default=False)
+        client = Client(cluster, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise DofaError(
             f"--cluster {cluster}: no scheduler answers ({' '.join(str(error).split())[:120]}): start one "

@@ -248,7 +248,7 @@ def predict(
     )  # fmt: skip
     outputs = [one.output(path, output) for one, path in zip(maps, paths, strict=True)]
     bar = Bar("mapping")
-    settings = {"batch": batch, "precision": precision, "device": device, "progress": bar.advance}
+    settings: dict[str, Any] = {"batch": batch, "precision": precision, "device": device, "progress": bar.advance}
     if cluster is not None:
         settings |= {"cluster": cluster, "compile": compile}
     with bar.over([m.job for m in maps]):
