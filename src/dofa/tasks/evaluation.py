@@ -1,26 +1,52 @@
-"""The numeric half of a probe, on plain arrays: folds, two classifiers, intervals. Nothing here knows of a model.
+"""The numeric half of a probe, on plain arrays: folds, penalties, neighbours, intervals. Nothing here knows of a model.
 
 What is learned about the features (their mean and spread, the penalty) is learned from training folds alone.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError
+from dofa.tasks.linear import LinearModel, LogisticPath, fit_lars, fit_logistic, softmax, standardisation
+from dofa.tasks.metrics import micro_average_precision
+
+__all__ = [
+    "PENALTIES",
+    "RATES",
+    "Fold",
+    "Interval",
+    "LinearModel",
+    "Optimizer",
+    "bootstrap",
+    "bootstrap_score",
+    "check_features",
+    "choose_penalty",
+    "deal_folds",
+    "fewer_labels",
+    "fit",
+    "fit_lars",
+    "fit_logistic",
+    "knn_predict",
+    "knn_scores",
+    "softmax",
+    "split_folds",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Optimizer = Literal["lbfgs", "lars"]
 
 PENALTIES = tuple(10.0**power for power in range(-4, 3))  # inverse strength C, as scikit-learn counts it
+RATES = (0.5, 1.0, 10.0, 20.0)  # of LARS; arXiv 2403.15356, section 4
 INNER_FOLDS = 3
-TOLERANCE = 1e-7  # largest entry of the gradient of the mean loss; 1e-4 moved accuracy by up to 0.3 points
 SEARCH_TOLERANCE = 1e-4  # enough to rank penalties
-ROUNDS, STEPS = 40, 500  # of the optimiser, which takes new scales each round
 DRAWS = 2000  # of the bootstrap: the 2.5 % tail then rests on 50 draws
+AT_ONCE = 1 << 20  # numbers of drawn units held at a time
 MIN_UNITS = 5  # places (or images) below which a bootstrap interval would promise more than it knows
 
 
@@ -30,32 +56,6 @@ class Fold:
 
     train: Ints
     test: Ints
-
-
-@dataclass(frozen=True)
-class LinearModel:
-    """A softmax layer on raw features, the standardisation folded in.
-
-    Attributes:
-        classes: (K,) labels, ascending; one row of `weight` each.
-        weight: (K, D) float64. In float32 the folding would cancel digits where a feature's mean dwarfs its spread.
-        bias: (K,) float64.
-        penalty: C it was fitted with.
-    """
-
-    classes: Ints
-    weight: Floats
-    bias: Floats
-    penalty: float
-
-    def logits(self, features: NDArray[np.floating]) -> Floats:
-        """(N, D) features to (N, K)."""
-        return features.astype(np.float64) @ self.weight.T + self.bias
-
-    def predict(self, features: NDArray[np.floating]) -> Ints:
-        """(N, D) features to (N,) labels."""
-        predicted: Ints = self.classes[self.logits(features).argmax(1)]
-        return predicted
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,49 @@ def split_folds(
     return _folds(labels, folds, seed, places)
 
 
+def deal_folds(units: Iterable[Hashable], folds: int, seed: int) -> list[Fold]:
+    """K folds of whole units (places, blocks, images), dealt out like cards; for labels with no one class an image.
+
+    Args:
+        units: (N,) the unit of each image.
+        folds: how many, at least 2.
+        seed: of the shuffle.
+
+    Raises:
+        ConfigError: fewer than 2 folds, or more than there are units.
+    """
+    _, unit = np.unique(list(units), return_inverse=True)
+    count = int(unit.max()) + 1
+    if not 2 <= folds <= count:
+        raise ConfigError(f"{folds} folds of {count} places or images: at least 2, and no more than there are")
+    fold_of = np.empty(count, np.int64)
+    fold_of[np.random.default_rng(seed).permutation(count)] = np.arange(count) % folds
+    return [Fold(np.flatnonzero(fold_of[unit] != k), np.flatnonzero(fold_of[unit] == k)) for k in range(folds)]
+
+
+def fewer_labels(labels: Ints, rows: Ints, fraction: float, seed: int) -> Ints:
+    """Part of the training rows: of each class the same share, at least one; a larger fraction holds a smaller one.
+
+    Args:
+        labels: (N,) or (N, K) of all images; several classes at once are not told apart.
+        rows: to choose from.
+        fraction: of them to keep, above 0 and at most 1.
+        seed: of the choice.
+
+    Raises:
+        ConfigError: another fraction.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction {fraction}: the share of the training labels to learn from, above 0, at most 1")
+    order = np.random.default_rng(seed).permutation(len(labels)).argsort()
+    classes = labels[rows] if labels.ndim == 1 else np.zeros(len(rows), np.int64)
+    kept = []
+    for label in np.unique(classes):
+        of_class = rows[classes == label]
+        kept.append(of_class[order[of_class].argsort()][: max(1, round(fraction * len(of_class)))])
+    return np.sort(np.concatenate(kept))
+
+
 def _folds(labels: Ints, folds: int, seed: int, places: Sequence[str] | None) -> list[Fold]:
     everything = np.arange(len(labels))
     if places is None:
@@ -133,176 +176,104 @@ def _folds(labels: Ints, folds: int, seed: int, places: Sequence[str] | None) ->
         return [Fold(train, test) for train, test in parts if len(test)]
 
 
-def fit_logistic(
-    features: NDArray[np.floating], labels: Ints, penalty: float, tolerance: float = TOLERANCE
-) -> LinearModel:
-    """Multinomial logistic regression with an l2 penalty on standardised features, to its optimum.
-
-    Args:
-        features: (N, D), the training rows and no others: their mean and spread standardise them.
-        labels: (N,).
-        penalty: C of `C · Σ loss + ½ ‖w‖²`, as scikit-learn counts it; the bias is free.
-        tolerance: of the largest entry of the gradient of the mean loss.
-
-    Returns:
-        The layer on raw features; a constant where there is one class only.
-
-    Raises:
-        DataError: the optimum was not reached.
-    """
-    return LogisticPath(features, labels).fit(penalty, tolerance)
-
-
-class LogisticPath:
-    """Logistic regression of the same rows at several penalties, each fit starting where the last one stopped.
-
-    The optimum is that of scikit-learn's LogisticRegression after a StandardScaler. The way there differs: block
-    outputs are so correlated that plain L-BFGS needs thousands of steps and, at scikit-learn's default tolerance, stops
-    up to 0.3 points of accuracy away. Here it runs along the features' principal axes, each scaled by its curvature:
-    4 times faster on 1600 × 192 features of a tiny encoder at C = 100.
-    """
-
-    def __init__(self, features: NDArray[np.floating], labels: Ints) -> None:
-        wide = features.astype(np.float64)
-        self.classes, self._column = np.unique(labels, return_inverse=True)
-        self._mean, self._inverse = _standardisation(wide)
-        scaled = (wide - self._mean) * self._inverse
-        variance, axes = np.linalg.eigh(scaled.T @ scaled / len(scaled))
-        there = variance > 1e-14 * variance[-1]  # directions in which nothing varies: no weight belongs there
-        self._variance, self._axes = variance[there], axes[:, there]
-        self._inputs = scaled @ self._axes
-        self._weight = np.zeros((len(self._variance), len(self.classes)))  # along the axes
-        self._bias = np.zeros(len(self.classes))
-
-    def fit(self, penalty: float, tolerance: float = TOLERANCE) -> LinearModel:
-        """The optimum at one penalty; see `fit_logistic`."""
-        if len(self.classes) > 1:
-            # Of two classes scikit-learn penalises one vector w; here they are two rows, ± w/2, of half its square.
-            strength = (2 if len(self.classes) == 2 else 1) / (len(self._inputs) * penalty)
-            for _ in range(ROUNDS):
-                if self._round(strength, tolerance) <= tolerance:
-                    break
-            else:
-                raise DataError(
-                    f"the logistic regression did not converge in {ROUNDS * STEPS} steps at C = {penalty:g} on "
-                    f"{self._inputs.shape} features: pass smaller penalties"
-                )
-        weight = (self._axes @ self._weight).T * self._inverse
-        return LinearModel(self.classes, weight, self._bias - weight @ self._mean, penalty)
-
-    def _round(self, strength: float, tolerance: float) -> float:
-        """Some steps with the scales of the present curvature; returns the largest entry of the gradient."""
-        from scipy.optimize import minimize
-
-        count, classes = len(self._inputs), len(self.classes)
-        rows = np.arange(count)
-        now = softmax(self._inputs @ self._weight + self._bias)
-        curvature = max(float((now * (1 - now)).mean()), 1e-6)
-        scale = 1 / np.sqrt(np.append(self._variance * curvature + strength, curvature))[:, None]  # the bias last
-        inputs = np.concatenate([self._inputs, np.ones((count, 1))], axis=1) * scale.T
-        shrink = strength * np.append(np.ones(len(self._variance)), 0.0)[:, None] * scale**2  # the bias is free
-
-        def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
-            layer = flat.reshape(-1, classes)
-            logits = inputs @ layer
-            logits -= logits.max(1, keepdims=True)
-            right = logits[rows, self._column].mean()
-            error = np.exp(logits, out=logits)
-            total = error.sum(1, keepdims=True)
-            loss = np.log(total).mean() - right + 0.5 * float((shrink * layer**2).sum())
-            error /= total
-            error[rows, self._column] -= 1
-            return loss, (inputs.T @ error / count + shrink * layer).ravel()
-
-        start = np.concatenate([self._weight, self._bias[None]]) / scale
-        options = {"maxiter": STEPS, "maxfun": 2 * STEPS, "gtol": tolerance * scale.min(), "ftol": 0.0, "maxcor": 20}
-        found = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
-        layer = found.x.reshape(-1, classes) * scale
-        self._weight, self._bias = layer[:-1], layer[-1]
-        return float(np.abs(found.jac.reshape(-1, classes) / scale).max())
-
-
-def softmax(logits: Floats) -> Floats:
-    """Probabilities along the last axis."""
-    raised: Floats = np.exp(logits - logits.max(-1, keepdims=True))
-    raised /= raised.sum(-1, keepdims=True)
-    return raised
-
-
-def _standardisation(features: Floats) -> tuple[Floats, Floats]:
-    """Mean and inverse spread of each feature; a constant one, up to float32's digits, gets 0 and drops out."""
-    mean, std = features.mean(0), features.std(0)
-    dead = std <= 1e-6 * np.abs(mean)
-    return mean, np.where(dead, 0.0, 1.0 / np.where(dead, 1.0, std))
-
-
 def choose_penalty(
     features: NDArray[np.floating],
     labels: Ints,
     penalties: Sequence[float] = PENALTIES,
     seed: int = 0,
     places: Sequence[str] | None = None,
+    optimizer: Optimizer = "lbfgs",
 ) -> float:
-    """The C of best accuracy over inner folds of these (training) rows; the strongest penalty of equals.
+    """The C (or LARS's rate) that does best over inner folds of these (training) rows; the first of equals.
 
-    From strong penalties to weak ones, which cost most, until two in a row fall short of the best. Inner folds follow
-    the places too, unless the rows come from a single one.
+    From strong penalties to weak ones, which cost most, until two in a row fall short of the best; all rates are tried.
+    Inner folds follow the places too, unless the rows come from a single one. What counts is accuracy, of labels
+    (N, K) the micro-averaged precision.
     """
     if len(penalties) == 1:
         return penalties[0]
     groups = None if places is None or len(set(places)) < 2 else places
-    largest = int(np.unique(labels, return_counts=True)[1].max())
-    inner = min(INNER_FOLDS, largest, len(labels) if groups is None else len(set(groups)))
-    parts = _folds(labels, inner, seed, groups)
-    paths = [LogisticPath(features[part.train], labels[part.train]) for part in parts]
-    best, most, short = min(penalties), -1, 0
+    if labels.ndim == 1:
+        largest = int(np.unique(labels, return_counts=True)[1].max())
+        inner = min(INNER_FOLDS, largest, len(labels) if groups is None else len(set(groups)))
+        parts = _folds(labels, inner, seed, groups)
+    else:
+        units = range(len(labels)) if groups is None else groups
+        parts = deal_folds(units, min(INNER_FOLDS, len(set(units))), seed)
+    parts = [part for part in parts if len(part.test) and len(part.train)]
+    paths = [LogisticPath(features[p.train], labels[p.train]) for p in parts] if optimizer == "lbfgs" else []
+    best, most, short = min(penalties), -1.0, 0
     for penalty in sorted(penalties):
-        models = [path.fit(penalty, SEARCH_TOLERANCE) for path in paths]
-        right = sum(
-            int((model.predict(features[part.test]) == labels[part.test]).sum())
-            for model, part in zip(models, parts, strict=True)
-        )
-        if right > most:
-            best, most, short = penalty, right, 0
-        elif right < most and (short := short + 1) == 2:
+        if optimizer == "lbfgs":
+            models = [path.fit(penalty, SEARCH_TOLERANCE) for path in paths]
+        else:
+            models = [fit_lars(features[part.train], labels[part.train], penalty, seed) for part in parts]
+        found = _merit(models, parts, features, labels)
+        if found > most:
+            best, most, short = penalty, found, 0
+        elif optimizer == "lbfgs" and found < most and (short := short + 1) == 2:
             break
     return best
 
 
-def knn_predict(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np.floating], neighbours: int) -> Ints:
-    """Labels by vote of the nearest training rows in cosine similarity, features standardised on the training rows.
+def _merit(models: list[LinearModel], parts: list[Fold], features: NDArray[np.floating], labels: Ints) -> float:
+    pairs = list(zip(models, parts, strict=True))
+    if labels.ndim == 1:
+        return float(sum((model.predict(features[p.test]) == labels[p.test]).sum() for model, p in pairs))
+    scores = np.concatenate([model.logits(features[p.test]) for model, p in pairs])
+    found = micro_average_precision(scores, np.concatenate([labels[p.test] for _, p in pairs]))
+    return -1.0 if np.isnan(found) else found
+
+
+def fit(
+    features: NDArray[np.floating], labels: Ints, penalty: float, seed: int = 0, optimizer: Optimizer = "lbfgs"
+) -> LinearModel:
+    """A linear layer by either optimizer; see `fit_logistic` and `fit_lars`."""
+    return (
+        fit_logistic(features, labels, penalty) if optimizer == "lbfgs" else fit_lars(features, labels, penalty, seed)
+    )
+
+
+def knn_scores(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np.floating], neighbours: int) -> Floats:
+    """Votes of the nearest training rows in cosine similarity, features standardised on the training rows.
 
     Standardising first matters: block outputs share a large common direction that would make all cosines near 1. Among
     classes with equal votes the one whose neighbours are more similar in sum wins.
 
     Args:
         train: (N, D).
-        train_labels: (N,).
+        train_labels: (N,) classes, or (N, K) of 0 and 1.
         test: (M, D).
         neighbours: how many vote, at most N.
 
     Returns:
-        (M,) labels.
+        (M, K) votes; one column a class that occurs among `train_labels`, ascending, or each of the K.
 
     Raises:
         ConfigError: more neighbours than training rows, or none.
     """
     if not 1 <= neighbours <= len(train):
         raise ConfigError(f"k is {neighbours}; between 1 and the {len(train)} training images of a fold")
-    mean, inverse = _standardisation(train.astype(np.float64))
+    mean, inverse = standardisation(train.astype(np.float64))
     base, query = ((part - mean) * inverse for part in (train, test))
     base, query = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (base, query))
-    classes, column = np.unique(train_labels, return_inverse=True)
-    predicted = []
+    if train_labels.ndim == 1:
+        train_labels = np.eye(int(train_labels.max()) + 1)[train_labels][:, np.unique(train_labels)]
+    out = []
     for start in range(0, len(query), 1024):
         similarity = query[start : start + 1024] @ base.T
         nearest = np.argpartition(-similarity, neighbours - 1, axis=1)[:, :neighbours]
         rows = np.arange(len(nearest))[:, None]
-        votes = np.zeros((len(nearest), len(classes)))
         # A vote counts 1; the similarity, under 1/k of that in sum, only decides between equal counts.
-        np.add.at(votes, (rows, column[nearest]), 1 + similarity[rows, nearest] / (4 * neighbours))
-        predicted.append(classes[votes.argmax(1)])
-    return np.concatenate(predicted)
+        votes = 1 + similarity[rows, nearest] / (4 * neighbours)
+        out.append(np.einsum("mn,mnk->mk", votes, train_labels[nearest].astype(np.float64)))
+    return np.concatenate(out) if out else np.zeros((0, train_labels.shape[1]))
+
+
+def knn_predict(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np.floating], neighbours: int) -> Ints:
+    """(M,) labels by the votes of `knn_scores`, for classes that exclude each other."""
+    predicted: Ints = np.unique(train_labels)[knn_scores(train, train_labels, test, neighbours).argmax(1)]
+    return predicted
 
 
 def bootstrap(values: NDArray[np.floating], units: NDArray[np.integer], seed: int, draws: int = DRAWS) -> Interval:
@@ -318,13 +289,29 @@ def bootstrap(values: NDArray[np.floating], units: NDArray[np.integer], seed: in
     """
     _, unit = np.unique(units, return_inverse=True)
     sums, counts = np.bincount(unit, values), np.bincount(unit)
-    value = float(sums.sum() / counts.sum())
-    if len(counts) < MIN_UNITS:
+    return bootstrap_score(lambda times: (times @ sums) / (times @ counts), len(counts), seed, draws)
+
+
+def bootstrap_score(score: Callable[[Floats], Floats], units: int, seed: int, draws: int = DRAWS) -> Interval:
+    """A score with the percentile interval of resampling the units it is made of.
+
+    Args:
+        score: how often each unit counts, (d, U), to (d,) scores; NaN where one is not defined.
+        units: U.
+        seed: of the draws; equal seeds draw equal units.
+        draws: resamplings.
+    """
+    value = float(score(np.ones((1, units)))[0])
+    if units < MIN_UNITS:
         return Interval(value, None, None)
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for draw in range(draws):
-        chosen = rng.integers(0, len(counts), len(counts))
-        means[draw] = sums[chosen].sum() / counts[chosen].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
+    found = []
+    some = max(1, AT_ONCE // units)
+    for start in range(0, draws, some):
+        drawn = [rng.integers(0, units, units) for _ in range(min(some, draws - start))]
+        found.append(score(np.stack([np.bincount(d, minlength=units) for d in drawn]).astype(np.float64)))
+    scores = np.concatenate(found)
+    if np.isnan(scores).all():
+        return Interval(value, None, None)
+    low, high = np.nanquantile(scores, [0.025, 0.975])
     return Interval(value, float(low), float(high))
