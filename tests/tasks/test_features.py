@@ -11,8 +11,9 @@ from dofa.errors import ConfigError, DataError
 from dofa.model.config import TrainedSensor
 from dofa.model.encoder import DOFA
 from dofa.pixels import RunningStats, Scaling
+from dofa.tasks.backbones import input_scaling, random_encoder
 from dofa.tasks.datasets import LabelledImages
-from dofa.tasks.features import band_statistics, encode, input_scaling, prepare, random_encoder
+from dofa.tasks.features import band_statistics, encode, prepare
 
 UNIT = Scaling.uniform("uint8", ["R", "G", "B"]).with_stats([120, 120, 120], [40, 40, 40], "user")
 

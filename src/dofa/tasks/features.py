@@ -6,7 +6,7 @@ What was computed is kept in a cache file whose name is a digest of everything t
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,22 +18,20 @@ from safetensors.numpy import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import ConfigError, DataError
 from dofa.files import write_atomically
-from dofa.model.checkpoint import encoder_sha256
-from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
 from dofa.model.vit import block_indices
-from dofa.pixels import Scaling, convert_units, resolve_stats, unit_map
-from dofa.tasks.datasets import LabelledImages
+from dofa.pixels import Scaling, convert_units
+from dofa.tasks.backbones import Backbone, open_backbone
+from dofa.tasks.labelled import LabelledImages
 
 Precision = Literal["float32", "bf16"]
 Floats = NDArray[np.float32]
 Progress = Callable[[int], None]
 
 CACHE_FORMAT = 1
-DATASET = "dataset"  # --stats dataset: statistics of the training folds
 
 
 @dataclass(frozen=True)
@@ -84,44 +82,6 @@ def band_statistics(data: LabelledImages, cache: Path | None = None) -> BandStat
     return BandStatistics(**_cached(cache, key, compute))
 
 
-def input_scaling(
-    data: LabelledImages, config: EncoderConfig, stats: str | None = None, dataset: Scaling | None = None
-) -> Scaling:
-    """What normalises the images for an encoder, by the precedence of `pixels.resolve_stats`.
-
-    Weights that expect another unit than the data set has (released v1: 8 bits) are fed through the named unit map;
-    the scaling returned is then in their unit and starts from values already mapped.
-
-    Args:
-        data: the images.
-        config: of the encoder, with the statistics it was trained with.
-        stats: None for the precedence (the encoder's own for this sensor, then the store's), `dataset`, or the name of
-            a sensor the encoder knows, whose statistics to use.
-        dataset: statistics of the training images, for `stats="dataset"`.
-
-    Raises:
-        ConfigError: no statistics for this sensor, an unknown name, or no way between the units.
-    """
-    trained = {name: sensor.scaling for name, sensor in config.sensors.items()}
-    said: Scaling | None = None
-    if stats == DATASET:
-        said = dataset
-    elif stats is not None:
-        said = trained.get(stats)
-        if said is None or said.mean is None:
-            known = [name for name, s in trained.items() if s is not None and s.mean is not None]
-            raise ConfigError(
-                f"--stats {stats}: the encoder has no such statistics: {nearest(stats, [*known, DATASET])}"
-            )
-        said = replace(said, stats_source="checkpoint")
-    physical = data.scaling
-    chosen = said or trained.get(data.sensor.name)
-    if chosen is not None and chosen.unit != physical.unit:
-        unit_map(physical.unit, chosen.unit, data.sensor.platform)  # refuses what cannot be mapped, before any work
-        physical = Scaling.uniform(chosen.unit, physical.bands, physical_source=physical.physical_source)
-    return resolve_stats(physical, data.sensor.name, stats=said, checkpoint=trained, store=data.corpus_scaling)
-
-
 def prepare(data: LabelledImages, index: int, scaling: Scaling) -> Floats:
     """One image as the encoder takes it, (C, H, W).
 
@@ -140,7 +100,7 @@ def prepare(data: LabelledImages, index: int, scaling: Scaling) -> Floats:
 
 
 def encode(
-    model: DOFA,
+    model: DOFA | Backbone,
     data: LabelledImages,
     scaling: Scaling,
     blocks: Sequence[Block] = ("pooled",),
@@ -155,9 +115,9 @@ def encode(
     """Frozen features of every image.
 
     Args:
-        model: encoder; left in evaluation mode and on the device.
+        model: encoder or any backbone; left in evaluation mode and on the device.
         data: the images.
-        scaling: with statistics, from `input_scaling`.
+        scaling: with statistics, from `Backbone.scaling`.
         blocks: block numbers (negative from the end) for the mean of that block's patch tokens, and `pooled` for the
             model's own pooled vector.
         size: side in pixels the images are resized to, bilinear with antialiasing; None leaves them.
@@ -176,8 +136,9 @@ def encode(
     """
     if size is not None and data.shape[1] != data.shape[2]:
         raise ConfigError(f"size {size} would distort images of {data.shape[1]} × {data.shape[2]}: cut squares first")
-    wanted = {block: block_number(block, model.config.depth) for block in blocks}
-    key = _feature_key(model, data, scaling, size, precision)
+    backbone = open_backbone(model) if isinstance(model, DOFA) else model
+    wanted = {block: block_number(block, backbone.depth) for block in blocks}
+    key = _feature_key(backbone, data, scaling, size, precision)
     keys = {number: {**key, "block": number} for number in dict.fromkeys(wanted.values())}
     hits = {number: _lookup(cache, key) for number, key in keys.items()}
     found = {number: hit["features"] for number, hit in hits.items() if hit is not None}
@@ -186,9 +147,9 @@ def encode(
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         parts: dict[Block, list[Floats]] = {number: [] for number in missing}
         with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
-            model.to(target).eval()
+            backbone.module.to(target).eval()
             for images in _batches(data, scaling, size, batch):
-                for number, feature in _forward(model, images.to(target), data, missing).items():
+                for number, feature in backbone.vectors(images.to(target), data.sensor, missing).items():
                     parts[number].append(feature.float().cpu().numpy())
                 progress(len(images))
         for number in missing:
@@ -215,27 +176,6 @@ def block_number(block: int | str, depth: int) -> Block:
         ) from None
 
 
-def random_encoder(config: EncoderConfig, seed: int) -> DOFA:
-    """The same architecture, never trained: what a frozen encoder has to beat. The caller's generator is untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return DOFA(replace(config, num_classes=0))
-
-
-def _forward(model: DOFA, images: Tensor, data: LabelledImages, numbers: Sequence[Block]) -> dict[Block, Tensor]:
-    """(B, D) for each block from one pass."""
-    inner = [n for n in numbers if isinstance(n, int)]
-    if not inner:
-        return {"pooled": model.forward_head(model.forward_features(images, data.sensor), pre_logits=True)}
-    whole = "pooled" in numbers  # otherwise the blocks behind the last one wanted need not run
-    found: Any = model.forward_intermediates(images, data.sensor, inner, output_fmt="NLC", intermediates_only=not whole)
-    levels = found[1] if whole else found
-    out: dict[Block, Tensor] = {n: level.float().mean(1) for n, level in zip(inner, levels, strict=True)}
-    if whole:
-        out["pooled"] = model.forward_head(found[0], pre_logits=True)
-    return out
-
-
 def _batches(data: LabelledImages, scaling: Scaling, size: int | None, batch: int) -> Iterator[Tensor]:
     for start in range(0, len(data), batch):
         rows = range(start, min(start + batch, len(data)))
@@ -246,18 +186,13 @@ def _batches(data: LabelledImages, scaling: Scaling, size: int | None, batch: in
 
 
 def _feature_key(
-    model: DOFA, data: LabelledImages, scaling: Scaling, size: int | None, precision: Precision
+    backbone: Backbone, data: LabelledImages, scaling: Scaling, size: int | None, precision: Precision
 ) -> dict[str, Any]:
-    """Everything a feature depends on but its block; what number stands for a band is the model's word."""
-    numbers, polarisations = model.band_inputs(data.sensor)
-    config = model.config.to_dict()
-    del config["sensors"]
+    """Everything a feature depends on but its block."""
     return {
         "kind": "encoder",
-        "weights": encoder_sha256(model),
-        "config": config,
+        **backbone.key(data),
         "data": data.fingerprint,
-        "bands": [numbers.tolist(), polarisations.tolist()],
         "physical": data.scaling.to_dict(),
         "scaling": scaling.to_dict(),
         "size": size,

@@ -21,6 +21,7 @@ from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block, Head, palette
 from dofa.pixels import Scaling, unit_map
+from dofa.tasks.backbones import DATASET, input_scaling, random_encoder
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.evaluation import (
     PENALTIES,
@@ -32,16 +33,7 @@ from dofa.tasks.evaluation import (
     knn_predict,
     split_folds,
 )
-from dofa.tasks.features import (
-    DATASET,
-    Floats,
-    Precision,
-    band_statistics,
-    block_number,
-    encode,
-    input_scaling,
-    random_encoder,
-)
+from dofa.tasks.features import Floats, Precision, band_statistics, block_number, encode
 from dofa.tasks.result import CLASSIFIERS, Classifier, Difference, ProbeResult, Row
 
 By = Literal["auto", "image", "place", "split"]
