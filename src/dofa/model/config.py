@@ -1,12 +1,13 @@
 """What a model is made of, without importing torch: sizes, conventions, and the sensors it was trained with."""
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dofa.errors import ConfigError, nearest
 from dofa.pixels import Scaling
 
 Polarisation = Literal["VV", "VH", "HH", "HV"]
+Embedding = Literal["dynamic", "separate"]
 POLARISATIONS: tuple[str, ...] = ("VV", "VH", "HH", "HV")
 SAR_WAVELENGTH_V1 = 3.75  # what the v1 weights were given for both polarisations
 SAR_WAVELENGTH_V2 = 5.405  # Sentinel-1's frequency in GHz, what v2 was given; also the default of new models
@@ -91,6 +92,7 @@ class EncoderConfig:
         polarisation_embedding: whether a learned vector per polarisation is added to the encoded wavelength.
         num_classes: of the linear head, 0 for none.
         sensors: what the weights were trained with, by sensor name.
+        embedding: of patches: `dynamic`, generated from wavelengths, or `separate`, one for each of `sensors`.
     """
 
     width: int = 768
@@ -106,8 +108,11 @@ class EncoderConfig:
     polarisation_embedding: bool = True
     num_classes: int = 0
     sensors: dict[str, TrainedSensor] = field(default_factory=dict)
+    embedding: Embedding = "dynamic"
 
     def __post_init__(self) -> None:
+        if self.embedding not in get_args(Embedding):
+            raise ConfigError(f"embedding is {self.embedding!r}; one of {', '.join(get_args(Embedding))}")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.width % 4:
@@ -127,6 +132,8 @@ class EncoderConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for config.json."""
         plain = {k: v for k, v in asdict(replace(self, sensors={})).items() if k != "sensors"}
+        if self.embedding == "dynamic":
+            del plain["embedding"]  # as in every folder written before there was another
         return {**plain, "sensors": {name: s.to_dict() for name, s in self.sensors.items()}}
 
     @classmethod

@@ -11,6 +11,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.model.config import POLARISATIONS, EncoderConfig, Origin, TrainedSensor
 from dofa.model.kernels import DynamicPatchEmbedding, embed_patches, encode_wavelengths
 from dofa.model.lora import require_merged
+from dofa.model.separate import SeparatePatchEmbedding
 from dofa.model.vit import Grid, Intermediates, VisionTransformer, interpolate_positions
 from dofa.sensors import Band, Sensor, check_wavelength_um
 
@@ -33,13 +34,20 @@ class DOFA(VisionTransformer):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.origin = Origin()  # licence and provenance of loaded weights, written again by checkpoint.save
-        self.patch_embed = DynamicPatchEmbedding(config.width, config.patch, config.patch_offset, config.wave_dim)
-        if config.polarisation_embedding:
-            # Zero at first: a new model starts with one kernel for VV and VH and learns to tell them apart.
-            self.polarisation_embed = nn.Parameter(torch.zeros(len(POLARISATIONS), config.wave_dim))
+        sizes = config.width, config.patch, config.patch_offset
+        self.patch_embed: DynamicPatchEmbedding | SeparatePatchEmbedding
+        if config.embedding == "separate":
+            self.patch_embed = SeparatePatchEmbedding(*sizes, config.sensors)
+        else:
+            self.patch_embed = DynamicPatchEmbedding(*sizes, config.wave_dim)
+            if config.polarisation_embedding:
+                # Zero at first: a new model starts with one kernel for VV and VH and learns to tell them apart.
+                self.polarisation_embed = nn.Parameter(torch.zeros(len(POLARISATIONS), config.wave_dim))
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should leave alone, beside biases and norms."""
+        if self.config.embedding == "separate":
+            return super().no_weight_decay()  # the embedding says its own
         generator = "patch_embed.weight_generator"
         learned = {f"{generator}.weight_tokens", f"{generator}.bias_token"}
         if self.config.polarisation_embedding:
@@ -95,7 +103,21 @@ class DOFA(VisionTransformer):
         return self.config.sar_wavelength if band.wavelength_um is None else band.wavelength_um
 
     def encode_bands(self, wavelengths: Wavelengths) -> Tensor:
-        """(C, wave_dim) encoded wavelengths V, with the learned vector of each polarisation."""
+        """What the patch embedding is told: (C, wave_dim) encoded wavelengths V, with each polarisation's vector.
+
+        Where every sensor has an embedding of its own: (C,) long, where the bands stand in its table.
+
+        Raises:
+            ConfigError: as `band_inputs`; or no embedding has these bands, or plain wavelengths name no sensor.
+        """
+        if isinstance(self.patch_embed, SeparatePatchEmbedding):
+            sensor = sensors.get(wavelengths) if isinstance(wavelengths, str) else wavelengths
+            if not isinstance(sensor, Sensor):
+                raise ConfigError(
+                    f"this model has one patch embedding a sensor ({', '.join(self.patch_embed.sensors)}): pass a "
+                    "Sensor, wavelengths alone do not choose one"
+                )
+            return torch.tensor(self.patch_embed.rows(sensor), device=self.cls_token.device)
         number, place = self.band_inputs(wavelengths)
         waves = encode_wavelengths(number, self.config.wave_dim)
         if self.config.polarisation_embedding:

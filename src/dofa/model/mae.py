@@ -16,6 +16,7 @@ from dofa.errors import DataError
 from dofa.model.config import DecoderConfig, MaskConfig
 from dofa.model.encoder import DOFA, Wavelengths, patch_grid
 from dofa.model.kernels import DynamicPatchPrediction, pad_to_patch, patch_runs, patchify, take_runs, unpatchify
+from dofa.model.separate import SeparatePatchEmbedding, SeparatePatchPrediction
 from dofa.model.vit import NORM_EPS, Block, Grid, init_linear, interpolate_positions, run_block, sincos_positions
 
 VARIANCE_FLOOR = 1e-6  # added under the root of a patch's variance
@@ -53,7 +54,11 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pos_embed = nn.Parameter(sincos_positions(decoder.width, encoder.grid), requires_grad=False)
         self.decoder_blocks = nn.ModuleList(Block(decoder.width, decoder.heads) for _ in range(decoder.depth))
         self.decoder_norm = nn.LayerNorm(decoder.width, eps=NORM_EPS)
-        self.decoder_pred = DynamicPatchPrediction(decoder.width, config.patch, config.wave_dim)
+        self.decoder_pred: DynamicPatchPrediction | SeparatePatchPrediction
+        if isinstance(encoder.patch_embed, SeparatePatchEmbedding):
+            self.decoder_pred = SeparatePatchPrediction(decoder.width, encoder.patch_embed)
+        else:
+            self.decoder_pred = DynamicPatchPrediction(decoder.width, config.patch, config.wave_dim)
         init_linear(self.decoder_embed)
         nn.init.normal_(self.mask_token, std=0.02)
         encoder.fc_norm.requires_grad_(False)

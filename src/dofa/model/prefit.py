@@ -13,7 +13,7 @@ from torch import Tensor
 from dofa.errors import CheckpointError, ConfigError
 from dofa.model.convert import unpickle
 from dofa.model.encoder import DOFA, Wavelengths
-from dofa.model.kernels import KERNEL_SCALE, WEIGHT_TOKENS
+from dofa.model.kernels import KERNEL_SCALE, WEIGHT_TOKENS, DynamicPatchEmbedding
 from dofa.model.native import fill
 from dofa.model.teacher import Teacher
 from dofa.sensors import Sensor
@@ -80,6 +80,7 @@ def prefit(
             f"the teacher's kernel is for red, green and blue: three different wavelengths, not {numbers}"
         )
     start = time.perf_counter()
+    generating(model)  # refuses before any work
     before = residual(model, teacher, wavelengths)
     if method == "closed-form":
         _solve(model, wavelengths, sensors, target_weight, target_bias)
@@ -144,7 +145,7 @@ def load_generator(model: DOFA, file: str | Path) -> None:
     tensors = {f"{part}.{key}": value for part in parts for key, value in content[part].items()}
     if odd := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"{path}: {', '.join(odd[:4])} are no tensors")
-    own, generator = model.config, model.patch_embed.weight_generator
+    own, generator = model.config, generating(model).weight_generator
     kernel, bias = (tensors.get(f"weight_generator.{key}.bias") for key in ("fc_weight", "fc_bias"))
     if kernel is not None and bias is not None and kernel.shape != generator.fc_weight.bias.shape:
         patch = math.sqrt(len(kernel) / max(1, len(bias)))
@@ -153,6 +154,17 @@ def load_generator(model: DOFA, file: str | Path) -> None:
             f"the model has {own.width} and {own.patch}"
         )
     fill(model.patch_embed, tensors, str(path))
+
+
+def generating(model: DOFA) -> DynamicPatchEmbedding:
+    """The model's weight generator with what feeds it.
+
+    Raises:
+        ConfigError: it has one patch embedding a sensor instead.
+    """
+    if not isinstance(model.patch_embed, DynamicPatchEmbedding):
+        raise ConfigError("this model has one patch embedding a sensor and no weight generator that could be fitted")
+    return model.patch_embed
 
 
 def patch_kernel(model: DOFA, teacher: Teacher) -> tuple[Tensor, Tensor]:
@@ -179,7 +191,7 @@ def _solve(
     model: DOFA, wavelengths: Wavelengths, sensors: Sequence[Sensor], target_weight: Tensor, target_bias: Tensor
 ) -> None:
     """The least last linear maps that are exact for red, green and blue."""
-    generator = model.patch_embed.weight_generator
+    generator = generating(model).weight_generator
     assert generator.fc_bias is not None
     colours, target = _states(model, wavelengths), target_weight.double() / KERNEL_SCALE
     others, shared = [], []
@@ -204,8 +216,8 @@ def _solve(
 
 def _states(model: DOFA, wavelengths: Wavelengths) -> Tensor:
     """(C, 129) float64: what the last linear map makes each band's kernel from, and the 1 of its bias."""
-    generator = model.patch_embed.weight_generator
-    waves = model.patch_embed.fclayer(model.encode_bands(wavelengths))
+    generator = generating(model).weight_generator
+    waves = generating(model).fclayer(model.encode_bands(wavelengths))
     tokens = generator.transformer_encoder(torch.cat([generator.weight_tokens, waves, generator.bias_token]))
     state = (tokens[WEIGHT_TOKENS:-1] + waves).double()
     return torch.cat([state, torch.ones_like(state[:, :1])], dim=1)
@@ -222,7 +234,7 @@ def _shares(model: DOFA, sensor: Sensor, wavelengths: Wavelengths) -> Tensor:
 
 def _train(model: DOFA, wavelengths: Wavelengths, target_weight: Tensor, target_bias: Tensor, updates: int) -> None:
     """L-BFGS on the squared error of kernel and bias, relative to the teacher's; all of the generator moves."""
-    generator = model.patch_embed
+    generator = generating(model)
     with torch.no_grad():
         waves = model.encode_bands(wavelengths)
     scale = target_weight.square().sum() + target_bias.square().sum()

@@ -42,7 +42,8 @@ class ModelConfig:
 
     Attributes:
         size: tiny, small, base, large, huge, plus-small, plus-base or plus-large.
-        changes: fields of the encoder that differ from that size, such as patch and image_size.
+        changes: fields of the encoder that differ from that size, such as patch and image_size; `embedding: separate`
+            trains one patch embedding for each sensor of the stores in place of generated ones (docs/comparisons.md).
         decoder: of masked image modelling.
         mask: the hidden share.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, a third more time.
@@ -65,6 +66,12 @@ class ModelConfig:
             raise ConfigError(f"model.init brings its own weights: leave model.start {self.start!r} out")
         if self.init is not None and self.changes:
             raise ConfigError("model.init brings its own architecture: leave model.changes empty")
+        if "sensors" in self.changes:
+            raise ConfigError("model.changes.sensors: a model's sensors are those of data.stores")
+        if self.changes.get("embedding") == "separate" and self.start == "prefit":
+            raise ConfigError(
+                "model.start prefit fits a weight generator, and embedding separate has none: say teacher"
+            )
 
 
 @dataclass(frozen=True)
@@ -264,6 +271,8 @@ class PretrainConfig:
                 "distill.reconstruction is 0, so no decoder is trained that could be judged or drawn: set "
                 "run.evaluate_every and run.pictures_every to 0"
             )
+        if self.model.changes.get("embedding") == "separate" and self.distill.anchor:
+            raise ConfigError("distill.anchor holds generated kernels, and embedding separate has none: set it to 0")
         if self.model.start != "random" and self.distill.teacher is None:
             raise ConfigError(f"model.start is {self.model.start!r}, but distill.teacher names no teacher")
         usual = DistillConfig()

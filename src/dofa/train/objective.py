@@ -17,12 +17,13 @@ from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import create, load, load_mae, save
-from dofa.model.config import DistillConfig, TrainedSensor
+from dofa.model.config import DistillConfig, TrainedSensor, preset
 from dofa.model.distill import Distillation, patch_validity, reduce_tokens
 from dofa.model.encoder import Wavelengths
 from dofa.model.initialise import initialise
 from dofa.model.mae import MaskedAutoencoder, split_patches
 from dofa.model.prefit import RGB_UM, prefit
+from dofa.model.separate import SeparatePatchEmbedding
 from dofa.model.teacher import Teacher
 from dofa.model.vit import block_indices, recompute_activations
 from dofa.pixels import Scaling, resolve_stats
@@ -219,10 +220,16 @@ def build_model(
     Args:
         config: with `start`, a new model begins with the teacher's weights.
         teacher: in float32.
-        sensors: whose bands `prefit` starts well.
+        sensors: whose bands `prefit` starts well, or that have a patch embedding each.
     """
     if config.init is None:
-        encoder = create(config.size, **config.changes)
+        changes = dict(config.changes)
+        if changes.get("embedding") == "separate":  # its sensors make its weights; `learn_sensors` tells it the rest
+            sar = preset(config.size, **changes).sar_wavelength
+            changes["sensors"] = {
+                s.name: TrainedSensor(s.band_names, tuple(b.wavelength_um or sar for b in s.bands)) for s in sensors
+            }
+        encoder = create(config.size, **changes)
         if teacher is not None and config.start != "random":
             initialise(encoder, teacher)
             if config.start == "prefit":
@@ -257,9 +264,16 @@ def learn_sensors(
         How each sensor's raw values are normalised.
 
     Raises:
-        ConfigError: the model knows the sensor in another unit or without some band.
+        ConfigError: the model knows the sensor in another unit or without some band, or has one patch embedding a
+            sensor and none for it.
     """
     encoder = mae.encoder
+    apart = encoder.patch_embed.sensors if isinstance(encoder.patch_embed, SeparatePatchEmbedding) else stores
+    if new := sorted(set(stores) - set(apart)):
+        raise ConfigError(
+            f"this model has one patch embedding a sensor and none for {', '.join(new)}: train a new one on all "
+            "sensors, or one whose embedding is dynamic"
+        )
     known = {name: trained.scaling for name, trained in encoder.config.sensors.items()}
     scalings, learned = {}, {}
     for name, store in stores.items():
