@@ -12,7 +12,7 @@ pytest.importorskip("rasterio")
 import rasterio
 from rasterio.transform import from_origin
 
-from dofa.errors import ConfigError
+from dofa.errors import CheckpointError, ConfigError
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.pixels import Scaling
 from dofa.scene.info import describe, info
@@ -166,13 +166,16 @@ def test_several_scenes_are_several_unless_they_are_stacked(tmp_path):
     assert [b["name"] for b in stacked["parts"][0]["bands"]] == ["B02", "B03"]
 
 
-def test_weights_are_read_by_folder(tmp_path, small_model):
+def test_of_weights_only_the_configuration_is_read(tmp_path, small_model):
     path = write_tiff(tmp_path / "a.tif", land(), names=NAMES)
     from dofa.model.checkpoint import save
 
-    save(small_model, tmp_path / "weights")
+    (save(small_model, tmp_path / "weights") / "model.safetensors").unlink()
     (known,) = info([str(path)], weights=str(tmp_path / "weights"), sensor="sentinel-2-l2a", dn_offset=0).scenes
     assert "--stats scene" in known["no_statistics"]
+    (tmp_path / "weights" / "config.json").write_text('{"format_version": 1}')
+    with pytest.raises(CheckpointError, match=r"config.json: encoder is missing"):
+        info([str(path)], weights=str(tmp_path / "weights"), sensor="sentinel-2-l2a", dn_offset=0)
     with pytest.raises(ConfigError, match="no band"):
         info([str(path)], sensor="sentinel-2-l2a", bands=["B02", "B03", "B04", "B99"])
 

@@ -12,6 +12,7 @@ from dofa.errors import DataError, DofaError
 
 pytest.importorskip("rasterio")
 
+from dofa.scene.command import output_paths
 from dofa.scene.scene import open_scene
 from dofa.scene.stac import is_item, read_item
 from dofa.scene.tiles import Window
@@ -249,6 +250,18 @@ def test_a_scene_of_an_item_lies_on_one_grid_with_its_clouds_left_out(tmp_path):
         assert scene.read(Window(3, 5, 7, 9))[0][0] == pytest.approx(
             np.concatenate([numbers["B08"], numbers["B04"]])[:, 3:10, 5:14]
         )
+
+
+def test_a_scene_of_an_item_and_its_file_are_named_by_its_id(tmp_path):
+    """Every item of a catalogue is an item.json; its id is any text, and no path."""
+    write_bands(tmp_path)
+    path = earth_search(tmp_path, **{APPLIED: True, BASELINE: "05.09"})
+    path.write_text(path.read_text().replace("the-item", "../S2B.v1/the item.tif"))
+    with open_scene(path) as scene:
+        assert scene.name == "../S2B.v1/the item.tif"
+    paths = output_paths([scene.name, "HLS.S30.T10TEK.v2.0.tif", "c.SAFE"], tmp_path / "out", None)
+    assert [p.name for p in paths] == ["_S2B.v1_the_item.tif", "HLS.S30.T10TEK.v2.0.tif", "c.tif"]
+    assert {p.parent for p in paths} == {tmp_path / "out"}
 
 
 def test_an_offset_that_nobody_speaks_of_or_that_was_taken_off_before_is_told_and_an_error_under_strict(tmp_path):

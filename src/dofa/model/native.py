@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,17 @@ def load_encoder(folder: Path) -> DOFA:
     return model.encoder
 
 
+def read_config(folder: Path) -> EncoderConfig:
+    """The configuration of a model folder's encoder, without its weights.
+
+    Raises:
+        CheckpointError: not a model folder, from a newer dofa, or a config.json that is not whole.
+    """
+    record = _record(folder)
+    with _telling(folder):
+        return EncoderConfig.from_dict(record["encoder"])
+
+
 def load_autoencoder(folder: Path) -> MaskedAutoencoder:
     """The masked autoencoder of a model folder; in eval mode, float32, on the CPU.
 
@@ -193,8 +205,8 @@ def build_autoencoder(
 
 
 def _load(folder: Path) -> DOFA | MaskedAutoencoder:
-    record = read_record(folder / CONFIG, "model", FORMAT_VERSION, _KEYS)
-    try:
+    record = _record(folder)
+    with _telling(folder):
         config = EncoderConfig.from_dict(record["encoder"])
         if "decoder" in record:
             decoder, mask = DecoderConfig(**record["decoder"]), MaskConfig(**record["mask"])
@@ -202,13 +214,24 @@ def _load(folder: Path) -> DOFA | MaskedAutoencoder:
         else:
             model = build_encoder(config)
         origin = Origin(record.get("licence", ""), record.get("attribution", ""), record.get("provenance", {}))
+    fill(model, _read_weights(folder, record.get("weights_sha256")), str(folder / WEIGHTS))
+    (model.encoder if isinstance(model, MaskedAutoencoder) else model).origin = origin
+    return model.eval()
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return read_record(folder / CONFIG, "model", FORMAT_VERSION, _KEYS)
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """What does not fit in a config.json, told with its path."""
+    try:
+        yield
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error.args[0]} is missing") from None
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    fill(model, _read_weights(folder, record.get("weights_sha256")), str(folder / WEIGHTS))
-    (model.encoder if isinstance(model, MaskedAutoencoder) else model).origin = origin
-    return model.eval()
 
 
 def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ joined and written by the process that asked. What a lost worker had is done aga
 """
 
 import copy
+import logging
 import os
 import pickle
 import threading
@@ -70,7 +71,7 @@ def run_on_cluster(
         cluster: a scheduler's address (`tcp://HOST:8786`), or `local:N` for N processes on this machine, which share
             its cores. Elsewhere a worker computes with as many threads as it has (`dask worker --nthreads`).
         batch: tiles the model takes at once.
-        precision: as for `engine.run`; `auto` is decided by the first worker, for all.
+        precision: as for `engine.run`; `auto` is bf16 where this process or the first worker multiplies it fast.
         device: of the model on the workers.
         compile: run the encoders through torch.compile there.
         progress: called with tiles done and bytes of pixels they cover.
@@ -212,7 +213,7 @@ def _connected(cluster: str) -> Iterator[tuple[Any, int | None]]:
                 host="127.0.0.1",
                 memory_limit=0,
                 dashboard_address=None,
-                silence_logs=40,  # logging.ERROR
+                silence_logs=logging.CRITICAL,
             ) as local,
             Client(local, set_as_default=False) as client,  # type: ignore[no-untyped-call]
         ):
@@ -220,15 +221,29 @@ def _connected(cluster: str) -> Iterator[tuple[Any, int | None]]:
         return
     if "://" not in cluster:
         raise ConfigError(f"--cluster {cluster}: a scheduler's address such as tcp://HOST:8786, or local:4")
+    with _silenced():
+        try:
+            client = Client(cluster, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError) as error:
+            raise DofaError(
+                f"--cluster {cluster}: no scheduler answers ({' '.join(str(error).split())[:120]}): start one "
+                "(dask scheduler), or look at the address"
+            ) from None
+        with client:
+            yield client, None
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Without the tracebacks that Dask prints of lost connections: what they mean is told in one line."""
+    handlers = [(handler, handler.level) for handler in logging.getLogger("distributed").handlers]
+    for handler, _ in handlers:
+        handler.setLevel(logging.CRITICAL)
     try:
-        client = Client(cluster, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise DofaError(
-            f"--cluster {cluster}: no scheduler answers ({' '.join(str(error).split())[:120]}): start one "
-            "(dask scheduler), or look at the address"
-        ) from None
-    with client:
-        yield client, None
+        yield
+    finally:
+        for handler, level in handlers:
+            handler.setLevel(level)
 
 
 def _send(client: Any, model: TileModel, how: _How) -> Any:
@@ -322,7 +337,10 @@ def _load(payload: bytes, how: _How) -> _Model:
     """A model, in the memory of the worker this runs on; Dask brings it to the others."""
     _check(how)
     device = _device(how.device, None)
-    return _Model(_key("held"), pickle.loads(payload), engine.is_low(how.precision, device))
+    tiles = pickle.loads(payload)
+    # Matrices that were brought to bf16 where this run began are run in it, whatever this machine would choose.
+    made_low = isinstance(tiles, torch.nn.Module) and any(p.dtype == torch.bfloat16 for p in tiles.parameters())
+    return _Model(_key("held"), tiles, made_low or engine.in_bf16(how.precision, device))
 
 
 def _work(

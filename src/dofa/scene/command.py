@@ -1,5 +1,6 @@
 """`dofa embed`: features of scenes, written as files that other programs open."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,14 @@ from dofa.scene.engine import Job, Precision
 from dofa.scene.features import What, embed_all
 from dofa.scene.layout import FORMATS, Format
 from dofa.scene.saving import save
+from dofa.scene.scene import open_scene
 
 SUFFIX: dict[Format, str] = {"cog": ".tif", "zarr": ".zarr", "geoparquet": ".parquet"}
+# Of a file; other dots belong to the name (HLS.S30.T10TEK.2020283T185941.v2.0).
+ENDING = re.compile(
+    r"\.(tiff?|jp2|vrt|nc|zarr|h5|hdf|img|dat|bsq|bil|bip|hdr|png|jpe?g|xml|json|geojson|safe|zip)$", re.I
+)
+NOT_IN_NAMES = re.compile(r"[^\w.\-+]+")  # an item's id is any text
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,13 @@ def embed_command(
         sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, nodata=nodata, gsd=gsd, mask=mask,
         mask_values=mask_values, strict=strict,
     )  # fmt: skip
-    paths = output_paths(scenes, out, format, stack)
+    levels = [_level(b) for b in blocks]
+    opened = [open_scene(s, **opening) for s in ([list(scenes)] if stack else scenes)]
+    paths = output_paths([s.name for s in opened], out, format)
     bar = Bar("embedding")
     embeddings = embed_all(
-        [list(scenes)] if stack else list(scenes), weights, level=level, blocks=[_level(b) for b in blocks],
-        stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats, batch=batch, precision=precision,
-        device=device, compile=compile, cluster=cluster, progress=bar.advance, **opening,
+        opened, weights, level=level, blocks=levels, stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats,
+        batch=batch, precision=precision, device=device, compile=compile, cluster=cluster, progress=bar.advance,
     )  # fmt: skip
     with bar.over([e.job for e in embeddings]):
         done = save(embeddings, paths, dtype=dtype, kind=format, overwrite=overwrite)
@@ -147,17 +155,22 @@ def opening_words(
     }
 
 
-def output_paths(scenes: Sequence[str], out: Path, format: Format | None, stack: bool) -> list[Path]:
+def output_paths(names: Sequence[str], out: Path, format: Format | None) -> list[Path]:
     """Where the files of scenes go: `out` for one, else files in the folder `out`, named as the scenes are.
+
+    Args:
+        names: of the scenes: their files' or, of a product, its own (a STAC item's id).
+        out: as told.
+        format: as told.
 
     Raises:
         ConfigError: a file name for several scenes, or several scenes of one name.
     """
-    if stack or len(scenes) == 1:
+    if len(names) == 1:
         return [out]
     if out.suffix.lower() in FORMATS and not out.is_dir():
-        raise ConfigError(f"{out} is one file for {len(scenes)} scenes: name a folder, or give --stack if they are one")
-    stems = [Path(s.rstrip("/").rsplit("/", 1)[-1]).name.split(".")[0] for s in scenes]
+        raise ConfigError(f"{out} is one file for {len(names)} scenes: name a folder, or give --stack if they are one")
+    stems = [NOT_IN_NAMES.sub("_", ENDING.sub("", name)).lstrip(".") or "scene" for name in names]
     twice = sorted({s for s in stems if stems.count(s) > 1})
     if twice:
         raise ConfigError(f"several scenes are named {', '.join(twice)}: write them to different folders")

@@ -162,11 +162,6 @@ def in_bf16(precision: Precision, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and fast_bf16(device))
 
 
-def is_low(precision: Precision, device: torch.device) -> bool:
-    """Whether a run is in bf16."""
-    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
-
-
 def fast_bf16(device: torch.device) -> bool:
     """Whether autocast to bf16 pays: on accelerators, and on processors that multiply it in hardware."""
     if device.type != "cpu":

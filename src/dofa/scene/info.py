@@ -192,9 +192,10 @@ def _part(scene: Scene, number: int, raw: NDArray[Any], stats: Scaling | None) -
 
 
 def _config(weights: str) -> "EncoderConfig":
-    from dofa.model.checkpoint import load  # torch, which an info without weights does not need
+    from dofa.model.checkpoint import resolve  # torch, which an info without weights does not need
+    from dofa.model.native import read_config
 
-    return load(weights).config
+    return read_config(resolve(weights))
 
 
 # -- what looks wrong -------------------------------------------------------------------------------------------------

@@ -217,6 +217,7 @@ class Work:
             if self._unsynced >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_S:
                 self.sync()
         except OSError as error:
+            self._next = self.done  # whether the blocks since then are on the disk, nobody knows
             raise self._disk(error, "its numbers") from error
 
     def _put(self, cells: NDArray[Any], at: int) -> None:
@@ -269,6 +270,7 @@ class Work:
                 list(pool.map(flush, [target.parent, *target.parent.rglob("*")]))
             self._place()
         except (OSError, RasterioError, CPLE_BaseError) as error:
+            self._next = self.done
             remove(target.parent)
             raise self._disk(error, "the finished file") from error
         self._discard_if(True)
@@ -327,8 +329,11 @@ class Work:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self._file is not None and not isinstance(error, DofaError):
+            if self._file is not None:
                 self.sync()
+        except OSError as failed:
+            if error is None:
+                raise self._disk(failed, "its numbers") from failed
         finally:
             self.close()
 

@@ -31,17 +31,27 @@ CLASS_NODATA = 255
 
 
 class HeadTiles(nn.Module):
-    """An encoder with a head, as the engine runs it. A linear head and the joining of tiles commute: few channels."""
+    """An encoder with a head, as the engine runs it. A linear head and the joining of tiles commute: few channels.
+
+    A linear head answers for every patch, one with a decoder for every pixel that the patches cover.
+    """
 
     def __init__(self, encoder: EncoderTiles, head: Head) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
-        self.patch, self.cell, self.offset = encoder.patch, encoder.cell, encoder.offset
+        self.decoder = None if head.decoder is None else head.module().to(encoder.vit.cls_token.device)
+        self.patch, self.offset = encoder.patch, encoder.offset
+        self.cell = encoder.cell if self.decoder is None else 1
         self.channels = len(head.class_names)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised (B, C, h, w) to (B, K, h / cell, w / cell): logits, or values of a regression."""
-        return self.head.apply(self.encoder.maps(images))
+        maps = self.encoder.maps(images)
+        if self.decoder is None:
+            return self.head.apply(maps)
+        size = (self.patch * maps.shape[-2], self.patch * maps.shape[-1])
+        logits: Tensor = self.decoder(maps.chunk(len(self.head.levels), 1), size)
+        return logits.float()
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Prediction:
         """The file that is made of it."""
         scene, head = self.inputs.scene, self.tiles.head
         classes = head.task != "regression" and wanted == "classes"
+        if classes and head.task == "multilabel":
+            raise ConfigError("the head's classes do not exclude each other: map them with --output probabilities")
         key = {"scene": scene.fingerprint, "plan": asdict(self.plan), "map": {**self.meta, "wanted": wanted}}
         nodata = CLASS_NODATA if head.nodata is None else head.nodata
         if classes and len(head.class_names) > nodata:
@@ -96,7 +108,7 @@ def _stored(head: Head, classes: bool, nodata: int) -> Callable[[Float, NDArray[
         if classes:
             return np.where(valid, values.argmax(0), nodata).astype(np.uint8)[None]
         if head.task != "regression":
-            values = torch.from_numpy(values).softmax(0).numpy()
+            values = head.probabilities(torch.from_numpy(values)[None])[0].numpy()
         return np.where(valid, values, np.float32(np.nan)).astype(np.float32)
 
     return stored
@@ -122,7 +134,8 @@ def predict_all(
         scenes: open.
         model: the encoder the head was trained on; another is refused.
         head: what was learned.
-        stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass.
+        stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass. A head with
+            a decoder has its own way from patches to pixels and takes one pass.
         tile: pixels a side; None for the size the head was trained at.
         overlap: pixels that neighbouring tiles share; None for a third of a tile.
         stats: other statistics than the head's, with `force`; see `dofa.scene.inputs.settle`.
@@ -136,6 +149,8 @@ def predict_all(
         ConfigError: a scene of another pixel size or without the head's bands, or settings that do not fit.
     """
     head.require(model)
+    if head.decoder is not None and stride not in (None, 1):
+        raise ConfigError(f"--stride {stride}: a {head.decoder.kind} decoder answers for every pixel: leave it out")
     measured = measure(scenes, stats)
     out, shared = [], {}
     for scene, found in zip(scenes, measured, strict=True):
@@ -207,10 +222,11 @@ def predict(
     Args:
         scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
         weights: model folder or name: the encoder that the head was trained on.
-        head: folder with head.json and head.safetensors, as `dofa probe` saves it.
+        head: folder with head.json and head.safetensors, as `dofa probe` and `dofa finetune` save it.
         out: file for one scene (.tif, .zarr, .parquet); folder for several.
         output: classes: a map with names and colours; probabilities: one channel a class. A regression gives values.
-        stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time.
+        stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time. A
+            head with a decoder maps every pixel in one pass.
         tile: pixels a side that the model sees at once; what the head was trained at unless given.
         overlap: pixels that neighbouring tiles share; a third of a tile unless given.
         format: of the files; by the name of a single one, else cog.
@@ -240,11 +256,11 @@ def predict(
         mask_values=mask_values, strict=strict,
     )  # fmt: skip
     opening["sensor"] = sensor or (None if bands or wavelengths else trained.sensor.name)
-    paths = output_paths(scenes, out, format, stack)
     opened = [open_scene(s, **opening) for s in ([list(scenes)] if stack else scenes)]
+    paths = output_paths([s.name for s in opened], out, format)
     maps = predict_all(
-        opened, encoder, trained, stride=stride, tile=tile, overlap=overlap, stats=stats, force=force, device=device,
-        compile=compile, precision=precision,
+        opened, encoder, trained, stride=stride, tile=tile, overlap=overlap, stats=stats, force=force,
+        device=device if cluster is None else None, compile=compile and cluster is None, precision=precision,
     )  # fmt: skip
     outputs = [one.output(path, output) for one, path in zip(maps, paths, strict=True)]
     bar = Bar("mapping")

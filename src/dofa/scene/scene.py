@@ -334,6 +334,8 @@ def open_scene(
         for group, words in zip(groups, share(groups, say), strict=True):
             opened.append(open_group(group, words))
         _refuse_twice(name, opened)
+        if len(opened) == 1 and opened[0].name is not None:
+            name = opened[0].name
         return _assembled(name, opened, say, gsd_m, mask, mask_values)
     except (ConfigError, DataError):
         for one in opened:

@@ -47,6 +47,7 @@ class Opened:
         warnings: what was assumed, left out or looks wrong.
         settled: what of the numbers can still be doubted, None where nothing is open.
         said: what the files say of the numbers, for those doubts.
+        name: that a product's metadata give it.
     """
 
     part: Part
@@ -55,6 +56,7 @@ class Opened:
     warnings: list[str] = field(default_factory=list)
     settled: words.Settled | None = None
     said: words.FileNumbers | None = None
+    name: str | None = None
 
 
 @dataclass
@@ -193,7 +195,7 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
         part = replace(part, files=tuple(replace(f, nodata=say.nodata) for f in part.files))
     if say.strict and product.warnings:
         raise DataError(f"{product.warnings[0]} (an error under strict)")
-    opened = Opened(part, open_files(part), dict(product.classes), list(product.warnings))
+    opened = Opened(part, open_files(part), dict(product.classes), list(product.warnings), name=product.name)
     if part.scaling.physical_source != "user" and product.settled is not None and product.said is not None:
         opened.settled = replace(product.settled, scaling=part.scaling)
         opened.said = product.said.select(
