@@ -62,6 +62,7 @@ KINDS = {
     "ombria": ("floods", "read_ombria"),
     "sen1floods11": ("floods", "read_sen1floods11"),
     "hyperspectral": ("hyperspectral", "read_hyperspectral"),
+    "tortilla": ("tortilla", "read_tortilla"),
     "chips": ("chipfolder", "read_chips"),
 }
 
