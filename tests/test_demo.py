@@ -78,7 +78,7 @@ def test_the_page_tells_the_numbers_the_probe_wrote(small_demo):
     text = Page((small_demo / "report.html").read_text(encoding="utf-8")).text
     for sensor in ("naip-rgbn", "planetscope-4"):
         found = json.loads((small_demo / "run" / "probe" / sensor / "probe.json").read_text(encoding="utf-8"))
-        rows = {r["features"]: r["accuracy"]["value"] for r in found["rows"] if r["classifier"] == "logistic"}
+        rows = {r["features"]: r["score"]["value"] for r in found["rows"] if r["classifier"] == "logistic"}
         for features in ("pooled", "random pooled", "band statistics"):
             assert f"{100 * rows[features]:.1f}" in text
 

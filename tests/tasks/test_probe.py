@@ -15,6 +15,7 @@ from dofa.pixels import Scaling
 from dofa.tasks import probe as room
 from dofa.tasks.evaluation import fit_logistic, split_folds
 from dofa.tasks.features import encode
+from dofa.tasks.judging import Classes, judge_images
 from dofa.tasks.probe import probe
 
 QUICK = {"stats": "dataset", "random_seeds": 2, "neighbours": 3, "penalties": (0.1, 10.0)}
@@ -27,24 +28,24 @@ def test_stripes_are_told_apart_by_features_and_not_by_band_statistics(
     result = probe(encoder, data, blocks=["pooled", 0, "-1"], out=tmp_path, **QUICK)
     names = ["pooled", "block 0", "block 2"]
     assert [r.features for r in result.rows[::2]] == [*names, *(f"random {n}" for n in names), "band statistics"]
-    assert result.row("block 0").accuracy.value > 0.8
-    assert result.row("band statistics").accuracy.value < 0.6
+    assert result.row("block 0").score.value > 0.8
+    assert result.row("band statistics").score.value < 0.6
     margin = next(d for d in result.differences if (d.features, d.against) == ("block 0", "band statistics"))
     assert margin.difference.low is not None
     assert margin.difference.low > 0
     assert len(result.differences) == 3 * 2 * 2
-    assert len(result.row("random pooled").penalties) == 2 * 5
+    assert len(result.row("random pooled").chosen) == 2 * 5
 
     record = json.loads((tmp_path / "probe.json").read_text())
-    assert record["format_version"] == 1
+    assert record["format_version"] == 2
     assert record["data"]["classes"] == {f"stripes {c}": 30 for c in range(3)}
     assert record["encoder"]["sha256"] == checkpoint.encoder_sha256(encoder)
     assert record["protocol"] == result.setting["protocol"]
-    assert record["rows"][0]["accuracy"]["value"] == result.rows[0].accuracy.value
+    assert record["rows"][0]["score"]["value"] == result.rows[0].score.value
     result.print()
     shown = capsys.readouterr().out
     assert "90 images judged, 3 classes, 5 folds by image" in shown
-    assert f"{100 * result.row('block 0').accuracy.value:.1f}" in shown
+    assert f"{100 * result.row('block 0').score.value:.1f}" in shown
 
 
 def test_the_saved_head_is_the_best_levels_layer_on_all_images(make_images, encoder: DOFA, tmp_path: Path) -> None:
@@ -53,14 +54,14 @@ def test_the_saved_head_is_the_best_levels_layer_on_all_images(make_images, enco
     head = load_head(tmp_path / "head", encoder)
     (level,) = head.levels
     name = "pooled" if level == "pooled" else f"block {level}"
-    assert result.row(name).accuracy.value == max(result.row(n).accuracy.value for n in ("pooled", "block 0"))
+    assert result.row(name).score.value == max(result.row(n).score.value for n in ("pooled", "block 0"))
     features = encode(encoder, data, head.scaling, [level], size=24)[level]
     expected = fit_logistic(features, data.labels, head.validation["penalty"])
     np.testing.assert_allclose(head.predict_proba(features).argmax(1), expected.predict(features))
     assert head.tile_size == 24
     assert head.gsd_m == pytest.approx(data.sensor.gsd_m * 16 / 24)
     assert head.class_names == data.class_names
-    assert head.validation["accuracy"]["value"] == result.row(name).accuracy.value
+    assert head.validation["score"]["value"] == result.row(name).score.value
     pixels = np.stack([data.read(i)[0] for i in range(len(data))]).astype(float)
     np.testing.assert_allclose(head.scaling.mean, pixels.mean((0, 2, 3)), rtol=1e-6)
 
@@ -76,7 +77,7 @@ def test_the_same_seed_gives_the_same_result_and_the_cache_changes_nothing(
     assert one != probe(encoder, data, seed=6, **QUICK).to_dict()
 
 
-@pytest.mark.parametrize("classifier", ["logistic", "k-NN"])
+@pytest.mark.parametrize("classifier", ["logistic", "LARS", "k-NN"])
 def test_judged_images_leave_no_trace_in_what_is_learned(make_images, encoder: DOFA, classifier) -> None:
     """Standardisation, penalty and weights come from training folds: wrecking other judged images changes nothing."""
     data = make_images()
@@ -85,7 +86,12 @@ def test_judged_images_leave_no_trace_in_what_is_learned(make_images, encoder: D
     parts = split_folds(data.labels, 3, 0)
 
     def judge(of_folds):
-        return room._judge(classifier, of_folds, data.labels, parts, None, (0.01, 1.0, 100.0), 5, 0)
+        units = np.arange(len(data))
+        run = judge_images(
+            classifier, of_folds, data.labels, parts, units, classes=3, candidates=(0.01, 1.0, 100.0), neighbours=5
+        )
+        assert isinstance(run.judged, Classes)
+        return np.split(run.judged.correct, np.cumsum([len(part.test) for part in parts])[:-1]), run.chosen
 
     correct, chosen = judge([clean] * 3)
     wrecked = []
@@ -129,7 +135,7 @@ def test_places_are_kept_together_where_there_are_enough_of_them(make_images, en
     with pytest.raises(DataError, match="does not say where"):
         probe(encoder, make_images(), by="place", **QUICK)
     handful = probe(encoder, make_images(places=3), by="place", folds=3, baselines=False, **QUICK)
-    assert handful.rows[0].accuracy.low is None
+    assert handful.rows[0].score.low is None
 
 
 def test_a_class_judged_without_having_been_seen_is_said(make_images, encoder: DOFA) -> None:
@@ -145,13 +151,13 @@ def test_the_published_split_learns_on_train_and_val_and_judges_test(
     data = make_images(per_class=20, splits=True)
     result = probe(encoder, data, by="split", out=tmp_path, **QUICK)
     test = np.array(data.splits) == "test"
-    assert result.setting["data"]["judged"] == test.sum() == len(result.rows[0].correct)
+    assert result.setting["data"]["judged"] == test.sum() == len(result.rows[0].judged[0].correct)
     head = load_head(tmp_path / "head", encoder)
     pixels = np.stack([data.read(i)[0] for i in range(len(data))]).astype(float)
     np.testing.assert_allclose(head.scaling.mean, pixels[~test].mean((0, 2, 3)), rtol=1e-6)
     features = encode(encoder, data, head.scaling)["pooled"]
     right = head.predict_proba(features).argmax(1) == data.labels
-    assert right[test].mean() == pytest.approx(result.row("pooled").accuracy.value)
+    assert right[test].mean() == pytest.approx(result.row("pooled").score.value)
     with pytest.raises(DataError, match="no published split"):
         probe(encoder, make_images(), by="split", **QUICK)
 
@@ -180,5 +186,5 @@ def test_a_model_folder_and_a_real_set_go_in_by_name(encoder: DOFA, real_data: P
     )
     assert result.setting["protocol"]["places"] == 76
     # The reference's prototype found 70.1 % for band statistics on these images.
-    assert result.row("band statistics").accuracy.value == pytest.approx(0.70, abs=0.05)
+    assert result.row("band statistics").score.value == pytest.approx(0.70, abs=0.05)
     assert load_head(tmp_path / "out" / "head", encoder).sensor.band_names[-1] == "B8A"

@@ -215,9 +215,9 @@ def _features(found: Findings) -> str:
 
 def _probe(out: Path, found: Findings) -> str:
     names = [p.sensor if p.trained else f"{p.sensor}\n(never trained on)" for p in found.probed]
-    values = {m: [100 * p.rows[i].accuracy.value for p in found.probed] for i, m in enumerate(METHODS)}
+    values = {m: [100 * p.rows[i].score.value for p in found.probed] for i, m in enumerate(METHODS)}
     spans = {
-        m: [(100 * (a.low or a.value), 100 * (a.high or a.value)) for p in found.probed for a in [p.rows[i].accuracy]]
+        m: [(100 * (a.low or a.value), 100 * (a.high or a.value)) for p in found.probed for a in [p.rows[i].score]]
         for i, m in enumerate(METHODS)
     }
     chart = _chart(
@@ -230,7 +230,7 @@ def _probe(out: Path, found: Findings) -> str:
         rows.append(
             (
                 label,
-                *(f"{100 * row.accuracy.value:.1f}" for row in p.rows),
+                *(f"{100 * row.score.value:.1f}" for row in p.rows),
                 _signed(random.value, 100) + _paired(random),
                 _signed(bands.value, 100) + _paired(bands),
                 str(p.result.setting["data"]["judged"]),

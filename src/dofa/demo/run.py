@@ -291,7 +291,7 @@ def table(console: Console, errors: list[dict[str, Any]], probed: list[Probed]) 
         span = "" if d.low is None or d.high is None else f" ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
         found.add_row(
             p.sensor if p.trained else f"{p.sensor} (never trained on)",
-            *(f"{100 * row.accuracy.value:.1f}" for row in p.rows),
+            *(f"{100 * row.score.value:.1f}" for row in p.rows),
             f"{100 * d.value:+.1f}{span}",
         )
     console.print(found)

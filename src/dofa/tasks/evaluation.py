@@ -257,8 +257,9 @@ def knn_scores(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np
     mean, inverse = standardisation(train.astype(np.float64))
     base, query = ((part - mean) * inverse for part in (train, test))
     base, query = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (base, query))
+    flags = train_labels.astype(np.float64)
     if train_labels.ndim == 1:
-        train_labels = np.eye(int(train_labels.max()) + 1)[train_labels][:, np.unique(train_labels)]
+        flags = (train_labels[:, None] == np.unique(train_labels)).astype(np.float64)
     out = []
     for start in range(0, len(query), 1024):
         similarity = query[start : start + 1024] @ base.T
@@ -266,8 +267,8 @@ def knn_scores(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np
         rows = np.arange(len(nearest))[:, None]
         # A vote counts 1; the similarity, under 1/k of that in sum, only decides between equal counts.
         votes = 1 + similarity[rows, nearest] / (4 * neighbours)
-        out.append(np.einsum("mn,mnk->mk", votes, train_labels[nearest].astype(np.float64)))
-    return np.concatenate(out) if out else np.zeros((0, train_labels.shape[1]))
+        out.append(np.einsum("mn,mnk->mk", votes, flags[nearest]))
+    return np.concatenate(out) if out else np.zeros((0, flags.shape[1]))
 
 
 def knn_predict(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np.floating], neighbours: int) -> Ints:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.nn import functional as F
 
 from dofa.errors import DataError
@@ -170,20 +169,19 @@ def fit_lars(features: NDArray[np.floating], labels: Ints, rate: float, seed: in
     wanted = torch.from_numpy(target.astype(np.float32))
     count, steps = len(inputs), EPOCHS * -(-len(inputs) // BATCH)
     generator = torch.Generator().manual_seed(seed)
-    layer = nn.utils.skip_init(nn.Linear, inputs.shape[1], target.shape[1])
-    with torch.no_grad():
-        layer.weight.normal_(0, 0.01, generator=generator)
-        layer.bias.zero_()
-    optimizer = LARS(layer.parameters(), lr=rate)
+    layer = (0.01 * torch.randn(target.shape[1], inputs.shape[1], generator=generator)).requires_grad_()
+    offset = torch.zeros(target.shape[1], requires_grad=True)
+    optimizer = LARS([layer, offset], lr=rate)
     done = 0
     for _ in range(EPOCHS if target.shape[1] else 0):
-        for rows in torch.randperm(count, generator=generator).split(BATCH):
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count, BATCH):
+            rows = order[start : start + BATCH]
             optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + np.cos(np.pi * done / steps))
-            logits = layer(inputs[rows])
-            exclusive = labels.ndim == 1
+            logits = F.linear(inputs[rows], layer, offset)
             loss = (
                 F.cross_entropy(logits, wanted[rows])
-                if exclusive
+                if labels.ndim == 1
                 else F.binary_cross_entropy_with_logits(logits, wanted[rows])
             )
             optimizer.zero_grad()
@@ -191,9 +189,9 @@ def fit_lars(features: NDArray[np.floating], labels: Ints, rate: float, seed: in
             optimizer.step()
             done += 1
     weight = np.zeros((len(classes), features.shape[1]))
-    weight[fitted] = layer.weight.detach().double().numpy() * inverse
+    weight[fitted] = layer.detach().double().numpy() * inverse
     bias = constant.copy()
-    bias[fitted] = layer.bias.detach().double().numpy() - weight[fitted] @ mean
+    bias[fitted] = offset.detach().double().numpy() - weight[fitted] @ mean
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise DataError(f"LARS left the numbers at rate {rate:g}: pass smaller rates")
     return LinearModel(classes, weight, bias, rate, labels.ndim == 1)

@@ -3,44 +3,53 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from dofa.errors import ConfigError, nearest
 from dofa.model.heads import Head
 from dofa.tasks.evaluation import Interval
+from dofa.tasks.judging import Judged
 
-Classifier = Literal["logistic", "k-NN"]
-CLASSIFIERS: tuple[Classifier, ...] = ("logistic", "k-NN")
-FORMAT_VERSION = 1
+Classifier = Literal["logistic", "LARS", "k-NN"]
+Metric = Literal["accuracy", "micro AP", "mIoU"]
+FORMAT_VERSION = 2  # 1 had accuracies only
 
 
 @dataclass(frozen=True)
 class Row:
-    """Accuracy of one classifier on one kind of features, over images that were not learned from.
+    """The score of one classifier on one kind of features, over images or pixels that were not learned from.
 
     Attributes:
         features: `pooled` or `block 11`, with `random` before it; or `band statistics`.
-        classifier: logistic or k-NN.
-        accuracy: share of right answers, 95 % interval; of random weights the mean over their seeds.
-        per_fold: accuracy of each fold.
-        penalties: C chosen in each fold (and seed) by the logistic regression.
-        correct: (n,) per judged image, 0–1; not written to JSON.
+        classifier: logistic, LARS or k-NN.
+        metric: accuracy of one class an image, micro-averaged precision of several, mean intersection over union of a
+            class a pixel.
+        score: 0–1 with its 95 % interval; of random weights the mean over their seeds.
+        per_fold: score of each fold.
+        chosen: C of the logistic regression, or rate of LARS, in each fold (and seed).
+        confusion: (K, K) counts of images or pixels, rows true and columns predicted, of all folds and seeds; None
+            where classes do not exclude each other.
+        judged: what was judged, one a seed; not written to JSON.
     """
 
     features: str
     classifier: Classifier
-    accuracy: Interval
+    metric: Metric
+    score: Interval
     per_fold: tuple[float, ...]
-    penalties: tuple[float, ...]
-    correct: NDArray[np.float64] = field(repr=False)
+    chosen: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
+    judged: tuple[Judged, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, for JSON."""
+        return {k: asdict(v) if k == "score" else v for k, v in vars(self).items() if k != "judged"}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired: accuracy of `features` minus that of `against` on the same images; an interval without 0 is a finding."""
+    """Paired: score of `features` minus that of `against` on the same images; an interval without 0 is a finding."""
 
     features: str
     against: str
@@ -66,33 +75,39 @@ class ProbeResult:
     warnings: tuple[str, ...]
     head: Head | None = None
 
-    def row(self, features: str, classifier: Classifier = "logistic") -> Row:
-        """The row of that name."""
+    def row(self, features: str, classifier: Classifier | None = None) -> Row:
+        """The row of that name; of the linear classifier unless another is named."""
         for row in self.rows:
-            if (row.features, row.classifier) == (features, classifier):
+            if row.features == features and (row.classifier == classifier if classifier else row.classifier != "k-NN"):
                 return row
         raise ConfigError(f"the probe has no {features!r}: {nearest(features, {r.features for r in self.rows})}")
 
+    @property
+    def best(self) -> Row:
+        """The row of the encoder's own features (not random, not band statistics) with the highest score."""
+        names = set(self.setting["encoder"]["levels"])
+        return max((r for r in self.rows if r.features in names), key=lambda row: row.score.value)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain form, for JSON; accuracies are shares, 0–1."""
-        rows = [{k: v for k, v in asdict(r).items() if k != "correct"} for r in self.rows]
+        """Plain form, for JSON; scores are shares, 0–1."""
         return {
             "format_version": FORMAT_VERSION,
             **self.setting,
-            "rows": rows,
+            "rows": [row.to_dict() for row in self.rows],
             "differences": [asdict(d) for d in self.differences],
             "warnings": list(self.warnings),
         }
 
     def tables(self) -> list[Table]:
-        """Accuracies and differences in percent, for the terminal."""
+        """Scores and differences in percent, for the terminal."""
         data = self.setting["data"]
-        title = f"{data['name']}: {data['judged']} images judged, {len(data['classes'])} classes, "
+        title = f"{data['name']}: {data['judged']} {data['unit']}s judged, {len(data['classes'])} classes, "
         title += _protocol(self.setting["protocol"])
-        rows = Table("features", "classifier", "accuracy %", "95 % interval", "C", title=title)
+        swept = "rate" if self.setting["protocol"]["optimizer"] == "lars" else "C"
+        rows = Table("features", "classifier", f"{self.rows[0].metric} %", "95 % interval", swept, title=title)
         for row in self.rows:
-            chosen = ", ".join(f"{c:g}" for c in sorted(set(row.penalties)))
-            rows.add_row(row.features, row.classifier, f"{100 * row.accuracy.value:.1f}", _span(row.accuracy), chosen)
+            chosen = ", ".join(f"{c:g}" for c in sorted(set(row.chosen)))
+            rows.add_row(row.features, row.classifier, f"{100 * row.score.value:.1f}", _span(row.score), chosen)
         found = Table("features", "against", "classifier", "points", "95 % interval", title="paired differences")
         for d in self.differences:
             found.add_row(
@@ -110,10 +125,12 @@ class ProbeResult:
 
 
 def _protocol(protocol: dict[str, Any]) -> str:
+    part = "" if protocol["fraction"] == 1 else f", {100 * protocol['fraction']:g} % of the labels"
     if protocol["by"] == "split":
-        return "published split"
-    where = "image" if protocol["places"] is None else f"place ({protocol['places']} places)"
-    return f"{protocol['folds']} folds by {where}"
+        return "published split" + part
+    counted = {"place": "places", "block": "blocks"}.get(protocol["by"])
+    where = protocol["by"] if counted is None else f"{protocol['by']} ({protocol['places']} {counted})"
+    return f"{protocol['folds']} folds by {where}{part}"
 
 
 def _span(interval: Interval, sign: str = "") -> str:

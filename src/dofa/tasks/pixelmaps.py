@@ -1,0 +1,195 @@
+"""Features of every pixel of labelled images, from an encoder or from no model at all.
+
+The feature of a pixel is the one of a scene (design.md section 3): the average over passes shifted by a stride, made by
+the very engine that makes maps, so that a head trained on them sees on a map what it has learned from.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dofa.pixels import Scaling
+from dofa.scene import engine
+from dofa.scene.inputs import Inputs
+from dofa.scene.tiles import Plan, Window
+from dofa.sensors import Sensor
+from dofa.tasks.backbones import Backbone
+from dofa.tasks.features import Precision, Progress, prepare
+from dofa.tasks.labelled import LabelledImages
+from dofa.tasks.linear import Ints
+
+Floats = NDArray[np.float32]
+KEPT = 2**31  # bytes of feature maps that stay in memory; more are made again when they are needed
+LOCAL = 5  # pixels a side of the window of local statistics
+
+
+class PixelFeatures(Protocol):
+    """Features of every pixel of labelled images, several levels side by side."""
+
+    def maps(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
+        """(row, (h, w, D)) of images, in the order asked."""
+
+    def cells(self, length: int, axis: int) -> Ints:
+        """(length,) the row (axis 0) or column (axis 1) of the map that each row or column of pixels has."""
+
+
+class EncoderPixels:
+    """What an encoder says of every pixel.
+
+    Args:
+        backbone: the model.
+        data: what it reads.
+        scaling: with statistics.
+        blocks: numbers, whose outputs stand side by side.
+        stride: pixels between shifted passes.
+        size: side in pixels the images are resized to, None for their own.
+        batch: tiles at a time.
+        precision: float32 or bf16.
+        device: None for CUDA where there is one.
+        progress: called with the number of images just encoded.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: LabelledImages,
+        scaling: Scaling,
+        blocks: Sequence[int],
+        *,
+        stride: int,
+        size: int | None,
+        batch: int,
+        precision: Precision,
+        device: str | None,
+        progress: Progress = lambda images: None,
+    ) -> None:
+        self.data, self.scaling, self.size = data, scaling, size
+        self._batch, self._precision, self._device, self._progress = batch, precision, device, progress
+        backbone.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self._tiles = _BackboneTiles(backbone, data.sensor, blocks)
+        height, width = (size, size) if size is not None else data.shape[1:]
+        self.plan = plan_of(backbone, height, width, stride)
+        total = len(data) * self.plan.shape[0] * self.plan.shape[1] * self._tiles.channels * 4
+        self._kept: dict[int, Floats] | None = {} if total <= KEPT else None
+
+    def maps(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
+        """See `PixelFeatures`."""
+        if self._kept is None:
+            yield from self._made(rows)
+            return
+        self._kept.update(self._made([row for row in rows if row not in self._kept]))
+        yield from ((row, self._kept[row]) for row in rows)
+
+    def cells(self, length: int, axis: int) -> Ints:
+        """See `PixelFeatures`."""
+        side = (self.plan.height, self.plan.width)[axis]
+        pixel = ((np.arange(length) + 0.5) * side / length).astype(np.int64)  # of the image the encoder was fed
+        return np.minimum((pixel + self.plan.offset) // self.plan.stride, self.plan.shape[axis] - 1)
+
+    def _made(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
+        for start in range(0, len(rows), self._batch):
+            group = rows[start : start + self._batch]
+            jobs = [engine.Job(cast(Inputs, self._picture(row)), self.plan, self._tiles) for row in group]
+            found = [np.empty((*self.plan.shape, self._tiles.channels), np.float32) for _ in group]
+            for block in engine.run(jobs, batch=self._batch, precision=self._precision, device=self._device):
+                found[block.job][block.window.rows, block.window.cols] = block.values.transpose(1, 2, 0)
+            self._progress(len(group))
+            yield from zip(group, found, strict=True)
+
+    def _picture(self, row: int) -> "_Picture":
+        image, valid = prepare(self.data, row, self.scaling), self.data.read(row)[1]
+        seen = np.ones(image.shape[1:], bool) if valid is None else valid
+        if self.size is not None and image.shape[1:] != (self.size, self.size):
+            sides = (self.size, self.size)
+            resized = F.interpolate(
+                torch.from_numpy(image)[None], sides, mode="bilinear", antialias=True, align_corners=False
+            )
+            image = resized[0].numpy()
+            seen = F.interpolate(torch.from_numpy(seen)[None, None].float(), sides, mode="nearest")[0, 0].numpy() > 0
+        return _Picture(self.data.sources[row], image, seen)
+
+
+def plan_of(backbone: Backbone, height: int, width: int, stride: int) -> Plan:
+    """How an image is cut for a model: tiles of the size it was trained at, as scenes are.
+
+    Raises:
+        ConfigError: a stride that does not fit.
+    """
+    patch = backbone.patch
+    side = min(patch * -(-backbone.image_size // patch), patch * -(-max(height, width) // patch))
+    overlap = patch * min(round(side / 3 / patch), side // patch - 1)
+    return Plan(height, width, side, overlap, patch, patch, stride, backbone.patch_offset)
+
+
+class _Picture:
+    """An image in memory, as the engine reads scenes."""
+
+    def __init__(self, name: str, image: Floats, valid: NDArray[np.bool_]) -> None:
+        self.name, self._image, self._valid = name, image, valid
+        self.count, self.height, self.width = image.shape
+        self.pixel_bytes = 4 * self.count
+        self.scene = self.chunks = self
+
+    def normalised(self, window: Window) -> tuple[Floats, NDArray[np.bool_]]:
+        """The last row and column repeated beyond the border, as of scenes."""
+        rows, cols = (np.arange(w, w + n) for w, n in ((window.row, window.height), (window.col, window.width)))
+        inside = self._image[:, rows.clip(0, self.height - 1)][:, :, cols.clip(0, self.width - 1)]
+        return inside, self.valid(window)
+
+    def valid(self, window: Window) -> NDArray[np.bool_]:
+        """False outside."""
+        out = np.zeros((window.height, window.width), bool)
+        top, left = max(window.row, 0), max(window.col, 0)
+        part = self._valid[top : window.row + window.height, left : window.col + window.width]
+        out[top - window.row :, left - window.col :][: part.shape[0], : part.shape[1]] = part
+        return out
+
+
+class _BackboneTiles:
+    """A backbone as the engine runs it."""
+
+    def __init__(self, backbone: Backbone, sensor: Sensor, blocks: Sequence[int]) -> None:
+        self._backbone, self._sensor, self._blocks = backbone, sensor, list(blocks)
+        self.channels = backbone.width * len(self._blocks)
+        self.patch = self.cell = backbone.patch
+        self.offset = backbone.patch_offset
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised (B, C, h, w) to (B, K, h / patch, w / patch)."""
+        return torch.cat([level.float() for level in self._backbone.maps(images, self._sensor, self._blocks)], dim=1)
+
+
+class BandPixels:
+    """No model at all: the spectrum of a pixel, and mean and spread of each band in a small window around it.
+
+    Args:
+        data: the images.
+    """
+
+    def __init__(self, data: LabelledImages) -> None:
+        self.data = data
+
+    def maps(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
+        """See `PixelFeatures`; in physical values, of measured pixels only."""
+        from scipy.ndimage import uniform_filter
+
+        for row in rows:
+            raw, valid = self.data.read(row)
+            values = self.data.scaling.physical(raw).astype(np.float64)
+            seen = np.ones(values.shape[1:], bool) if valid is None else valid
+            middle = values[:, seen].mean(1)[:, None, None] if seen.any() else 0.0  # else squares cancel digits
+            values = np.where(seen, values - middle, 0.0)
+            share = np.maximum(uniform_filter(seen.astype(np.float64), LOCAL), 1 / LOCAL**2 / 2)
+            mean, square = (uniform_filter(v, (0, LOCAL, LOCAL)) / share for v in (values, values**2))
+            spread = np.sqrt(np.maximum(square - mean**2, 0))
+            found = np.concatenate([values + middle, mean + middle, spread]).astype(np.float32)
+            yield row, found.transpose(1, 2, 0)
+
+    def cells(self, length: int, axis: int) -> Ints:
+        """See `PixelFeatures`."""
+        return np.arange(length)
