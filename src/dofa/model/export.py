@@ -204,7 +204,7 @@ class Task:
         answer = self.head.apply(torch.cat(list(found.values()), dim=1))
         if self.head.task == "regression":
             return image, {"values": answer}
-        return image, {"logits": answer, "probabilities": answer.softmax(1)}
+        return image, {"logits": answer, "probabilities": self.head.probabilities(answer)}
 
     def describe(self) -> dict[str, Any]:
         """What a program says of itself; plain JSON."""
@@ -267,6 +267,11 @@ def settle(
     known = sensors.get(sensor) if isinstance(sensor, str) else sensor
     if head is not None:
         head.require(model)
+        if head.decoder is not None:
+            raise ConfigError(
+                f"a head with a {head.decoder.kind} decoder is not exported: map with dofa predict, or train a head "
+                "with dofa finetune --decoder linear"
+            )
         if known is not None and known.name != head.sensor.name:
             raise ConfigError(f"the head was trained on {head.sensor.name}, not on {known.name}: leave out --sensor")
         if bands is not None or levels is not None:

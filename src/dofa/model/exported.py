@@ -75,7 +75,8 @@ class Exported(nn.Module):
         answer = (joined @ self.weight.T + self.bias).movedim(-1, 1).float()
         if self.task == "regression":
             return {"values": answer}
-        return {"logits": answer, "probabilities": answer.softmax(1)}
+        # `Head.probabilities`, as torch can trace it.
+        return {"logits": answer, "probabilities": answer.sigmoid() if self.task == "multilabel" else answer.softmax(1)}
 
 
 def level_features(

@@ -1,12 +1,14 @@
-"""The head folder: what a task learned on top of a frozen encoder, and everything needed to feed it right again.
+"""The head folder: what a task learned on top of an encoder, and everything needed to feed it right again.
 
 `head.json` says what the head is for and which encoder, bands, pixel scale and image size it was trained with;
-`head.safetensors` holds its linear layer with the feature standardisation folded in (design.md section 3).
+`head.safetensors` holds its linear layer with the feature standardisation folded in (design.md section 3), and the
+weights of a decoder where one stands before that layer.
 """
 
 import colorsys
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,47 +20,80 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from dofa.errors import CheckpointError, ConfigError
+from dofa.errors import CheckpointError, ConfigError, nearest
 from dofa.files import write_atomically
 from dofa.model.checkpoint import encoder_sha256
+from dofa.model.decoders import DPTDecoder, UPerNet
 from dofa.model.encoder import DOFA
 from dofa.model.native import read_record
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of a head with a decoder; a linear one is still written as 1, which an older dofa reads
 CONFIG, WEIGHTS = "head.json", "head.safetensors"
-Task = Literal["classification", "segmentation", "regression"]
+Task = Literal["classification", "multilabel", "segmentation", "regression"]
+Kind = Literal["upernet", "dpt"]
 Block = int | Literal["pooled"]
 Colour = tuple[int, int, int]
 _KEYS = (
     "format_version", "task", "class_names", "colours", "ignore", "nodata", "encoder_sha256", "levels", "sensor",
     "scaling", "patch_offset", "tile_size", "gsd_m", "validation", "weights_sha256",
 )  # fmt: skip
+_DECODERS: dict[str, type[UPerNet | DPTDecoder]] = {"upernet": UPerNet, "dpt": DPTDecoder}
+_OF_DECODER = "decoder."  # what its tensors' names begin with in the file
+_LAST = ("classifier.weight", "classifier.bias")  # of a decoder: the head's own linear layer
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What stands between an encoder's maps and the linear layer of a segmentation head (`dofa.model.decoders`).
+
+    Attributes:
+        kind: upernet or dpt.
+        width: of the encoder's maps.
+        channels: that reach the linear layer.
+        state: its weights by name, without those of the linear layer.
+    """
+
+    kind: Kind
+    width: int
+    channels: int
+    state: Mapping[str, NDArray[Any]] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in _DECODERS:
+            raise CheckpointError(f"head has the decoder {self.kind!r}: {nearest(str(self.kind), _DECODERS)}")
+
+
+def new_decoder(kind: Kind, width: int, classes: int, channels: int) -> UPerNet | DPTDecoder:
+    """A decoder with random weights."""
+    return _DECODERS[kind](width, classes, channels)
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear layer on frozen features, with what it was trained on.
+    """A linear layer on an encoder's features, or on what a decoder makes of them, with what it was trained on.
 
     Attributes:
-        task: what the outputs are: logits of classes of whole images (classification) or of places in them
-            (segmentation), or values (regression).
+        task: what the outputs are: logits of classes of whole images that exclude each other (classification) or do
+            not (multilabel), of places in them (segmentation), or values (regression).
         class_names: one an output, in order; of a regression, what its values are.
         colours: (red, green, blue) of each class, 0–255.
         encoder_sha256: of the encoder whose features it reads; see `dofa.model.checkpoint.encoder_sha256`.
-        levels: whose features it reads, concatenated: block numbers (mean or single patch tokens) or `pooled`.
+        levels: whose features it reads, concatenated: block numbers (mean or single patch tokens) or `pooled`; a
+            decoder takes them one by one, the shallowest first.
         sensor: bands in order; its own scaling is the raw-to-physical step.
         scaling: that normalised the images, with statistics; in another unit than the sensor's where the encoder's
             unit map stands between (`dofa.pixels.convert_units`).
         patch_offset: of the encoder.
         tile_size: side in pixels of the images the encoder was fed.
         gsd_m: metres a pixel of those images, after any resizing.
-        weight: (K, D) float64.
+        weight: (K, D) float64; with a decoder D is its channels.
         bias: (K,) float64.
         validation: the score it had and how it was measured.
         ignore: label value that counts in no loss and no score, None for none.
         nodata: value written where there is no prediction, None for none.
+        decoder: before the linear layer; None for a linear head.
     """
 
     task: Task
@@ -76,6 +111,7 @@ class Head:
     validation: dict[str, Any] = field(default_factory=dict)
     ignore: int | None = None
     nodata: int | None = None
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
@@ -92,12 +128,21 @@ class Head:
             raise CheckpointError("head has NaN or infinite weights")
         if self.scaling.mean is None or self.scaling.bands != self.sensor.band_names:
             raise CheckpointError(f"head's scaling needs statistics for the bands {', '.join(self.sensor.band_names)}")
+        if self.decoder is not None:
+            if self.task != "segmentation" or "pooled" in self.levels:
+                raise CheckpointError("a head with a decoder is for segmentation and reads the maps of blocks")
+            self.module()  # tensors that do not fit are told at once
 
     @property
     def sha256(self) -> str:
         """Digest of what it was trained to: weights, levels, classes."""
         said = json.dumps([self.task, list(self.class_names), list(self.levels), self.scaling.to_dict()])
-        return hashlib.sha256(said.encode() + self.weight.tobytes() + self.bias.tobytes()).hexdigest()
+        found = hashlib.sha256(said.encode() + self.weight.tobytes() + self.bias.tobytes())
+        if self.decoder is not None:
+            found.update(self.decoder.kind.encode())
+            for name, array in sorted(self.decoder.state.items()):
+                found.update(name.encode() + array.tobytes())
+        return found.hexdigest()
 
     def require(self, model: DOFA) -> None:
         """Refuse any encoder but the one this head was trained on.
@@ -125,6 +170,10 @@ class Head:
         Raises:
             CheckpointError: another number of features.
         """
+        if self.decoder is not None:
+            raise CheckpointError(
+                f"this head reads maps through its {self.decoder.kind} decoder: Head.module applies it"
+            )
         if features.ndim not in (2, 4) or features.shape[1] != self.weight.shape[1]:
             raise CheckpointError(
                 f"features of shape {tuple(features.shape)} do not fit a head of {self.weight.shape[1]} features: "
@@ -137,14 +186,46 @@ class Head:
 
     def predict_proba(self, features: Tensor | NDArray[np.floating]) -> NDArray[np.float32]:
         """Class probabilities: (B, D) to (B, K), or (B, D, h, w) to (B, K, h, w)."""
-        return self.apply(torch.as_tensor(features)).softmax(1).cpu().numpy()
+        return self.probabilities(self.apply(torch.as_tensor(features))).cpu().numpy()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (B, K, …) as probabilities: of one class or another, or of each class by itself (multilabel)."""
+        return logits.sigmoid() if self.task == "multilabel" else logits.softmax(1)
+
+    def module(self) -> UPerNet | DPTDecoder:
+        """The decoder with the linear layer at its end, in eval mode: maps and the size they cover to logits.
+
+        Raises:
+            CheckpointError: a linear head, or tensors that are not the decoder's.
+        """
+        if self.decoder is None:
+            raise CheckpointError("a linear head has no decoder: Head.apply gives its answers")
+        with torch.device("meta"):
+            module = new_decoder(self.decoder.kind, self.decoder.width, len(self.class_names), self.decoder.channels)
+        own = module.state_dict()
+        given = {name: torch.from_numpy(np.array(array)) for name, array in self.decoder.state.items()}
+        weight = torch.from_numpy(self.weight)[:, :, None, None].float()
+        given |= dict(zip(_LAST, (weight, torch.from_numpy(self.bias).float()), strict=True))
+        faults = [n for n in sorted(own.keys() | given.keys()) if n not in own or n not in given]
+        faults += [n for n in own if n not in faults and own[n].shape != given[n].shape]
+        faults += [n for n in own if n not in faults and not bool(torch.isfinite(given[n]).all())]
+        if len(module.widths) != len(self.levels):
+            faults.append(f"{len(self.levels)} levels for {len(module.widths)} maps")
+        if faults:
+            raise CheckpointError(f"{self.decoder.kind} decoder of the head does not fit: {', '.join(faults[:3])}")
+        module.load_state_dict(given, assign=True)
+        return module.eval().requires_grad_(False)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the head folder; a head already in it is replaced."""
         folder = Path(folder)
-        weights = save({"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)})
+        tensors = {"weight": self.weight, "bias": self.bias}
+        decoder = self.decoder
+        if decoder is not None:
+            tensors |= {_OF_DECODER + name: array for name, array in decoder.state.items()}
+        weights = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
         record = {
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if decoder is None else FORMAT_VERSION,
             "task": self.task,
             "class_names": list(self.class_names),
             "colours": [list(c) for c in self.colours],
@@ -161,6 +242,8 @@ class Head:
             # Two files cannot be renamed at once: the digest tells a pair that was torn in between.
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
+        if decoder is not None:
+            record["decoder"] = {"kind": decoder.kind, "width": decoder.width, "channels": decoder.channels}
         write_atomically(folder / WEIGHTS, weights)
         write_atomically(folder / CONFIG, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         return folder
@@ -178,7 +261,7 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
             encoder.
     """
     folder = Path(folder)
-    record = read_record(folder / CONFIG, "head", FORMAT_VERSION, _KEYS)
+    record = read_record(folder / CONFIG, "head", FORMAT_VERSION, (*_KEYS, "decoder"))
     missing = [key for key in _KEYS if key not in record]
     if missing:
         raise CheckpointError(f"{folder / CONFIG}: {', '.join(missing)} missing")
@@ -194,8 +277,11 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
         tensors = load(data)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is no safetensors file: {error}") from None
-    if set(tensors) != {"weight", "bias"}:
-        raise CheckpointError(f"{folder / WEIGHTS} holds {', '.join(sorted(tensors))}; a head is weight and bias")
+    own = {n.removeprefix(_OF_DECODER): tensors.pop(n) for n in list(tensors) if n.startswith(_OF_DECODER)}
+    said = record.get("decoder")
+    if set(tensors) != {"weight", "bias"} or bool(own) != bool(said):
+        held = ", ".join(sorted(tensors)) + f" and {len(own)} tensors of a decoder"
+        raise CheckpointError(f"{folder / WEIGHTS} holds {held}; a head is weight and bias, and the decoder it names")
     try:
         head = Head(
             task=record["task"],
@@ -213,12 +299,20 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
             validation=record["validation"],
             ignore=record["ignore"],
             nodata=record["nodata"],
+            decoder=None if said is None else Decoder(said["kind"], said["width"], said["channels"], own),
         )
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
     if model is not None:
         head.require(model)
     return head
+
+
+def split_decoder(module: UPerNet | DPTDecoder, kind: Kind) -> tuple[Decoder, NDArray[np.float64], NDArray[np.float64]]:
+    """A trained decoder as a head keeps it: what stands before the linear layer, its weight (K, D) and its bias."""
+    state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+    weight, bias = (state.pop(name).astype(np.float64) for name in _LAST)
+    return Decoder(kind, module.widths[0], weight.shape[1], state), weight[:, :, 0, 0], bias
 
 
 def palette(classes: int) -> tuple[Colour, ...]:
