@@ -147,24 +147,16 @@ class DofaBackbone(Backbone):
         return out
 
 
-class TeacherBackbone(Backbone):
-    """An ordinary RGB ViT: it sees the picture of the images, in the ranges of `pixels.display`.
+class PictureBackbone(Backbone):
+    """A model of photographs: it sees the picture of the images, in the ranges of `pixels.display`.
 
-    Its pooled vector is the mean of the last block's patch tokens.
-
-    Args:
-        teacher: the network.
-        name: what tables call it.
+    Attributes:
+        mean: of its red, green and blue in [0, 1].
+        std: like mean.
     """
 
-    module: Teacher
-
-    def __init__(self, teacher: Teacher, name: str) -> None:
-        config = teacher.config
-        self.module, self.name, self.sha256 = teacher, name, teacher.sha256
-        self.depth, self.width, self.patch, self.image_size = (
-            config.depth, config.width, config.patch, config.image_size,
-        )  # fmt: skip
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def take(self, data: LabelledImages) -> LabelledImages:
         """Red, green and blue by the sensor's own rendering; a single band, as of radar, three times in `maps`."""
@@ -186,8 +178,28 @@ class TeacherBackbone(Backbone):
             raise ConfigError(f"--stats {stats}: {self.name} knows {DISPLAY} and {DATASET}")
         colours = (0, 1, 2) if len(data.sensor.bands) == 3 else (None,)
         maps = [display_map(data.scaling.unit, b.wavelength_um, b.polarisation) for b in data.sensor.bands]
-        mean, std = self.module.mean.tolist(), self.module.std.tolist()
-        return display_statistics(data.scaling, maps, colours, mean, std)
+        return display_statistics(data.scaling, maps, colours, self.mean, self.std)
+
+
+class TeacherBackbone(PictureBackbone):
+    """An ordinary RGB ViT.
+
+    Its pooled vector is the mean of the last block's patch tokens.
+
+    Args:
+        teacher: the network.
+        name: what tables call it.
+    """
+
+    module: Teacher
+
+    def __init__(self, teacher: Teacher, name: str) -> None:
+        config = teacher.config
+        self.module, self.name, self.sha256 = teacher, name, teacher.sha256
+        self.mean, self.std = teacher.mean.tolist(), teacher.std.tolist()
+        self.depth, self.width, self.patch, self.image_size = (
+            config.depth, config.width, config.patch, config.image_size,
+        )  # fmt: skip
 
     def key(self, data: LabelledImages) -> dict[str, Any]:
         """Weights."""

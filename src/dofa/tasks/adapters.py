@@ -1,0 +1,309 @@
+"""Models that are no DOFA, as tasks want them: one patch embedding a sensor, and what timm and TorchGeo offer.
+
+Neither timm nor TorchGeo is a dependency: both are imported when a user who has installed them asks for one.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from dofa.errors import CheckpointError, ConfigError
+from dofa.model import checkpoint
+from dofa.model.config import TrainedSensor
+from dofa.model.encoder import DOFA
+from dofa.model.heads import Block
+from dofa.model.native import read_safetensors
+from dofa.model.separate import SeparatePatchEmbedding
+from dofa.pixels import Scaling
+from dofa.sensors import Band, Sensor
+from dofa.tasks.backbones import DATASET, Backbone, DofaBackbone, PictureBackbone
+from dofa.tasks.labelled import LabelledImages, digest
+
+NEIGHBOURHOOD_UM = 0.05  # how far a band's centre may lie from that of the embedding it is fed through
+
+
+class SeparateBackbone(DofaBackbone):
+    """A model with one patch embedding a sensor, and the sensor whose embedding images are fed through.
+
+    Args:
+        model: trained with `model.changes.embedding: separate`.
+        name: what tables call it.
+        sensor: whose embedding; None for the images' own sensor, else the one of its platform with most of its bands.
+
+    Raises:
+        ConfigError: a model whose embedding is dynamic, or without this sensor.
+    """
+
+    def __init__(self, model: DOFA, name: str, sensor: str | None = None) -> None:
+        super().__init__(model, name)
+        if not isinstance(model.patch_embed, SeparatePatchEmbedding):
+            raise ConfigError(f"{name}: its embedding is dynamic, for any bands: name the folder without separate:")
+        self.embedding = model.patch_embed
+        if sensor is not None and sensor not in self.embedding.sensors:
+            raise ConfigError(f"{name} has no embedding for {sensor}: it has {', '.join(self.embedding.sensors)}")
+        self.sensor = sensor
+
+    def take(self, data: LabelledImages) -> LabelledImages:
+        """The bands the embedding has, under the names it knows them by; the others are left out.
+
+        A band is found by its name or an alias, and where the embedding's sensor was named, else by its wavelength.
+        """
+        own = data.sensor
+        names = self.embedding.candidates(own) if self.sensor is None else [self.sensor]
+        found = {name: _pairs(own, self.embedding.sensors[name], self.sensor is not None) for name in names}
+        chosen = max(found, key=lambda name: len(found[name]), default="")
+        if not chosen or not found[chosen]:
+            raise ConfigError(
+                f"{self.name} has no patch embedding for {own.name}: name the one to feed it through, "
+                + " or ".join(f"separate:FOLDER#{name}" for name in self.embedding.sensors)
+            )
+        pairs, trained = found[chosen], self.embedding.sensors[chosen]
+        if own.name == chosen and own.band_names == tuple(known for _, known in pairs):
+            return data
+        data = data.select_bands([band for band, _ in pairs])
+        called = tuple(known for _, known in pairs)
+        bands = tuple(
+            replace(band, name=name, aliases=()) for band, name in zip(data.sensor.bands, called, strict=True)
+        )
+        corpus = data.corpus_scaling
+        return replace(
+            data,
+            sensor=Sensor(chosen, bands, own.gsd_m, title=own.title, platform=trained.platform),
+            scaling=replace(data.scaling, bands=called),
+            fingerprint=digest([data.fingerprint, chosen, called]),
+            corpus_scaling=None if corpus is None else replace(corpus, bands=called),
+        )
+
+
+def _pairs(sensor: Sensor, trained: TrainedSensor, by_wavelength: bool) -> list[tuple[str, str]]:
+    """(a band's name, what the embedding calls it) for every band that it has, in the sensor's order."""
+    free = dict(zip(trained.bands, trained.wavelength_um, strict=True))
+    found: dict[str, str] = {}
+    for band in sensor.bands:
+        names = {name.lower() for name in (band.name, *band.aliases)}
+        if same := [known for known in free if known.lower() in names]:
+            found[band.name] = same[0]
+            del free[same[0]]
+    for band in sensor.bands if by_wavelength else ():
+        near = sorted(free, key=lambda known: _distance_um(band, free[known]))
+        if band.name not in found and near and _distance_um(band, free[near[0]]) <= NEIGHBOURHOOD_UM:
+            found[band.name] = near[0]
+            del free[near[0]]
+    return [(band.name, found[band.name]) for band in sensor.bands if band.name in found]
+
+
+def _distance_um(band: Band, wavelength_um: float) -> float:
+    return float("inf") if band.wavelength_um is None else abs(band.wavelength_um - wavelength_um)
+
+
+class _TimmFeatures(Backbone):
+    """What timm's models have in common, whatever they are fed."""
+
+    def _hold(self, model: nn.Module, name: str, image_size: int) -> None:
+        told: Any = model
+        blocks = getattr(told, "blocks", None)
+        if blocks is None or not hasattr(told, "forward_intermediates"):
+            raise ConfigError(
+                f"{name}: {type(model).__name__} is no Vision Transformer with forward_intermediates (timm >= 1.0): "
+                "tasks read its blocks"
+            )
+        side = told.patch_embed.patch_size
+        self.module, self.name, self.sha256 = model.eval(), name, weights_sha256(model)
+        self.depth, self.width = len(blocks), int(told.embed_dim)
+        self.patch, self.image_size = int(side[0] if isinstance(side, tuple) else side), image_size
+
+    def key(self, data: LabelledImages) -> dict[str, Any]:
+        """Name, weights."""
+        return {"weights": self.sha256, "adapter": self.name.partition(":")[0]}
+
+    def maps(self, images: Tensor, sensor: Sensor, blocks: Sequence[int]) -> list[Tensor]:
+        """As the class says."""
+        self._check(images)
+        asked = sorted(set(blocks))  # timm answers in the order of its blocks, whatever the order asked
+        told: Any = self.module
+        found = told.forward_intermediates(
+            images, indices=asked, norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        by_block = dict(zip(asked, found, strict=True))
+        return [by_block[block] for block in blocks]
+
+    def vectors(self, images: Tensor, sensor: Sensor, levels: Sequence[Block]) -> dict[Block, Tensor]:
+        """As the class says; `pooled` is what the model's own classifier would see."""
+        inner = [level for level in levels if isinstance(level, int)]
+        out: dict[Block, Tensor] = {}
+        if inner:
+            maps = self.maps(images, sensor, inner)
+            out |= {level: tokens.float().mean((2, 3)) for level, tokens in zip(inner, maps, strict=True)}
+        if "pooled" in levels:
+            self._check(images)
+            told: Any = self.module
+            out["pooled"] = told.forward_head(told.forward_features(images), pre_logits=True)
+        return out
+
+    def _check(self, images: Tensor) -> None:
+        fixed = getattr(cast(Any, self.module).patch_embed, "strict_img_size", False)
+        if fixed and images.shape[-2:] != (self.image_size, self.image_size):
+            raise ConfigError(
+                f"{self.name} takes images of {self.image_size} pixels, not {images.shape[-2]} × {images.shape[-1]}: "
+                f"pass --size {self.image_size}"
+            )
+
+
+class TimmBackbone(_TimmFeatures, PictureBackbone):
+    """A Vision Transformer of timm for photographs, in its own normalisation.
+
+    Args:
+        model: as `timm.create_model` makes it, without a classifier.
+        name: what tables call it.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        told: dict[str, Any] = cast(Any, model).pretrained_cfg
+        if told["input_size"][0] != 3:
+            raise ConfigError(f"{name} takes {told['input_size'][0]} bands and does not say which: only RGB is known")
+        self.mean, self.std = tuple(told["mean"]), tuple(told["std"])
+        self._hold(model, name, int(told["input_size"][1]))
+
+    def maps(self, images: Tensor, sensor: Sensor, blocks: Sequence[int]) -> list[Tensor]:
+        """As the class says; a single band stands for all three colours."""
+        return super().maps(images.expand(-1, 3, -1, -1), sensor, blocks)
+
+    def vectors(self, images: Tensor, sensor: Sensor, levels: Sequence[Block]) -> dict[Block, Tensor]:
+        """As the class says."""
+        return super().vectors(images.expand(-1, 3, -1, -1), sensor, levels)
+
+
+class TorchGeoBackbone(_TimmFeatures):
+    """A Vision Transformer with weights of TorchGeo, fed the bands that they name.
+
+    Args:
+        model: as `torchgeo.models.get_model` makes it.
+        name: what tables call it.
+        bands: it was trained with, in order.
+        divides: whether its own preparation is a division of the product's numbers by 10,000: reflectance as it is.
+    """
+
+    def __init__(self, model: nn.Module, name: str, bands: Sequence[str], divides: bool) -> None:
+        self.bands, self.divides = tuple(bands), divides
+        self._hold(model, name, int(cast(Any, model).pretrained_cfg["input_size"][1]))
+
+    def take(self, data: LabelledImages) -> LabelledImages:
+        """The bands the weights name, in their order."""
+        known = {n.lower(): band.name for band in data.sensor.bands for n in (band.name, *band.aliases)}
+        if missing := [band for band in self.bands if band.lower() not in known]:
+            raise ConfigError(f"{self.name} needs {', '.join(missing)}, which {data.sensor.name} does not have")
+        names = [known[band.lower()] for band in self.bands]
+        return data if names == list(data.sensor.band_names) else data.select_bands(names)
+
+    def scaling(self, data: LabelledImages, stats: str | None = None, dataset: Scaling | None = None) -> Scaling:
+        """Reflectance as it is, where the weights were trained so; else `dataset`."""
+        if stats == DATASET and dataset is not None:
+            return dataset
+        if stats is None and self.divides and data.scaling.unit == "reflectance":
+            bands = len(self.bands)
+            return data.scaling.with_stats([0.0] * bands, [1.0] * bands, "checkpoint")
+        raise ConfigError(
+            f"{self.name}: it is not known how these weights want {data.scaling.unit} normalised: pass --stats {DATASET}"
+        )
+
+
+def open_separate(spec: str, name: str) -> Backbone:
+    """`FOLDER[#SENSOR]`: a model with one patch embedding a sensor, and the one to use."""
+    folder, _, sensor = spec.partition("#")
+    return SeparateBackbone(checkpoint.load(folder), name, sensor or None)
+
+
+def open_timm(spec: str, name: str) -> Backbone:
+    """`NAME[#FILE]`: a Vision Transformer of timm, with its published weights or those of a file.
+
+    Raises:
+        ConfigError: timm is not installed, or has no such model.
+        CheckpointError: weights that cannot be fetched or do not fit.
+    """
+    model_name, _, file = spec.partition("#")
+    timm = _installed("timm", "timm")
+    options = {"pretrained": not file, "num_classes": 0}
+    try:
+        try:
+            model = timm.create_model(model_name, dynamic_img_size=True, **options)
+        except TypeError:  # a model that takes images of one size only
+            model = timm.create_model(model_name, **options)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"timm has no {model_name}: {_line(error)}") from None
+    except OSError as error:
+        raise CheckpointError(f"timm could not fetch {model_name}: {_line(error)}") from None
+    if file:
+        _fill(model, Path(file), str(model.pretrained_cfg.get("classifier") or "head"))
+    return TimmBackbone(model, name)
+
+
+def open_torchgeo(spec: str, name: str) -> Backbone:
+    """`WEIGHTS`, such as `ViTSmall16_Weights.SENTINEL2_ALL_MOCO`: a Vision Transformer with weights of TorchGeo.
+
+    Raises:
+        ConfigError: TorchGeo is not installed, has no such weights, or does not say their bands.
+        CheckpointError: weights that cannot be fetched.
+    """
+    models = _installed("torchgeo.models", "torchgeo")
+    try:
+        weights = models.get_weight(spec)
+    except ValueError as error:
+        raise ConfigError(f"torchgeo has no weights {spec}: {_line(error)}") from None
+    bands = weights.meta.get("bands")
+    if not bands:
+        raise ConfigError(f"torchgeo does not say the bands of {spec}: a newer torchgeo may")
+    try:
+        model = models.get_model(weights.meta["model"], weights=weights, num_classes=0, dynamic_img_size=True)
+    except OSError as error:
+        raise CheckpointError(f"torchgeo could not fetch {spec}: {_line(error)}") from None
+    return TorchGeoBackbone(model, name, bands, _divides(weights.transforms, len(bands)))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Digest of a module's state."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _divides(transforms: Any, bands: int) -> bool:
+    """Whether a preparation turns 0 and 10,000 into 0 and 1, whatever it does to an image's size."""
+    flat = [transforms({"image": torch.full((1, bands, 256, 256), value)})["image"] for value in (0.0, 10_000.0)]
+    return all(bool((image - value).abs().max() < 1e-6) for image, value in zip(flat, (0.0, 1.0), strict=True))
+
+
+def _installed(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except (ImportError, RuntimeError) as error:  # torchvision beside another torch raises the latter
+        raise ConfigError(f"{package} cannot be imported ({_line(error)}): pip install {package}") from None
+
+
+def _fill(model: nn.Module, file: Path, classifier: str) -> None:
+    """Weights of a safetensors file, or of a torch file that holds tensors alone; a classifier in it is left out."""
+    if not file.is_file():
+        raise CheckpointError(f"no weights {file}")
+    if file.suffix == ".safetensors":
+        tensors: dict[str, Any] = read_safetensors(file)
+    else:
+        try:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, ValueError, EOFError, OSError) as error:
+            raise CheckpointError(f"{file} is no file of tensors alone: {_line(error)}") from None
+        tensors = next((tensors[key] for key in ("state_dict", "model") if key in tensors), tensors)
+    try:
+        model.load_state_dict({key: t for key, t in tensors.items() if not key.startswith(f"{classifier}.")})
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} does not fit: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
