@@ -165,7 +165,7 @@ def _channels_first(cube: NDArray[Any], size: tuple[int, ...], path: Path, key: 
 
 def _valid(plane: NDArray[Any]) -> NDArray[np.bool_]:
     if plane.dtype.kind == "f":
-        return np.isfinite(plane)
+        return np.asarray(np.isfinite(plane))
     return np.asarray(plane != NO_DATA) if plane.dtype.kind == "i" else np.ones(plane.shape, bool)
 
 
