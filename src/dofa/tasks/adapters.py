@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -68,9 +69,8 @@ class SeparateBackbone(DofaBackbone):
             return data
         data = data.select_bands([band for band, _ in pairs])
         called = tuple(known for _, known in pairs)
-        bands = tuple(
-            replace(band, name=name, aliases=()) for band, name in zip(data.sensor.bands, called, strict=True)
-        )
+        both = zip(data.sensor.bands, called, strict=True)
+        bands = tuple(replace(band, name=known, aliases=()) for band, known in both)
         corpus = data.corpus_scaling
         return replace(
             data,
@@ -209,7 +209,7 @@ class TorchGeoBackbone(_TimmFeatures):
             bands = len(self.bands)
             return data.scaling.with_stats([0.0] * bands, [1.0] * bands, "checkpoint")
         raise ConfigError(
-            f"{self.name}: it is not known how these weights want {data.scaling.unit} normalised: pass --stats {DATASET}"
+            f"{self.name}: how these weights want {data.scaling.unit} normalised is not known: pass --stats {DATASET}"
         )
 
 
@@ -296,7 +296,7 @@ def _fill(model: nn.Module, file: Path, classifier: str) -> None:
     else:
         try:
             tensors = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, ValueError, EOFError, OSError) as error:
+        except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
             raise CheckpointError(f"{file} is no file of tensors alone: {_line(error)}") from None
         tensors = next((tensors[key] for key in ("state_dict", "model") if key in tensors), tensors)
     try:
