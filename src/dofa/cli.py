@@ -1,5 +1,6 @@
 """The command line: thin verbs over typed functions, imported only when their verb is used."""
 
+import errno
 import re
 import sys
 import warnings
@@ -39,6 +40,7 @@ VERBS = {
     "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}),
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
     "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}),
+    "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}),
     "info": Verb("dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}),
     "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}),
     "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}),
@@ -47,6 +49,13 @@ VERBS = {
     "similar": Verb("dofa.scene.similar:similar", "map what resembles a place of a scene", {"scene": "+"}),
     "chips": Verb("dofa.tasks.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}),
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),
+}
+
+# What a disk says that is nobody's bug, and the cure.
+REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run it again, or name another place"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "look at its permissions, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), "name another place"),
 }
 
 
@@ -72,6 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args[0], VERBS[args[0]], args[1:])
     except DofaError as error:
         print(f"dofa: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        cure = REFUSALS.get(error.errno or 0)
+        if cure is None:
+            raise
+        print(f"dofa: {error.filename or 'the output'}: {error.strerror}: {cure}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dofa: interrupted", file=sys.stderr)

@@ -1,0 +1,337 @@
+"""What a bench runs: models × data sets × protocols × seeds, read from YAML and spelled out as cells.
+
+A cell is one call of `probe` or `finetune`. Its name is a digest of everything that decides its result, so the same
+cell of two suites, two machines or two days is one file. Nothing here imports torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from dofa.errors import ConfigError, nearest
+from dofa.tasks.labelled import digest
+
+Call = Literal["probe", "finetune"]
+CALLS: tuple[Call, ...] = get_args(Call)
+STATISTICS = "statistics"  # weights of the model that is none: mean and spread of every band
+GIVEN, NAME, SEED = "{weights}", "{name}", "{seed}"
+CELL_FORMAT = 1
+OWN = frozenset({"weights", "data", "seed", "out", "cache", "baselines", "random_seeds"})  # what a bench decides itself
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the tables.
+
+    Attributes:
+        weights: what `probe --weights` takes, `{weights}` for each of the weights given on the command line, or
+            `statistics`; `{seed}` in it becomes the seed.
+        probe: keywords for `probe` with this model.
+        finetune: keywords for `finetune` with this model.
+    """
+
+    weights: str
+    probe: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A column of the tables.
+
+    Attributes:
+        data: what `probe --data` takes; a relative path starts in the folder `bench --data` names.
+        published: the name of the data set among the published results.
+        probe: keywords for `probe` on it.
+        finetune: keywords for `finetune` on it.
+        note: what a reader of its numbers should know.
+    """
+
+    data: str
+    published: str | None = None
+    probe: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A table.
+
+    Attributes:
+        call: probe or finetune.
+        settings: its keywords; those of the data set win, those of the model over both.
+        fractions: shares of the training labels, a cell each.
+        seeds: of its cells; the suite's where absent.
+        classifier: of a probe's two, the one this table shows.
+        models: names of those it is for; all where absent.
+        data: names of the data sets it is for; all where absent.
+        published: which published protocol its numbers stand beside.
+        note: told under the table.
+    """
+
+    call: Call
+    settings: dict[str, Any] = field(default_factory=dict)
+    fractions: tuple[float, ...] = (1.0,)
+    seeds: tuple[int, ...] | None = None
+    classifier: Literal["linear", "k-NN"] = "linear"
+    models: tuple[str, ...] | None = None
+    data: tuple[str, ...] | None = None
+    published: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One call, and where its result stands in the tables.
+
+    Attributes:
+        model: name of its row.
+        data: name of its column.
+        protocol: name of its table.
+        fraction: share of the training labels.
+        seed: of everything that is drawn.
+        call: the function.
+        weights: as that function takes them.
+        spec: the data set as the suite names it.
+        settings: the function's other keywords.
+        identity: of the weights' content.
+    """
+
+    model: str
+    data: str
+    protocol: str
+    fraction: float
+    seed: int
+    call: Call
+    weights: str
+    spec: str
+    settings: dict[str, Any]
+    identity: str
+
+    @cached_property
+    def name(self) -> str:
+        """Of its files: the same wherever the same thing is asked for."""
+        asked = [CELL_FORMAT, self.call, self.identity, self.spec, self.settings, self.fraction, self.seed]
+        return digest(asked)[:24]
+
+    @property
+    def title(self) -> str:
+        """For a person."""
+        share = "" if self.fraction == 1 else f", {self.fraction:g} of the labels"
+        return f"{self.model} · {self.data} · {self.protocol}{share} · seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Models, data sets and protocols, each by name in the order of the tables.
+
+    Attributes:
+        title: of the page.
+        models: rows.
+        data: columns.
+        protocols: tables.
+        seeds: of the cells.
+        note: above the tables.
+    """
+
+    title: str
+    models: dict[str, Model]
+    data: dict[str, DataSet]
+    protocols: dict[str, Protocol]
+    seeds: tuple[int, ...] = (0,)
+    note: str = ""
+
+    def cells(self, weights: Sequence[str] = ()) -> list[Cell]:
+        """Every cell, in the order of the suite; two tables may show the same one.
+
+        Args:
+            weights: given on the command line, each `NAME=SPEC` or a spec named after its folder.
+
+        Raises:
+            ConfigError: nothing to run, or two models (or data sets) that ask for the same thing.
+        """
+        cells = [cell for name, protocol in self.protocols.items() for cell in self._of(name, protocol, weights)]
+        if not cells:
+            raise ConfigError(
+                "the suite has no cell to run: its models stand for weights of yours, pass --weights NAME=FOLDER"
+            )
+        known: dict[str, Cell] = {}
+        for cell in cells:
+            if (same := known.setdefault(cell.name, cell)).model != cell.model or same.data != cell.data:
+                raise ConfigError(f"{cell.title} is the same as {same.title}: leave one of them out")
+        return cells
+
+    def rows(self, weights: Sequence[str] = ()) -> list[str]:
+        """Names of the models, those that stand for weights given once for each."""
+        return [name for name, _ in self._models(weights)]
+
+    def _models(self, weights: Sequence[str]) -> Iterator[tuple[str, Model]]:
+        given = [named(word) for word in weights]
+        if len({name for name, _ in given}) < len(given):
+            raise ConfigError("two of the weights have the same name: call them NAME=FOLDER")
+        for title, model in self.models.items():
+            if GIVEN not in model.weights:
+                yield title, model
+                continue
+            for name, spec in given:
+                yield (
+                    title.replace(NAME, name),
+                    Model(model.weights.replace(GIVEN, spec), model.probe, model.finetune),
+                )
+
+    def _of(self, title: str, protocol: Protocol, weights: Sequence[str]) -> Iterator[Cell]:
+        wanted = None if protocol.models is None else {*protocol.models}
+        shown = {name: key for key in self.models for name, _ in self._renamed(key, weights)}
+        for column, data in self.data.items():
+            if protocol.data is not None and column not in protocol.data:
+                continue
+            for row, model in self._models(weights):
+                if (wanted is not None and shown[row] not in wanted) or (
+                    model.weights == STATISTICS and protocol.call != "probe"
+                ):
+                    continue
+                settings = {**protocol.settings, **getattr(data, protocol.call), **getattr(model, protocol.call)}
+                for fraction in protocol.fractions:
+                    for seed in self.seeds if protocol.seeds is None else protocol.seeds:
+                        spec = model.weights.replace(SEED, str(seed))
+                        yield Cell(
+                            row, column, title, fraction, seed, protocol.call, spec, data.data, settings, identity(spec)
+                        )
+
+    def _renamed(self, key: str, weights: Sequence[str]) -> Iterator[tuple[str, Model]]:
+        yield from Suite("", {key: self.models[key]}, {}, {})._models(weights)
+
+
+def named(word: str) -> tuple[str, str]:
+    """Name and spec of weights as a person writes them: `NAME=SPEC`, or a spec named after its last folder."""
+    name, equals, spec = word.partition("=")
+    if equals and name and spec:
+        return name, spec
+    path = Path(word.partition(":")[2].partition("#")[0] or word)
+    name = path.parent.name if path.name == "model" and path.parent.name else path.name  # runs/mine/model is "mine"
+    return name, word
+
+
+def identity(weights: str) -> str:
+    """What tells weights apart: their content where they lie here, the word itself where they do not."""
+    kind, colon, rest = weights.rpartition(":")
+    place, hash_mark, seed = rest.partition("#")
+    path = Path(place)
+    return f"{kind}{colon}{_content(path) if path.exists() else place}{hash_mark}{seed}"
+
+
+@lru_cache
+def _content(path: Path) -> str:
+    files = [f for f in (path / "config.json", path / "model.safetensors") if f.is_file()] if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def suites() -> list[str]:
+    """Names of the suites that come with the package."""
+    return sorted(
+        f.name.removesuffix(".yaml") for f in (resources.files("dofa") / "suites").iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A suite from a YAML file, or from one of the package's by its name.
+
+    Raises:
+        ConfigError: no such file or suite, not YAML, or an entry that is not known; it is named.
+    """
+    file = Path(name)
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+    elif str(name) in suites():
+        text = (resources.files("dofa") / "suites" / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no file and no suite {str(name)!r}: {nearest(str(name), suites())}")
+    try:
+        told = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    return _suite(told, str(name))
+
+
+def _suite(told: Any, origin: str) -> Suite:
+    told = _mapping(told, origin, Suite)
+    parts: dict[str, dict[str, Any]] = {}
+    for key, owner in (("models", Model), ("data", DataSet), ("protocols", Protocol)):
+        entries = told.get(key)
+        if not isinstance(entries, Mapping) or not entries:
+            raise ConfigError(f"{origin}: {key} is to name at least one")
+        parts[key] = {
+            str(name): owner(**_listed(_mapping(entry, f"{origin}: {key}: {name}", owner)))
+            for name, entry in entries.items()
+        }
+    for name, protocol in parts["protocols"].items():
+        _check(name, protocol, parts, origin)
+    for key in ("models", "data"):
+        for name, entry in parts[key].items():
+            for call in CALLS:
+                _own(getattr(entry, call), f"{origin}: {key}: {name}: {call}")
+    seeds = _seeds(told.get("seeds", [0]), origin)
+    return Suite(str(told.get("title", origin)), **parts, seeds=seeds, note=str(told.get("note", "")))
+
+
+def _seeds(told: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(told, list | tuple) or not told or any(type(seed) is not int or seed < 0 for seed in told):
+        raise ConfigError(f"{where}: seeds is {told!r}; a list of whole numbers from 0")
+    return tuple(told)
+
+
+def _check(name: str, protocol: Protocol, parts: dict[str, dict[str, Any]], origin: str) -> None:
+    where = f"{origin}: protocols: {name}"
+    if protocol.call not in CALLS:
+        raise ConfigError(f"{where}: call is {protocol.call!r}; probe or finetune")
+    if protocol.classifier not in ("linear", "k-NN"):
+        raise ConfigError(f"{where}: classifier is {protocol.classifier!r}; linear or k-NN")
+    for key in ("models", "data"):
+        for wanted in getattr(protocol, key) or ():
+            if wanted not in parts[key]:
+                raise ConfigError(f"{where}: {key} has no {wanted!r}: {nearest(str(wanted), parts[key])}")
+    if not protocol.fractions or not all(0 < fraction <= 1 for fraction in protocol.fractions):
+        raise ConfigError(f"{where}: fractions are shares of the training labels, above 0 and up to 1")
+    if protocol.seeds is not None:
+        _seeds(protocol.seeds, where)
+    _own(protocol.settings, where)
+
+
+def _own(settings: Any, where: str) -> None:
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{where}: settings are keywords and their values")
+    if taken := sorted({*settings} & (OWN | {"fraction"})):
+        raise ConfigError(f"{where}: {', '.join(taken)} cannot be set here: the bench decides it for every cell")
+    try:
+        json.dumps(settings)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: settings are plain numbers, words and lists; quote dates and the like") from None
+
+
+def _mapping(told: Any, where: str, owner: type) -> dict[str, Any]:
+    if not isinstance(told, Mapping):
+        raise ConfigError(f"{where} is to be a mapping")
+    known = {f.name: f for f in fields(owner)}
+    for key in told:
+        if key not in known:
+            raise ConfigError(f"{where}: no entry {key!r}: {nearest(str(key), known)}")
+    required = {"models", "data", "protocols"} if owner is Suite else {fields(owner)[0].name}
+    if absent := sorted(required - {*told}):
+        raise ConfigError(f"{where}: {', '.join(absent)} is missing")
+    return dict(told)
+
+
+def _listed(told: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}

@@ -1,0 +1,281 @@
+"""A suite becomes cells, cells become records, records become pages; whatever fails or dies meanwhile."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dofa.errors import ConfigError
+from dofa.model import checkpoint
+from dofa.tasks import bench as room
+from dofa.tasks.bench import bench, check_settings
+from dofa.tasks.probe import probe
+from dofa.tasks.suite import identity, load_suite, named, suites
+from dofa.tasks.tables import published
+
+CLASSES = ("AnnualCrop", "Forest", "River")
+QUICK: dict[str, Any] = {"folds": 3, "neighbours": 3, "stats": "dataset", "penalties": [0.1]}
+SMALL: dict[str, Any] = {
+    "title": "Small <bench>",
+    "models": {
+        "{name}": {"weights": "{weights}"},
+        "{name}, random": {"weights": "random:{weights}#{seed}"},
+        "band statistics": {"weights": "statistics"},
+    },
+    "data": {"stripes": {"data": "eurosat-rgb:stripes", "published": "m-eurosat", "note": "drawn by a test"}},
+    "protocols": {
+        "Linear": {
+            "call": "probe",
+            "settings": {"folds": 3, "neighbours": 3, "stats": "dataset"},
+            "published": "linear",
+        },
+        "Nearest": {
+            "call": "probe",
+            "settings": {"folds": 3, "neighbours": 3, "stats": "dataset"},
+            "classifier": "k-NN",
+        },
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of data sets: one in EuroSAT's form, told apart by the direction of stripes."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:64, :64]
+    for label, name in enumerate(CLASSES):
+        (tmp_path / "data" / "stripes" / name).mkdir(parents=True)
+        for number in range(1, 9):
+            stripes = np.sin((x, y, x + y)[label] * 0.8 + rng.uniform(0, 6))
+            pixels = 120 + 50 * stripes[..., None] + 20 * rng.normal(size=(64, 64, 3))
+            picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            picture.save(tmp_path / "data" / "stripes" / name / f"{name}_{number}.jpg")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    model = checkpoint.create("tiny", depth=2, width=48, heads=2, image_size=64)
+    checkpoint.save(model, tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def written(path: Path, **changes: Any) -> str:
+    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    return str(path)
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "results.csv").open()))
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((out / "cells").glob("*.json"))]
+
+
+@pytest.mark.parametrize("name", suites())
+def test_every_suite_of_the_package_asks_for_what_the_functions_know(name: str) -> None:
+    cells = load_suite(name).cells(["mine=/nowhere"])
+    check_settings(cells)
+    assert {cell.model for cell in cells} >= {"mine", "mine, random weights", "band statistics"}
+
+
+def test_a_bench_says_what_a_probe_says_and_computes_nothing_twice(folder, weights, tmp_path, capsys) -> None:
+    suite, out = written(tmp_path / "suite.yaml", seeds=[0, 1]), tmp_path / "out"
+    result = bench(suite=suite, data=str(folder), out=str(out), weights=[f"ours={weights}"])
+    assert result.counts == {"done": 6, "missing": 0, "failed": 0, "elsewhere": 0}
+    rows = table(out)
+    assert len(rows) == 12  # 3 models, 2 seeds, 2 tables
+    direct = probe(
+        str(weights),
+        f"eurosat-rgb:{folder / 'stripes'}",
+        folds=3,
+        neighbours=3,
+        stats="dataset",
+        seed=1,
+        random_seeds=1,
+    )
+    for model, features in (("ours", "pooled"), ("band statistics", "band statistics")):
+        for protocol, classifier in (("Linear", "logistic"), ("Nearest", "k-NN")):
+            (row,) = [r for r in rows if (r["model"], r["protocol"], r["seed"]) == (model, protocol, "1")]
+            score = direct.row(features, classifier).score
+            assert [float(row[k]) for k in ("value", "low", "high")] == [score.value, score.low, score.high]
+    before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
+    again = bench(suite=suite, data=str(folder), out=str(out), weights=[f"renamed={weights}"])
+    assert again.counts["done"] == 6
+    assert {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()} == before
+    assert {r["model"] for r in table(out)} == {"renamed", "renamed, random", "band statistics"}
+    result.print()
+    assert "6 done" in capsys.readouterr().out
+
+
+def test_the_paired_difference_is_that_of_the_probe(folder, weights, tmp_path) -> None:
+    suite, out = written(tmp_path / "suite.yaml"), tmp_path / "out"
+    bench(suite=suite, data=str(folder), out=str(out), weights=[f"ours={weights}"])
+    direct = probe(str(weights), f"eurosat-rgb:{folder / 'stripes'}", **QUICK)
+    gap = next(d.difference for d in direct.differences if d.against == "band statistics")
+    assert gap.low is not None
+    assert gap.high is not None
+    expected = f"| {100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+    lines = [line for line in (out / "table.md").read_text().splitlines() if line.startswith("| band statistics")]
+    assert expected in lines[1]
+
+
+def test_the_page_is_one_file_and_shows_published_numbers_apart(folder, weights, tmp_path) -> None:
+    out = tmp_path / "out"
+    bench(suite=written(tmp_path / "s.yaml"), data=str(folder), out=str(out), weights=[str(weights)])
+    page = (out / "table.html").read_text()
+    assert "Small &lt;bench&gt;" in page
+    assert "<script" not in page
+    assert set(re.findall(r'(?:src|href)="(\w+):', page)) == {"data"}
+    assert page.count("data:image/png;base64,") == len(list((out / "figures").glob("*.png"))) == 4
+    theirs = re.findall(r"<tr class=theirs><th>([^<]+)</th><td>([\d.]+)", page)
+    assert ("DOFA-B, the paper [H]", "93.9") in theirs
+    assert len(theirs) == 3
+    assert "drawn by a test" in page
+
+
+def test_a_missing_data_set_says_where_to_get_it_and_is_computed_once_it_is_there(folder, weights, tmp_path) -> None:
+    suite, out = written(tmp_path / "suite.yaml"), tmp_path / "out"
+    (folder / "stripes").rename(folder / "later")
+    first = bench(suite=suite, data=str(folder), out=str(out), weights=[str(weights)])
+    assert first.counts == {"done": 0, "missing": 3, "failed": 0, "elsewhere": 0}
+    assert "zenodo" in (out / "table.md").read_text()
+    (folder / "later").rename(folder / "stripes")
+    second = bench(suite=suite, data=str(folder), out=str(out), weights=[str(weights)])
+    assert second.counts["done"] == 3
+
+
+def test_a_cell_that_fails_keeps_its_error_and_the_others_go_on(folder, tmp_path) -> None:
+    data = {"broken": {"data": "eurosat-rgb:broken"}, "stripes": SMALL["data"]["stripes"]}
+    models = {"band statistics": {"weights": "statistics"}}
+    (folder / "broken").mkdir()
+    suite, out = written(tmp_path / "suite.yaml", data=data, models=models), tmp_path / "out"
+    first = bench(suite=suite, data=str(folder), out=str(out))
+    assert first.counts == {"done": 1, "missing": 0, "failed": 1, "elsewhere": 0}
+    assert "is empty of EuroSAT RGB images" in (out / "table.md").read_text()
+    failed = [r["finished"] for r in records(out) if r["status"] == "failed"]
+    bench(suite=suite, data=str(folder), out=str(out))
+    assert [r["finished"] for r in records(out) if r["status"] == "failed"] == failed
+    (folder / "broken").rmdir()
+    (folder / "broken").symlink_to(folder / "stripes")
+    again = bench(suite=suite, data=str(folder), out=str(out), retry=True)
+    assert again.counts["done"] == 2
+
+
+def test_a_bug_in_one_cell_keeps_its_traceback(folder, weights, tmp_path, monkeypatch) -> None:
+    def broken(*args: Any, **settings: Any) -> None:
+        raise ZeroDivisionError("of course")
+
+    monkeypatch.setattr(room, "_probe", broken)
+    out = tmp_path / "out"
+    result = bench(suite=written(tmp_path / "s.yaml"), data=str(folder), out=str(out), weights=[str(weights)])
+    assert result.counts["failed"] == 3
+    (record, *_) = records(out)
+    assert record["error"] == "ZeroDivisionError: of course"
+    assert "in broken" in record["traceback"]
+
+
+def test_cells_are_named_by_content_not_by_place(weights, tmp_path) -> None:
+    suite = load_suite(written(tmp_path / "suite.yaml"))
+    (here,) = {c.name for c in suite.cells([f"a={weights}"]) if c.model == "a"}
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in weights.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert {c.name for c in suite.cells([f"b={copy}"]) if c.model == "b"} == {here}
+    other = tmp_path / "other"
+    checkpoint.save(checkpoint.create("tiny", depth=2, width=48, heads=2, image_size=64), other)
+    assert {c.name for c in suite.cells([f"a={other}"]) if c.model == "a"}.isdisjoint({here})
+    assert identity("dofa-v1-base") == "dofa-v1-base"
+    assert identity(f"random:{weights}#1") != identity(f"random:{weights}#2")
+    assert named("runs/mine/model") == ("mine", "runs/mine/model")
+    assert named("x=teacher:a/b.safetensors") == ("x", "teacher:a/b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"protocolls": {}}, "no entry 'protocolls': did you mean protocols"),
+        ({"models": {}}, "models is to name at least one"),
+        ({"models": {"a": {"weight": "x"}}}, "models: a: no entry 'weight'"),
+        ({"models": {"a": {}}}, "models: a: weights is missing"),
+        ({"seeds": [-1]}, "seeds"),
+        ({"protocols": {"L": {"call": "prove"}}}, "call is 'prove'"),
+        ({"protocols": {"L": {"call": "probe", "data": ["strips"]}}}, "did you mean stripes"),
+        ({"protocols": {"L": {"call": "probe", "fractions": [0]}}}, "fractions"),
+        ({"protocols": {"L": {"call": "probe", "settings": {"seed": 1}}}}, "seed cannot be set here"),
+        ({"protocols": {"L": {"call": "probe", "settings": {"fold": 3}}}}, "no setting 'fold': did you mean folds"),
+        ({"models": {"a": {"weights": "x"}, "b": {"weights": "x"}}}, "is the same as"),
+    ],
+)
+def test_a_suite_that_does_not_hold_together_is_refused_before_anything_runs(changes, told, folder, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        bench(suite=written(tmp_path / "s.yaml", **changes), data=str(folder), out=str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_a_suite_of_nothing_but_given_weights_asks_for_them(folder, tmp_path) -> None:
+    suite = written(tmp_path / "s.yaml", models={"{name}": {"weights": "{weights}"}})
+    with pytest.raises(ConfigError, match="pass --weights"):
+        bench(suite=suite, data=str(folder), out=str(tmp_path / "out"))
+
+
+def test_published_numbers_are_those_of_the_reference_and_none_is_only_recalled(shared: Path) -> None:
+    section = (shared / "reference" / "dofa.md").read_text().split("## 5.")[1].split("## 6.")[0]
+    rows, _ = published()
+    assert {row.confidence for row in rows} == {"H", "M"}
+    recalled = "".join(line for line in section.splitlines() if "[L]" in line)
+    numbers = [score for row in rows for score in row.scores.values()]
+    assert len(numbers) == 50
+    assert all(f"{number}" in section.replace(recalled, "") for number in numbers)
+    assert not {"random ViT-B", "MAE single", "OFA-Net"} & {row.model for row in rows}
+    line = next(line for line in section.splitlines() if line.startswith("DOFA-B 65.7"))
+    (linear,) = [r for r in rows if (r.model, r.protocol, r.source) == ("DOFA-B", "linear", "paper")]
+    assert [f"{v:.1f}" for v in linear.scores.values()] == line.split()[1:7]
+
+
+@pytest.mark.slow
+def test_a_bench_killed_again_and_again_and_shared_by_two_is_complete_without_duplicates(
+    folder, weights, tmp_path
+) -> None:
+    suite, out = written(tmp_path / "suite.yaml", seeds=list(range(6))), tmp_path / "out"
+    command = [
+        sys.executable, "-m", "dofa", "bench", "--suite", suite, "--data", str(folder), "--out", str(out),
+        "--weights", f"ours={weights}",
+    ]  # fmt: skip
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    for wanted in (1, 4):
+        victim = start()
+        deadline = time.monotonic() + 120
+        while len(list((out / "cells").glob("*.json"))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.communicate()
+        assert len(list((out / "cells").glob("*.json"))) >= wanted
+    pair = [start(), start()]
+    told = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], told
+    assert len(records(out)) == 18
+    assert all(record["status"] == "done" for record in records(out))
+    assert not list((out / "cells").glob("*.claim.*"))
+    assert not list((out / "cells").glob(".*"))
+    computed = [line for _, errors in told for line in errors.splitlines() if line.startswith("[")]
+    assert len(computed) == len(set(computed))
+    rows = table(out)
+    assert len(rows) == 36
+    assert len({(r["protocol"], r["model"], r["seed"]) for r in rows}) == 36

@@ -1,0 +1,121 @@
+"""Who works on a cell: one process at a time, whatever dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dofa.errors import DataError
+from dofa.tasks import cells as room
+from dofa.tasks.cells import Cells
+
+RACE = """
+import sys, time
+from pathlib import Path
+from dofa.tasks.cells import Cells
+cells = Cells(Path(sys.argv[1]))
+while time.time() < float(sys.argv[2]):
+    pass
+for name in map(str, range(60)):
+    if cells.read(name) is None and (claim := cells.claim(name)) is not None:
+        with claim:
+            if cells.read(name) is None:
+                print(name)
+                cells.write(name, {"status": "done"})
+"""
+
+
+def left_behind(folder: Path, name: str, **told: object) -> Path:
+    """A claim as another process left it."""
+    file = folder / f"{name}.claim.0"
+    file.write_text(json.dumps({"host": room._host(), "pid": 2**22 + 1, "process": "another", **told}))
+    return file
+
+
+def test_of_several_processes_exactly_one_computes_each_cell(tmp_path: Path) -> None:
+    start = str(time.time() + 1.5)
+    command = [sys.executable, "-c", RACE, str(tmp_path), start]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    won = [name for racer in racers for name in racer.communicate(timeout=60)[0].split()]
+    assert sorted(won, key=int) == [str(n) for n in range(60)]
+    assert not list(tmp_path.glob("*.claim.*"))
+
+
+def test_a_claim_is_refused_while_it_is_held_and_free_afterwards(tmp_path: Path) -> None:
+    one, two = Cells(tmp_path), Cells(tmp_path)
+    claim = one.claim("a")
+    assert claim is not None
+    with claim:
+        assert two.claim("a") is None
+        holder = two.holder("a")
+        assert holder is not None
+        assert (holder.host, holder.pid) == (socket.gethostname(), os.getpid())
+        assert two.claim("b") is not None
+    assert one.holder("a") is None
+    assert two.claim("a") is not None
+
+
+def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over_at_once_and_by_one_only(tmp_path: Path) -> None:
+    left_behind(tmp_path, "a")
+    with ThreadPoolExecutor(8) as pool:
+        claims = [c for c in pool.map(lambda _: Cells(tmp_path).claim("a"), range(16)) if c is not None]
+    assert len(claims) == 1
+    with claims[0]:
+        assert Cells(tmp_path).claim("a") is None
+    assert not list(tmp_path.glob("a.claim.*"))
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_does_not_honour_its_claims(tmp_path: Path) -> None:
+    left_behind(tmp_path, "a", pid=os.getpid())
+    assert Cells(tmp_path).claim("a") is not None
+
+
+def test_the_claim_of_another_machine_stands_until_it_has_been_silent_for_long(tmp_path: Path) -> None:
+    file = left_behind(tmp_path, "a", host="elsewhere")
+    cells = Cells(tmp_path)
+    assert cells.claim("a") is None
+    long_ago = time.time() - room.STALE - 5
+    os.utime(file, (long_ago, long_ago))
+    assert cells.claim("a") is not None
+
+
+def test_a_claim_that_is_not_yet_filled_counts_as_held(tmp_path: Path) -> None:
+    (tmp_path / "a.claim.0").touch()
+    assert Cells(tmp_path).claim("a") is None
+
+
+def test_a_claim_that_is_held_gives_signs_of_life(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(room, "HEARTBEAT", 0.02)
+    claim = Cells(tmp_path).claim("a")
+    assert claim is not None
+    (file,) = tmp_path.glob("a.claim.*")
+    os.utime(file, (0, 0))
+    with claim:
+        deadline = time.monotonic() + 10
+        while file.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert file.stat().st_mtime > 0
+
+
+def test_an_error_gives_the_cell_back(tmp_path: Path) -> None:
+    claim = Cells(tmp_path).claim("a")
+    assert claim is not None
+    with pytest.raises(KeyboardInterrupt), claim:
+        raise KeyboardInterrupt
+    assert Cells(tmp_path).claim("a") is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("{", "no record"), ("[]", "no record"), ('{"name": "b"}', "no record"), (None, "format_version 99")],
+)
+def test_a_record_that_cannot_be_trusted_is_named(tmp_path: Path, content: str | None, told: str) -> None:
+    (tmp_path / "a.json").write_text(content or json.dumps({"name": "a", "format_version": 99}))
+    with pytest.raises(DataError, match=rf"a\.json.*{told}"):
+        Cells(tmp_path).read("a")
