@@ -4,6 +4,8 @@ One file is one image of task segmentation; what nobody labelled is `IGNORE`. Ho
 is the protocol's side: neighbouring pixels see the same ground, so only blocks with a gap between them are disjoint.
 """
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -117,28 +119,39 @@ def _load(path: Path) -> Arrays:
             f"{path} does not exist: pass a scene as .npz or .mat; Indian Pines (Indian_pines_corrected.mat and "
             f"Indian_pines_gt.mat) is at {INDIAN_PINES_HOME}"
         )
+    if path.suffix not in (".npz", ".mat"):
+        raise DataError(f"{path}: hyperspectral scenes are .npz or .mat")
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as opened:
-                return {key: opened[key] for key in opened.files}
-        if path.suffix != ".mat":
-            raise DataError(f"{path}: hyperspectral scenes are .npz or .mat")
-        with path.open("rb") as file:
-            head = file.read(128)
-        if b"MATLAB 7.3" in head:
-            import h5py
-
-            with h5py.File(path, "r") as opened:  # MATLAB counts the first axis first, HDF5 the last
-                kept = {k: v for k, v in opened.items() if isinstance(v, h5py.Dataset) and v.external is None}
-                return {key: np.asarray(array).T for key, array in kept.items()}
-        from scipy.io import loadmat
-
-        return {k: v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}
+        if path.suffix == ".mat":
+            return _load_mat(path)
+        with np.load(path, allow_pickle=False) as opened:
+            return {key: opened[key] for key in opened.files}
     except ModuleNotFoundError as error:
         raise DataError(f'{path} needs {error.name}, which is not installed: pip install "dofa[tasks]"') from None
     # NumPy's, SciPy's and HDF5's words for files that are cut off, overwritten, or hold pickled objects.
-    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read ({error}): fetch it again") from None
+
+
+def _load_mat(path: Path) -> Arrays:
+    with path.open("rb") as file:
+        head = file.read(128)
+    if b"MATLAB 7.3" in head:
+        import h5py
+
+        with h5py.File(path, "r") as opened:  # MATLAB counts the first axis first, HDF5 the last
+            own = [key for key in opened if isinstance(opened.get(key, getlink=True), h5py.HardLink)]
+            arrays = {key: opened[key] for key in own if isinstance(opened[key], h5py.Dataset)}
+            # Values that a data set keeps in another file are nobody's scene.
+            kept = {key: a for key, a in arrays.items() if a.external is None and not a.is_virtual}
+            return {key: np.asarray(array).T for key, array in kept.items()}
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return {k: v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}
+    except MatReadError as error:  # no child of any of Python's own
+        raise ValueError(error) from None
 
 
 def _choose(arrays: Arrays, axes: int, said: str | None, word: str, path: Path) -> str:
