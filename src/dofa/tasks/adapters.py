@@ -4,7 +4,7 @@ Neither timm nor TorchGeo is a dependency: both are imported when a user who has
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -103,20 +103,23 @@ def _distance_um(band: Band, wavelength_um: float) -> float:
 
 
 class _TimmFeatures(Backbone):
-    """What timm's models have in common, whatever they are fed."""
+    """What timm's models have in common, whatever they are fed.
+
+    Of a Vision Transformer the blocks are numbered, of a pyramid (a ResNet, a Swin) its levels. These differ in width:
+    vectors of each can be had, maps only of those that are as wide as the last.
+    """
 
     def _hold(self, model: nn.Module, name: str, image_size: int) -> None:
         told: Any = model
-        blocks = getattr(told, "blocks", None)
-        if blocks is None or not hasattr(told, "forward_intermediates"):
-            raise ConfigError(
-                f"{name}: {type(model).__name__} is no Vision Transformer with forward_intermediates (timm >= 1.0): "
-                "tasks read its blocks"
-            )
-        side = told.patch_embed.patch_size
+        if not hasattr(told, "forward_intermediates"):
+            raise ConfigError(f"{name}: {type(model).__name__} has no forward_intermediates: timm >= 1.0 gives it one")
         self.module, self.name, self.sha256 = model.eval(), name, weights_sha256(model)
-        self.depth, self.width = len(blocks), int(told.embed_dim)
-        self.patch, self.image_size = int(side[0] if isinstance(side, tuple) else side), image_size
+        self.width, self.image_size = int(told.num_features), image_size
+        if hasattr(told, "blocks") and hasattr(told, "patch_embed"):
+            side = told.patch_embed.patch_size
+            self.depth, self.patch = len(told.blocks), int(side[0] if isinstance(side, tuple) else side)
+        else:  # a pyramid: its levels stand for blocks
+            self.depth, self.patch = len(told.feature_info), int(told.feature_info[-1]["reduction"])
 
     def key(self, data: LabelledImages) -> dict[str, Any]:
         """Name, weights."""
@@ -124,13 +127,21 @@ class _TimmFeatures(Backbone):
 
     def maps(self, images: Tensor, sensor: Sensor, blocks: Sequence[int]) -> list[Tensor]:
         """As the class says."""
+        found = self._levels(images, blocks)
+        if narrow := [block for block, level in zip(blocks, found, strict=True) if level.shape[1] != self.width]:
+            raise ConfigError(
+                f"{self.name}: level {narrow[0]} is no map of {self.width} channels: take {self.depth - 1}"
+            )
+        return found
+
+    def _levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         self._check(images)
         asked = sorted(set(blocks))  # timm answers in the order of its blocks, whatever the order asked
         told: Any = self.module
         found = told.forward_intermediates(
             images, indices=asked, norm=False, output_fmt="NCHW", intermediates_only=True
         )
-        by_block = dict(zip(asked, found, strict=True))
+        by_block: dict[int, Tensor] = dict(zip(asked, found, strict=True))
         return [by_block[block] for block in blocks]
 
     def vectors(self, images: Tensor, sensor: Sensor, levels: Sequence[Block]) -> dict[Block, Tensor]:
@@ -138,7 +149,7 @@ class _TimmFeatures(Backbone):
         inner = [level for level in levels if isinstance(level, int)]
         out: dict[Block, Tensor] = {}
         if inner:
-            maps = self.maps(images, sensor, inner)
+            maps = self._levels(images, inner)
             out |= {level: tokens.float().mean((2, 3)) for level, tokens in zip(inner, maps, strict=True)}
         if "pooled" in levels:
             self._check(images)
@@ -147,7 +158,7 @@ class _TimmFeatures(Backbone):
         return out
 
     def _check(self, images: Tensor) -> None:
-        fixed = getattr(cast(Any, self.module).patch_embed, "strict_img_size", False)
+        fixed = getattr(getattr(self.module, "patch_embed", None), "strict_img_size", False)
         if fixed and images.shape[-2:] != (self.image_size, self.image_size):
             raise ConfigError(
                 f"{self.name} takes images of {self.image_size} pixels, not {images.shape[-2]} × {images.shape[-1]}: "
@@ -156,7 +167,7 @@ class _TimmFeatures(Backbone):
 
 
 class TimmBackbone(_TimmFeatures, PictureBackbone):
-    """A Vision Transformer of timm for photographs, in its own normalisation.
+    """A model of timm for photographs, in its own normalisation.
 
     Args:
         model: as `timm.create_model` makes it, without a classifier.
@@ -175,12 +186,12 @@ class TimmBackbone(_TimmFeatures, PictureBackbone):
         return super().maps(images.expand(-1, 3, -1, -1), sensor, blocks)
 
     def vectors(self, images: Tensor, sensor: Sensor, levels: Sequence[Block]) -> dict[Block, Tensor]:
-        """As the class says."""
+        """As the class says, and as `maps`."""
         return super().vectors(images.expand(-1, 3, -1, -1), sensor, levels)
 
 
 class TorchGeoBackbone(_TimmFeatures):
-    """A Vision Transformer with weights of TorchGeo, fed the bands that they name.
+    """A model with weights of TorchGeo, fed the bands that they name.
 
     Args:
         model: as `torchgeo.models.get_model` makes it.
@@ -220,7 +231,7 @@ def open_separate(spec: str, name: str) -> Backbone:
 
 
 def open_timm(spec: str, name: str) -> Backbone:
-    """`NAME[#FILE]`: a Vision Transformer of timm, with its published weights or those of a file.
+    """`NAME[#FILE]`: a model of timm, with its published weights or those of a file.
 
     Raises:
         ConfigError: timm is not installed, or has no such model.
@@ -228,12 +239,8 @@ def open_timm(spec: str, name: str) -> Backbone:
     """
     model_name, _, file = spec.partition("#")
     timm = _installed("timm", "timm")
-    options = {"pretrained": not file, "num_classes": 0}
     try:
-        try:
-            model = timm.create_model(model_name, dynamic_img_size=True, **options)
-        except TypeError:  # a model that takes images of one size only
-            model = timm.create_model(model_name, **options)
+        model = _any_size(timm.create_model, model_name, pretrained=not file, num_classes=0)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"timm has no {model_name}: {_line(error)}") from None
     except OSError as error:
@@ -244,7 +251,7 @@ def open_timm(spec: str, name: str) -> Backbone:
 
 
 def open_torchgeo(spec: str, name: str) -> Backbone:
-    """`WEIGHTS`, such as `ViTSmall16_Weights.SENTINEL2_ALL_MOCO`: a Vision Transformer with weights of TorchGeo.
+    """`WEIGHTS`, such as `ViTSmall16_Weights.SENTINEL2_ALL_MOCO`: a model with weights of TorchGeo.
 
     Raises:
         ConfigError: TorchGeo is not installed, has no such weights, or does not say their bands.
@@ -259,10 +266,18 @@ def open_torchgeo(spec: str, name: str) -> Backbone:
     if not bands:
         raise ConfigError(f"torchgeo does not say the bands of {spec}: a newer torchgeo may")
     try:
-        model = models.get_model(weights.meta["model"], weights=weights, num_classes=0, dynamic_img_size=True)
+        model = _any_size(models.get_model, weights.meta["model"], weights=weights, num_classes=0)
     except OSError as error:
         raise CheckpointError(f"torchgeo could not fetch {spec}: {_line(error)}") from None
     return TorchGeoBackbone(model, name, bands, _divides(weights.transforms, len(bands)))
+
+
+def _any_size(make: Callable[..., Any], name: str, **options: Any) -> Any:
+    """The model, for images of any size where it can take them."""
+    try:
+        return make(name, **options, dynamic_img_size=True)
+    except TypeError:
+        return make(name, **options)
 
 
 def weights_sha256(model: nn.Module) -> str:
