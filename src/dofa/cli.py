@@ -41,6 +41,8 @@ VERBS = {
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
     "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}),
     "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}),
+    "finetune": Verb("dofa.tasks.finetune:finetune", "adapt a model to labelled images", {}),
+    "evaluate": Verb("dofa.tasks.evaluate:evaluate", "score a trained head on labelled images", {}),
     "info": Verb("dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}),
     "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}),
     "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}),

@@ -1,5 +1,7 @@
 """Scenes in memory and models that can be checked by hand."""
 
+import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,42 @@ def write_tiff(path: Path, image: NDArray[Any], crs: str | None = "EPSG:32633", 
         for i, name in enumerate(names or [], 1):
             out.set_band_description(i, name)
     return path
+
+
+@contextmanager
+def small_disk(folder, kilobytes):
+    """A real file system of that size; skipped where nobody may mount one."""
+    folder.mkdir()
+    options = f"size={kilobytes}k"
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode:
+        folder.rmdir()
+        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
+    try:
+        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}k", folder], check=True)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def tree(path):
+    """Every file's bytes."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
+
+
+def model_and_head(folder: Path, scene: Path) -> None:
+    """Folders `model`, a small encoder with random weights, and `head`, three classes of four bands on it."""
+    import dofa
+    from dofa.model.checkpoint import encoder_sha256, save
+    from dofa.model.heads import Head, palette
+
+    torch.manual_seed(0)
+    model = dofa.create("tiny", width=48, depth=2, heads=3, patch=8, image_size=32).eval()
+    save(model, folder / "model", provenance={})
+    part = dofa.open_scene(scene, "sentinel-2-l2a", dn_offset=0).parts[0]
+    scaling = part.scaling.with_stats([0.2] * 4, [0.1] * 4, "head")
+    rng = np.random.default_rng(0)
+    Head(
+        task="classification", class_names=("water", "field", "town"), colours=palette(3),
+        encoder_sha256=encoder_sha256(model), levels=(0, 1), sensor=part.sensor, scaling=scaling, patch_offset=0,
+        tile_size=32, gsd_m=10.0, weight=rng.standard_normal((3, 96)), bias=rng.standard_normal(3),
+    ).save(folder / "head")  # fmt: skip

@@ -14,13 +14,11 @@ import torch
 import dofa
 from dofa.cli import main
 from dofa.errors import ConfigError, DataError, DofaError
-from dofa.model.checkpoint import encoder_sha256, save
-from dofa.model.heads import Head, palette
 from dofa.scene import cluster as clusters
 from dofa.scene.features import embed
 from dofa.scene.outputs import Work
 
-from .conftest import write_tiff
+from .conftest import model_and_head, tree, write_tiff
 
 pytest.importorskip("distributed")
 BANDS = ["B02", "B03", "B04", "B08"]
@@ -38,16 +36,7 @@ def folder(tmp_path_factory):
         image = (500 + 4000 * coarse + 100 * rng.random((4, height, width))).astype(np.uint16)
         image[:, :50, :60] = 0
         write_tiff(folder / f"{name}.tif", image, names=BANDS, nodata=0, tiled=True, blockxsize=64, blockysize=64)
-    torch.manual_seed(0)
-    model = dofa.create("tiny", width=48, depth=2, heads=3, patch=8, image_size=32).eval()
-    save(model, folder / "model", provenance={})
-    part = dofa.open_scene(folder / "scene.tif", "sentinel-2-l2a", dn_offset=0).parts[0]
-    scaling = part.scaling.with_stats([0.2] * 4, [0.1] * 4, "head")
-    Head(
-        task="classification", class_names=("water", "field", "town"), colours=palette(3),
-        encoder_sha256=encoder_sha256(model), levels=(0, 1), sensor=part.sensor, scaling=scaling, patch_offset=0,
-        tile_size=32, gsd_m=10.0, weight=rng.standard_normal((3, 96)), bias=rng.standard_normal(3),
-    ).save(folder / "head")  # fmt: skip
+    model_and_head(folder, folder / "scene.tif")
     return folder
 
 
@@ -104,11 +93,6 @@ def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("workers"))
     yield cluster
     cluster.close()
-
-
-def tree(path):
-    """Every file's bytes."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
 
 
 def run(verb, folder, *words):

@@ -12,13 +12,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
-import dofa
-from dofa.model.checkpoint import encoder_sha256, save
-from dofa.model.heads import Head, palette
-
-from .conftest import write_tiff
+from .conftest import model_and_head, tree, write_tiff
 
 BANDS = ["B02", "B03", "B04", "B08"]
 # Imports once, then forks a process for every command: kills fall into the work, not into imports.
@@ -47,16 +42,7 @@ def folder(tmp_path_factory):
     image = (500 + 4000 * rng.random((4, 60, 55)).repeat(8, 1).repeat(8, 2)).astype(np.uint16)
     image[:, :50, :60] = 0
     write_tiff(folder / "scene.tif", image, names=BANDS, nodata=0, tiled=True, blockxsize=64, blockysize=64)
-    torch.manual_seed(0)
-    model = dofa.create("tiny", width=48, depth=2, heads=3, patch=8, image_size=32).eval()
-    save(model, folder / "model", provenance={})
-    part = dofa.open_scene(folder / "scene.tif", "sentinel-2-l2a", dn_offset=0).parts[0]
-    Head(
-        task="classification", class_names=("water", "field", "town"), colours=palette(3),
-        encoder_sha256=encoder_sha256(model), levels=(0, 1), sensor=part.sensor,
-        scaling=part.scaling.with_stats([0.2] * 4, [0.1] * 4, "head"), patch_offset=0, tile_size=32, gsd_m=10.0,
-        weight=rng.standard_normal((3, 96)), bias=rng.standard_normal(3),
-    ).save(folder / "head")  # fmt: skip
+    model_and_head(folder, folder / "scene.tif")
     return folder
 
 
@@ -86,11 +72,6 @@ def done(out):
     """Blocks that are on the disk, None where no journal is."""
     journal = out.with_name(f".{out.name}.part") / "journal.json"
     return json.loads(journal.read_bytes())["done"] if journal.exists() else None
-
-
-def tree(path):
-    """Every file's bytes."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}
 
 
 @pytest.mark.parametrize(

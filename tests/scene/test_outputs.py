@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import subprocess
 import tempfile
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +21,8 @@ from dofa.errors import ConfigError, DataError, DofaError
 from dofa.scene import cog
 from dofa.scene.outputs import Layout, Work, open_features
 from dofa.scene.tiles import Window
+
+from .conftest import small_disk, tree
 
 SUFFIXES = {"cog": ".tif", "zarr": ".zarr", "geoparquet": ".parquet"}
 NORTH_UP = (10.0, 0.0, 399_960.5, 0.0, -10.0, 5_300_040.25)
@@ -401,21 +401,6 @@ def test_a_newer_format_is_refused_by_name(tmp_path, kind, monkeypatch):
         open_features(out)
 
 
-@contextmanager
-def small_disk(folder, kilobytes):
-    """A real file system of that size; skipped where nobody may mount one."""
-    folder.mkdir()
-    options = f"size={kilobytes}k"
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode:
-        folder.rmdir()
-        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.strip()}")
-    try:
-        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}k", folder], check=True)
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.parametrize("kind", sorted(SUFFIXES))
 def test_a_full_disk_is_told_before_the_work(tmp_path, kind):
     layout, _ = make("float32", 500, 500)
@@ -464,8 +449,3 @@ def test_a_disk_that_fills_under_gdal_is_never_a_wrong_file(tmp_path, monkeypatc
             else:
                 np.testing.assert_array_equal(open_features(out).read_stored(), stored)
     assert 5 < refused < 12
-
-
-def tree(path):
-    """Every file's bytes."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in [path, *path.rglob("*")] if p.is_file()}

@@ -5,6 +5,7 @@ of dofa. What it expects stands in it and in a JSON file beside it.
 """
 
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -107,6 +108,7 @@ def export(
         ConfigError: a sensor, band, block, size or suffix that does not fit, no statistics to normalise with, a package
             that is missing, or a file that is there.
         CheckpointError: a head of another encoder, or a program that does not give what the model gives.
+        OSError: the disk refuses it; what was there before is untouched.
     """
     if out.suffix not in (".onnx", ".pt2"):
         raise ConfigError(f"{out}: name a file .onnx, or .pt2 for a torch.export program")
@@ -125,20 +127,23 @@ def export(
         head = load_head(head)
     task = settle(model, sensor, bands, head, image_size, levels, maps, normalise, dn_offset or 0.0)
     module, record = task.module().eval(), task.describe()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
-        file = Path(folder) / out.name
-        with quiet():
-            run = (write_onnx if out.suffix == ".onnx" else write_program)(module, file, task.images(2)[0], record)
-        difference = max(compare(run, *task.images(count), str(out)) for count in (1, 3))
-        how = "onnxruntime" if out.suffix == ".onnx" else "torch.export"
-        record |= {"file_sha256": file_sha256(file), "checked": {"with": how, "difference": difference}}
-        beside(file).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for part in (file, beside(file)):
-            with part.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        os.replace(file, out)
-        os.replace(beside(file), beside(out))  # it holds the digest of the other: a torn pair shows
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+            file = Path(folder) / out.name
+            with quiet():
+                run = (write_onnx if out.suffix == ".onnx" else write_program)(module, file, task.images(2)[0], record)
+            difference = max(compare(run, *task.images(count), str(out)) for count in (1, 3))
+            how = "onnxruntime" if out.suffix == ".onnx" else "torch.export"
+            record |= {"file_sha256": file_sha256(file), "checked": {"with": how, "difference": difference}}
+            beside(file).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            for part in (file, beside(file)):
+                with part.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+            os.replace(file, out)
+            os.replace(beside(file), beside(out))  # it holds the digest of the other: a torn pair shows
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from error
     return Export(out, record)
 
 
@@ -372,7 +377,9 @@ def write_onnx(module: Exported, file: Path, images: Float, record: dict[str, An
 def write_program(module: Exported, file: Path, images: Float, record: dict[str, Any]) -> Run:
     """Write a torch.export program with a dynamic batch; what runs it is given back."""
     said = json.dumps(record, ensure_ascii=False)
-    torch.export.save(traced(module, images), file, extra_files={"dofa.json": said})
+    whole = io.BytesIO()  # its writer ends the process where a disk is full
+    torch.export.save(traced(module, images), whole, extra_files={"dofa.json": said})
+    file.write_bytes(whole.getbuffer())
     again = torch.export.load(file).module()
 
     def run(given: Float) -> dict[str, Float]:

@@ -46,6 +46,8 @@ def free_bytes(folder: Path) -> int:
 
 def in_words(count: float) -> str:
     """A number of bytes, to be read."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
