@@ -223,7 +223,7 @@ class Head:
         decoder = self.decoder
         if decoder is not None:
             tensors |= {_OF_DECODER + name: array for name, array in decoder.state.items()}
-        weights = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+        weights = save({name: np.array(array, order="C") for name, array in tensors.items()})
         record = {
             "format_version": 1 if decoder is None else FORMAT_VERSION,
             "task": self.task,

@@ -1,0 +1,212 @@
+"""`dofa evaluate`: what a saved head is worth on labelled images."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+import dofa
+from dofa.errors import ConfigError, DataError
+from dofa.files import write_atomically
+from dofa.model import checkpoint
+from dofa.model.decoders import on_image, resize
+from dofa.model.encoder import DOFA
+from dofa.model.heads import Head, load_head
+from dofa.progress import Progress
+from dofa.scene.features import EncoderTiles
+from dofa.scene.predict import HeadTiles
+from dofa.sensors import Sensor
+from dofa.tasks.backbones import DofaBackbone
+from dofa.tasks.datasets import open_labelled
+from dofa.tasks.labelled import LabelledImages
+from dofa.tasks.samples import Samples
+from dofa.tasks.scoring import Score, draw_confusion, judge, logits_of
+from dofa.tasks.tuning import Precision
+
+FORMAT_VERSION = 1
+RESULT, PICTURE = "evaluate.json", "confusion.png"
+Part = Literal["train", "val", "test", "all"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a head is worth.
+
+    Attributes:
+        score: with a table by class and the confusion matrix.
+        setting: head, data and part, as plain values.
+        notes: what the reader of the numbers should know.
+    """
+
+    score: Score
+    setting: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, for JSON; scores are shares, 0–1."""
+        return {
+            "format_version": FORMAT_VERSION,
+            **self.score.to_dict(),
+            "code": dofa.__version__,
+            **self.setting,
+            "notes": list(self.notes),
+        }
+
+    def print(self) -> None:
+        """The table by class and notes, to the terminal."""
+        console = Console()
+        data = self.setting["data"]
+        console.print(self.score.table(f"{data['name']}, {data['part']}, {self.score.images} images"))
+        for note in self.notes:
+            console.print(f"note: {note}", highlight=False)
+
+
+def evaluate(
+    head: str | Path | Head,
+    weights: str | DOFA,
+    data: str | LabelledImages,
+    *,
+    split: Part = "test",
+    out: str | Path | None = None,
+    batch: int = 16,
+    precision: Precision = "float32",
+    seed: int = 0,
+    device: str | None = None,
+) -> Evaluation:
+    """Score a saved head on labelled images.
+
+    Args:
+        head: folder with head.json and head.safetensors, as dofa probe and dofa finetune save it.
+        weights: model folder or name: the encoder that the head was trained on.
+        data: labelled images, as `dofa probe` takes them; its classes are matched by name.
+        split: which part of the published split; all judges every image.
+        out: folder for evaluate.json and, of one class an image or pixel, confusion.png.
+        batch: images at a time.
+        precision: float32 or bf16.
+        seed: of the bootstrap.
+        device: cpu, cuda, cuda:1, …; CUDA where there is one.
+
+    Returns:
+        The score with its interval, by class, and the confusion matrix.
+
+    Raises:
+        CheckpointError: another encoder, or a folder that is no head.
+        ConfigError: another task or other bands than the head's.
+        DataError: classes that the head does not know, or no images in the part.
+    """
+    model = weights if isinstance(weights, DOFA) else checkpoint.load(weights)
+    trained = head if isinstance(head, Head) else load_head(head)
+    trained.require(model)
+    images = open_labelled(data) if isinstance(data, str) else data
+    images = matched(images.select_bands(trained.sensor.band_names), trained)
+    if split != "all" and images.splits is None:
+        raise DataError(f"{images.name} has no published split: --split all judges all its images")
+    rows = np.arange(len(images)) if split == "all" else np.flatnonzero(np.array(images.splits) == split)
+    notes = list(images.notes)
+    ratio = images.sensor.gsd_m / trained.gsd_m
+    size = None
+    if abs(ratio - 1) > 0.01:
+        size = (round(images.shape[1] * ratio), round(images.shape[2] * ratio))
+        notes.append(
+            f"pixels of {images.sensor.gsd_m:g} m are brought to the {trained.gsd_m:g} m that the head was trained on"
+        )
+    samples = Samples(images, trained.scaling, size)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    answer = Answers(model.to(target).eval(), trained, images.sensor, max(samples.shape))
+    with Progress("judging", len(rows), 0, True) as bar:
+        found = logits_of(
+            answer, samples.batch, rows, batch=batch, device=target, bf16=precision == "bf16", progress=bar.advance
+        )
+        score = judge(found, images, rows, seed)
+    setting = {
+        "head": {"sha256": trained.sha256, "task": trained.task, "validation": trained.validation},
+        "encoder_sha256": trained.encoder_sha256,
+        "data": {"name": images.name, "fingerprint": images.fingerprint, "part": split},
+        "seed": seed,
+    }
+    evaluation = Evaluation(score, setting, tuple(notes))
+    if out is not None:
+        folder = Path(out)
+        write_atomically(folder / RESULT, (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
+        if images.task != "multilabel":
+            draw_confusion(score, folder / PICTURE, f"{images.name}, {split}")
+    return evaluation
+
+
+class Answers:
+    """An encoder with a head, from normalised images to logits.
+
+    Maps come the way that `dofa predict` takes, for one tile as large as the image, and in one pass.
+
+    Args:
+        model: the head's encoder, on its device.
+        head: what was learned.
+        sensor: the images' bands in the head's order.
+        side: of the images.
+    """
+
+    def __init__(self, model: DOFA, head: Head, sensor: Sensor, side: int) -> None:
+        self.head, self.sensor = head, sensor
+        self.backbone = DofaBackbone(model, "encoder")
+        self.tiles = None
+        if head.task == "segmentation":
+            self.tiles = HeadTiles(EncoderTiles(model.specialize(sensor), "patch", head.levels, side), head).eval()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, K) or (B, K, H, W)."""
+        if self.tiles is None:
+            found = self.backbone.vectors(images, self.sensor, self.head.levels)
+            return self.head.apply(torch.cat([found[level].float() for level in self.head.levels], 1))
+        logits = self.tiles(images)
+        cell = self.tiles.cell
+        if cell > 1:
+            logits = resize(logits, (cell * logits.shape[-2], cell * logits.shape[-1]))
+        return on_image(logits, (images.shape[-2], images.shape[-1]), self.head.patch_offset)
+
+
+def matched(images: LabelledImages, head: Head) -> LabelledImages:
+    """The images with their labels in the head's order of classes.
+
+    Raises:
+        ConfigError: another task.
+        DataError: a class that the head does not know.
+    """
+    if images.task != head.task:
+        raise ConfigError(f"the head is for {head.task}, {images.name} for {images.task}")
+    if images.class_names == head.class_names:
+        return images
+    shown = set(range(len(images.class_names)))
+    if images.task == "classification":
+        shown = set(images.labels.tolist())
+    unknown = [images.class_names[k] for k in sorted(shown) if images.class_names[k] not in head.class_names]
+    if unknown:
+        raise DataError(
+            f"{images.name} has the classes {', '.join(unknown)}, which the head does not know: it knows "
+            f"{', '.join(head.class_names)}"
+        )
+    place = np.array([head.class_names.index(n) if n in head.class_names else -1 for n in images.class_names])
+    if images.task == "classification":
+        return replace(images, class_names=head.class_names, labels=place[images.labels].astype(np.int64))
+    if images.task == "multilabel":
+        labels = np.zeros((len(images), len(head.class_names)), np.int64)
+        labels[:, place] = images.labels
+        return replace(images, class_names=head.class_names, labels=labels)
+    read = images.read_mask
+    assert read is not None
+
+    def read_mask(index: int) -> NDArray[np.int16]:
+        mask = read(index)
+        inside = (mask >= 0) & (mask < len(place))
+        if images.ignore is not None:
+            inside &= mask != images.ignore
+        moved = mask.copy()
+        moved[inside] = place[mask[inside]]
+        return moved
+
+    return replace(images, class_names=head.class_names, read_mask=read_mask)

@@ -1,0 +1,71 @@
+"""Three parts of a data set: to learn from, to choose by, to test."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dofa.errors import DataError
+from dofa.tasks.evaluation import Fold, deal_folds, split_folds
+from dofa.tasks.labelled import LabelledImages
+from dofa.tasks.linear import Ints
+
+FIFTHS = 5  # without a published split: three to learn from, one to choose by, one to test
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images are learned from, chosen by, and tested; (n,) rows each."""
+
+    train: Ints
+    val: Ints
+    test: Ints
+    notes: tuple[str, ...] = ()
+
+
+def split(images: LabelledImages, seed: int) -> Split:
+    """Rows to learn from, to choose by and to test: as published, or drawn where there is no such word.
+
+    Whole places stay on one side where there are enough of them.
+
+    Raises:
+        DataError: too few images, or an empty part.
+    """
+    places = images.places if images.places is not None and len(set(images.places)) >= FIFTHS else None
+    notes = []
+    if images.places is not None and places is None:
+        notes.append(f"{len(set(images.places))} places do not fill {FIFTHS} parts: images of one are on both sides")
+
+    def fifths(rows: Ints) -> list[Fold]:
+        held = None if places is None else [places[row] for row in rows]
+        if held is not None and len(set(held)) < FIFTHS:
+            held = None
+        if len(rows) < FIFTHS:
+            raise DataError(
+                f"{images.name} has {len(rows)} images to split in {FIFTHS}: cut it into chips (dofa chips), or judge "
+                "features of its pixels (dofa probe)"
+            )
+        if images.task == "classification":
+            return split_folds(images.labels[rows], FIFTHS, seed, held, images.class_names)
+        return deal_folds(range(len(rows)) if held is None else held, FIFTHS, seed)
+
+    everything = np.arange(len(images))
+    if images.splits is None:
+        first, second = fifths(everything)[:2]
+        train = np.setdiff1d(first.train, second.test)
+        notes.append("no published split: three fifths to learn from, one to choose by, one to test")
+        return Split(train, second.test, first.test, tuple(notes))
+    names = np.array(images.splits)
+    train, val, test = (np.flatnonzero(names == name) for name in ("train", "val", "test"))
+    if not len(val) and len(train):
+        part = fifths(train)[0]
+        train, val = train[part.train], train[part.test]
+        notes.append("no published validation images: a fifth of the training images choose the epoch")
+    for name, rows in (("train", train), ("test", test)):
+        if not len(rows):
+            raise DataError(f"{images.name} has no {name} images in its split: there is nothing to {name} on")
+    if images.task == "classification":
+        unseen = sorted(set(images.labels.tolist()) - set(images.labels[train].tolist()))
+        if unseen:
+            told = ", ".join(images.class_names[label] for label in unseen)
+            notes.append(f"no training image shows {told}: it cannot be learned")
+    return Split(train, val, test, tuple(notes))

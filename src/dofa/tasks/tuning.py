@@ -1,0 +1,154 @@
+"""The settings of a fine-tuning, in one place; recipes are YAML files of them. Nothing here imports torch."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+
+from dofa.errors import ConfigError, nearest
+
+Method = Literal["frozen", "full", "lora"]
+DecoderName = Literal["linear", "upernet", "dpt"]
+Precision = Literal["float32", "bf16"]
+LEARNING_RATES: dict[Method, float] = {"frozen": 5e-3, "full": 1e-4, "lora": 1e-3}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a model is adapted to a task.
+
+    Attributes:
+        method: frozen: only what stands on the encoder learns; full: everything; lora: a low-rank change of it.
+        decoder: of segmentation: linear, upernet (with an FCN beside it in training) or dpt. Classification is linear.
+        blocks: whose outputs are read; None for the pooled vector (classification), the last block (linear) or four,
+            at a third, a half, two thirds and the end of the depth, as the paper's.
+        channels: of a decoder; None for the published 512 (upernet) and 256 (dpt).
+        auxiliary: weight of the FCN's loss beside upernet; 0 for none.
+        epochs: passes over the training images.
+        batch: images an update.
+        accumulate: micro-batches an update is computed in.
+        lr: highest learning rate; None for 5e-3 (frozen), 1e-4 (full), 1e-3 (lora).
+        warmup_epochs: over which it grows; half a cosine follows.
+        weight_decay: of matrices.
+        layer_decay: factor on the rate from block to block towards the input; 1 for none.
+        drop_path: largest probability that a residual branch is left out.
+        clip: largest norm of the gradient, None for no limit.
+        rank: of LoRA.
+        augment: random crops, flips and quarter turns; frozen features under a linear decoder are computed once,
+            without.
+        crop: smallest share of an image's area that a random crop keeps; it is resized to the whole.
+        size: side in pixels the images are resized to; None leaves them.
+        fraction: of the training labels.
+        stats: whose statistics normalise; see `Backbone.scaling`.
+        checkpointing: compute activations of the encoder again in the backward pass: less memory, a third more time.
+        precision: float32 or bf16.
+    """
+
+    method: Method = "frozen"
+    decoder: DecoderName = "linear"
+    blocks: tuple[int, ...] | None = None
+    channels: int | None = None
+    auxiliary: float = 0.4
+    epochs: int = 20
+    batch: int = 64
+    accumulate: int = 1
+    lr: float | None = None
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    drop_path: float = 0.0
+    clip: float | None = None
+    rank: int = 8
+    augment: bool = True
+    crop: float = 0.8
+    size: int | None = None
+    fraction: float = 1.0
+    stats: str | None = None
+    checkpointing: bool = False
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(Tuning)
+        for name in ("method", "decoder", "precision"):
+            if (said := getattr(self, name)) not in get_args(hints[name]):
+                raise ConfigError(f"{name} {said!r}: {nearest(str(said), get_args(hints[name]))}")
+        if self.epochs < 1 or self.accumulate < 1 or self.rank < 1 or (self.channels or 1) < 1 or (self.size or 1) < 1:
+            raise ConfigError("epochs, accumulate, rank, channels and size are whole numbers above 0")
+        if self.batch < 2 * self.accumulate:
+            raise ConfigError(
+                f"batch {self.batch} in {self.accumulate} parts: at least two images each, for batch norm"
+            )
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"lr is {self.lr}; above 0")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ConfigError(f"warmup_epochs is {self.warmup_epochs}; from 0 to below the {self.epochs} epochs")
+        if not 0 < self.crop <= 1 or not 0 < self.fraction <= 1 or self.auxiliary < 0:
+            raise ConfigError("crop and fraction are above 0 and at most 1, auxiliary is at least 0")
+        if self.method == "frozen" and (self.drop_path or self.layer_decay != 1 or self.checkpointing):
+            raise ConfigError("a frozen encoder takes no drop_path, layer_decay or checkpointing: leave them out")
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate."""
+        return LEARNING_RATES[self.method] if self.lr is None else self.lr
+
+    @property
+    def cached(self) -> bool:
+        """Whether features are computed once, of images as they are."""
+        return self.method == "frozen" and self.decoder == "linear"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, for JSON."""
+        return asdict(self)
+
+
+def settle(recipe: str | Path | None, said: dict[str, Any]) -> Tuning:
+    """A recipe with what is said over it.
+
+    Args:
+        recipe: a YAML file, or the name of one that comes with the package; None for the defaults.
+        said: settings that win; None stands for not said.
+
+    Raises:
+        ConfigError: no such recipe or setting, or values that do not hold together.
+    """
+    found = {} if recipe is None else _read(recipe)
+    known = [field.name for field in fields(Tuning)]
+    for key in found:
+        if key not in known:
+            raise ConfigError(f"recipe {recipe}: unknown setting {key!r}: {nearest(str(key), known)}")
+    found |= {key: value for key, value in said.items() if value is not None}
+    if found.get("blocks") is not None:
+        found["blocks"] = tuple(int(block) for block in found["blocks"])
+    try:
+        return replace(Tuning(), **found)
+    except TypeError as error:
+        raise ConfigError(f"recipe {recipe}: a setting has the wrong type ({error})") from None
+
+
+def recipes() -> list[str]:
+    """Names of the fine-tuning recipes that come with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in _home().iterdir() if f.name.endswith(".yaml"))
+
+
+def _home() -> Any:
+    return resources.files("dofa") / "recipes" / "finetune"
+
+
+def _read(recipe: str | Path) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif str(recipe) in recipes():
+        text = (_home() / f"{recipe}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no recipe or file {recipe}: {nearest(str(recipe), recipes())}")
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{recipe} holds no mapping of settings")
+    return data

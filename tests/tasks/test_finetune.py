@@ -1,0 +1,338 @@
+"""Fine-tuning: every method learns, what is saved is what was tested, and a killed run ends like a whole one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dofa
+from dofa.errors import ConfigError, DataError
+from dofa.model.checkpoint import encoder_sha256, save
+from dofa.model.encoder import DOFA
+from dofa.model.heads import load_head
+from dofa.tasks.backbones import open_backbone
+from dofa.tasks.finetune import finetune
+from dofa.tasks.labelled import LabelledImages
+from dofa.tasks.learner import Learner, levels
+from dofa.tasks.samples import Samples, order
+from dofa.tasks.scoring import judge
+from dofa.tasks.threeway import split
+from dofa.tasks.tuning import Tuning, recipes, settle
+
+from .conftest import labelled
+
+
+def tinted(per_class: int = 20, **more) -> LabelledImages:
+    """Stripes whose class also tints them."""
+    data = labelled(per_class=per_class, classes=3, splits=True, **more)
+
+    def read(index: int):
+        raw, valid = data.read(index)
+        raw = raw.copy()
+        raw[data.labels[index]] = np.minimum(raw[data.labels[index]] + 60.0, 255).astype(np.uint8)
+        return raw, valid
+
+    return replace(data, read=read)
+
+
+FAST = {"stats": "dataset", "device": "cpu"}
+
+
+def masked(count: int = 20, size: int = 24, seed: int = 0) -> LabelledImages:
+    """Bright squares on dark ground, in 8-bit RGB, with masks; the first row of every image is not valid."""
+    base = labelled(per_class=count, classes=1, size=size)
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, size, size), np.int16)
+    images = rng.integers(20, 60, (count, 3, size, size)).astype(np.uint8)
+    for mask, image in zip(masks, images, strict=True):
+        top, left = rng.integers(0, size // 2, 2)
+        mask[top : top + size // 2, left : left + size // 2] = 1
+        image[:, mask == 1] += 120
+        mask[-1] = 200
+    valid = np.ones((size, size), bool)
+    valid[0] = False
+    said = tuple(["train"] * (count - 8) + ["val"] * 4 + ["test"] * 4)
+    return replace(
+        base,
+        name="squares",
+        task="segmentation",
+        class_names=("ground", "square"),
+        labels=np.zeros(count, np.int64),
+        read=lambda index: (images[index], valid),
+        read_mask=lambda index: masks[index],
+        ignore=200,
+        find_splits=lambda: said,
+    )
+
+
+@pytest.fixture
+def weights(encoder: DOFA, tmp_path: Path) -> str:
+    return str(save(encoder, tmp_path / "weights"))
+
+
+@pytest.mark.parametrize("method", ["frozen", "full", "lora"])
+def test_every_method_learns_stripes_and_saves_what_was_tested(weights, tmp_path, method):
+    data = tinted(30)
+    found = finetune(weights, data, out=tmp_path / "run", method=method, epochs=12, batch=16, lr=5e-3, crop=1.0, **FAST)
+    assert found.test["metric"] == "accuracy"
+    assert found.test["score"]["value"] > 0.6
+    assert found.test["score"]["low"] is not None
+    assert found.validation[found.epoch - 1] == max(found.validation)
+    assert json.loads((tmp_path / "run" / "finetune.json").read_text())["score"] == found.test["score"]
+    tuned = tmp_path / "run" / "model"
+    assert tuned.is_dir() == (method != "frozen")
+    model = dofa.load(tuned if method != "frozen" else weights)
+    head = load_head(tmp_path / "run" / "head", model)
+    rows = np.flatnonzero(np.array(data.splits) == "test")
+    images, labels = Samples(data, head.scaling).batch(rows.tolist())
+    with torch.inference_mode():
+        logits = head.apply(model(images, data.sensor))
+    assert float((logits.argmax(1) == labels).double().mean()) == found.test["score"]["value"]
+    assert not list((tmp_path / "run").glob("*best*"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_full_fine_tuning_moves_the_encoder_and_a_frozen_one_stays(weights, encoder, tmp_path, make_images):
+    data = make_images(per_class=10, splits=True)
+    for method in ("frozen", "full", "lora"):
+        finetune(weights, data, out=tmp_path / method, method=method, epochs=1, batch=8, **FAST)
+    assert load_head(tmp_path / "frozen" / "head").encoder_sha256 == encoder_sha256(encoder)
+    before = encoder.state_dict()
+    after = {m: load_file(tmp_path / m / "model" / "model.safetensors") for m in ("full", "lora")}
+    assert after["full"].keys() == after["lora"].keys() == before.keys()  # adapters are merged
+    name = "blocks.0.attn.proj.weight"
+    assert not torch.equal(after["full"][name], before[name])
+    assert not torch.equal(after["lora"][name], before[name])
+    assert torch.equal(after["lora"]["cls_token"], before["cls_token"])
+
+
+@pytest.mark.parametrize("decoder", ["linear", "upernet", "dpt"])
+def test_every_decoder_learns_masks(weights, tmp_path, decoder):
+    found = finetune(
+        weights, masked(), out=tmp_path / "run", decoder=decoder, epochs=8, batch=6, lr=5e-3, channels=16, **FAST
+    )
+    assert found.test["metric"] == "mIoU"
+    assert found.test["score"]["value"] > 0.5, found.test  # ground everywhere gives .38
+    counted = np.array(found.test["confusion"]).sum()
+    assert counted == 4 * 22 * 24  # of 4 images without the row that is ignored and the one that is not valid
+    head = load_head(tmp_path / "run" / "head", dofa.load(weights))
+    assert (None if head.decoder is None else head.decoder.kind) == (None if decoder == "linear" else decoder)
+    assert head.ignore == 200
+
+
+def test_several_labels_at_once_are_scored_by_micro_average_precision(weights, tmp_path):
+    data = tinted()
+    flags = np.stack([data.labels == 0, data.labels != 2, data.labels == 2], 1).astype(np.int64)
+    found = finetune(
+        weights, replace(data, task="multilabel", labels=flags), out=tmp_path / "run", epochs=12, batch=12, **FAST
+    )
+    assert found.test["metric"] == "micro AP"
+    assert found.test["score"]["value"] > 0.6
+    head = load_head(tmp_path / "run" / "head")
+    assert head.task == "multilabel"
+    assert not np.allclose(head.predict_proba(torch.randn(4, 48)).sum(1), 1)
+
+
+RUN = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from tests.tasks.test_finetune import masked
+from dofa.tasks.finetune import finetune
+finetune({weights!r}, masked(40), out={out!r}, method="full", decoder="upernet", channels=16, epochs=6, batch=8,
+         drop_path=0.1, layer_decay=0.8, stats="dataset", device="cpu", resume=True)
+"""
+
+
+def launch(weights: str, out: Path) -> subprocess.Popen[bytes]:
+    root = str(Path(__file__).resolve().parents[2])
+    code = textwrap.dedent(RUN.format(tests=root, weights=weights, out=str(out)))
+    return subprocess.Popen([sys.executable, "-c", code], cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(weights, tmp_path):
+    whole = launch(weights, tmp_path / "whole")
+    assert whole.wait(240) == 0
+    process = launch(weights, tmp_path / "killed")
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "killed" / "checkpoints").glob("update-0000000[8-9]")) and time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "finetune.json").exists(), "it was too fast to be killed"
+    assert launch(weights, tmp_path / "killed").wait(240) == 0
+    for name in ("model/model.safetensors", "head/head.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    one, two = (json.loads((tmp_path / n / "finetune.json").read_text()) for n in ("whole", "killed"))
+    assert one["validation"] == two["validation"]
+    assert one["score"] == two["score"]
+    updates = [json.loads(line)["update"] for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert updates == sorted(set(updates))
+
+
+def test_a_run_that_stopped_between_epochs_goes_on_to_the_same_bits(weights, tmp_path, make_images, monkeypatch):
+    data = make_images(per_class=12, splits=True)
+    settings = {"method": "full", "epochs": 4, "batch": 8, "drop_path": 0.2, **FAST}
+    finetune(weights, data, out=tmp_path / "whole", **settings)
+    from dofa.tasks import epochs
+
+    class Stop(Exception):
+        pass
+
+    real, calls = epochs.save_state, []
+
+    def stopping(*args, **more):
+        real(*args, **more)
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stop
+
+    monkeypatch.setattr(epochs, "save_state", stopping)
+    with pytest.raises(Stop):
+        finetune(weights, data, out=tmp_path / "stopped", **settings)
+    monkeypatch.setattr(epochs, "save_state", real)
+    with pytest.raises(ConfigError, match=r"--resume.*--overwrite"):
+        finetune(weights, data, out=tmp_path / "stopped", **settings)
+    with pytest.raises(ConfigError, match=r"another.*settings"):
+        finetune(weights, data, out=tmp_path / "stopped", resume=True, **settings | {"lr": 1e-3})
+    again = finetune(weights, data, out=tmp_path / "stopped", resume=True, **settings)
+    for name in ("model/model.safetensors", "head/head.safetensors"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    kept = finetune(weights, data, out=tmp_path / "stopped", resume=True, **settings)
+    assert kept.to_dict() == again.to_dict()
+
+
+def test_equal_seeds_give_equal_results_and_others_do_not(weights, tmp_path, make_images):
+    data = make_images(per_class=12, splits=True)
+
+    def head(name: str, **more) -> bytes:
+        finetune(weights, data, out=tmp_path / name, method="full", epochs=1, batch=8, **FAST, **more)
+        return (tmp_path / name / "head" / "head.safetensors").read_bytes()
+
+    assert head("a") == head("b")
+    assert head("a2", seed=1) != head("b2", seed=2)
+
+
+def test_accumulated_micro_batches_see_the_same_images(make_images):
+    rows = np.arange(3, 20)
+    seen = [row for update in range(2) for row in order(rows, 8, update, seed=5)]
+    assert len(set(seen)) == 16
+    assert set(seen) <= set(rows.tolist())
+    assert list(order(rows, 8, 2, seed=5)) != seen[:8]
+
+
+def test_a_mask_moves_with_its_image():
+    base = masked()
+    data = replace(base, ignore=None, read=lambda i: (seen(i), None))
+    data = replace(data, read_mask=lambda i: (seen(i)[0] > 90).astype(np.int16))
+
+    def seen(index: int) -> np.ndarray:
+        return base.read(index)[0]
+
+    scaling = data.scaling.with_stats([0.0] * 3, [1.0] * 3, "user")
+    for draw in range(16):
+        image, mask = Samples(data, scaling).augmented(0, np.random.default_rng(draw), 1.0)
+        np.testing.assert_array_equal(image[0].numpy() > 90 * float(data.scaling.scale[0]), mask.numpy() == 1)
+
+
+def test_published_splits_are_kept_and_others_are_drawn_by_place(make_images):
+    said = make_images(per_class=20, splits=True)
+    rows = split(said, seed=0)
+    assert [said.splits[row] for row in rows.val] == ["val"] * len(rows.val)
+    drawn = make_images(per_class=20, places=10)
+    rows = split(drawn, seed=0)
+    sides = [{drawn.places[row] for row in part} for part in (rows.train, rows.val, rows.test)]
+    assert all(not one & two for one, two in ((sides[0], sides[1]), (sides[0], sides[2]), (sides[1], sides[2])))
+    assert len(rows.train) + len(rows.val) + len(rows.test) == 60
+    with pytest.raises(DataError, match="dofa chips"):
+        split(replace(masked(4), find_splits=lambda: None), seed=0)
+
+
+def test_the_loss_passes_over_what_has_no_label(encoder):
+    data = masked()
+    learner = Learner(open_backbone(encoder), data, Tuning(decoder="linear")).eval()
+    images, target = Samples(data, data.scaling.with_stats([0.3] * 3, [0.2] * 3, "user")).batch([0, 1])
+    logits = learner.logits(images)
+    counted = target != 255
+    assert not counted[:, [0, -1]].any()
+    expected = torch.nn.functional.cross_entropy(logits.movedim(1, -1)[counted], target[counted])
+    torch.testing.assert_close(learner({"image": images, "label": target})["loss"], expected)
+
+
+def test_the_blocks_read_are_the_papers():
+    assert levels(12, Tuning(decoder="upernet")) == [3, 5, 7, 11]
+    assert levels(24, Tuning(decoder="upernet")) == [7, 11, 15, 23]
+    assert levels(12, Tuning(decoder="linear")) == [11]
+    with pytest.raises(ConfigError, match="reads 4 blocks"):
+        levels(12, Tuning(decoder="dpt", blocks=(1, 2)))
+
+
+def test_scores_are_those_of_scikit_learn(make_images):
+    from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+
+    rng = np.random.default_rng(0)
+    data = make_images(per_class=10)
+    rows = np.arange(30)
+    logits = torch.from_numpy(rng.normal(size=(30, 3)))
+    found = judge([(logits, torch.as_tensor(data.labels))], data, rows, seed=0)
+    predicted = logits.argmax(1).numpy()
+    assert found.score.value == pytest.approx(accuracy_score(data.labels, predicted))
+    f1s = f1_score(data.labels, predicted, average=None)
+    assert [c["f1"] for c in found.classes] == pytest.approx(list(f1s))
+    flags = rng.integers(0, 2, (30, 3))
+    several = replace(data, task="multilabel", labels=flags)
+    found = judge([(logits, torch.as_tensor(flags))], several, rows, seed=0)
+    assert found.score.value == pytest.approx(average_precision_score(flags, logits.numpy(), average="micro"))
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_recipes_hold_together_and_what_is_said_wins(recipe):
+    assert settle(recipe, {}).epochs >= 20
+    assert settle(recipe, {"epochs": 25, "size": None}).epochs == 25
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipe": "uper"}, "did you mean upernet"),
+        ({"decoder": "upernet"}, "for segmentation"),
+        ({"method": "frozen", "drop_path": 0.1}, "frozen encoder takes no drop_path"),
+        ({"batch": 1}, "at least two images"),
+        ({"fraction": 0.0}, "fraction"),
+        ({"fraction": 0.01, "batch": 64, "accumulate": 4}, "fewer than a batch needs"),
+        ({"blocks": [40]}, "for segmentation"),
+        ({"stats": "moon"}, "moon"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(weights, tmp_path, make_images, settings, message):
+    with pytest.raises(ConfigError if "fewer" not in message else DataError, match=message):
+        finetune(weights, make_images(splits=True), out=tmp_path / "run", **{"stats": "dataset", **settings})
+
+
+def test_masks_with_values_outside_the_classes_or_of_another_size_are_named(weights, tmp_path):
+    odd = masked()
+
+    def wrong(index: int) -> np.ndarray:
+        mask = odd.read_mask(index).copy()
+        mask[1, :3] = 7
+        return mask
+
+    settings = {"epochs": 1, "batch": 4, **FAST}
+    with pytest.raises(DataError, match=r"image \d+: 3 mask values are 7"):
+        finetune(weights, replace(odd, read_mask=wrong), out=tmp_path / "a", **settings)
+    small = replace(odd, read_mask=lambda index: np.zeros((5, 5), np.int16))
+    with pytest.raises(DataError, match="the mask has 5 × 5 pixels"):
+        finetune(weights, small, out=tmp_path / "b", **settings)
