@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from dofa.errors import ConfigError, DataError
 from dofa.model import checkpoint
@@ -16,7 +17,10 @@ from dofa.tasks import probe as room
 from dofa.tasks.evaluation import fit_logistic, split_folds
 from dofa.tasks.features import encode
 from dofa.tasks.judging import Classes, judge_images
+from dofa.tasks.labelled import LabelledImages
 from dofa.tasks.probe import probe
+
+from ..vit_files import write_vit
 
 QUICK = {"stats": "dataset", "random_seeds": 2, "neighbours": 3, "penalties": (0.1, 10.0)}
 
@@ -188,3 +192,72 @@ def test_a_model_folder_and_a_real_set_go_in_by_name(encoder: DOFA, real_data: P
     # The reference's prototype found 70.1 % for band statistics on these images.
     assert result.row("band statistics").score.value == pytest.approx(0.70, abs=0.05)
     assert load_head(tmp_path / "out" / "head", encoder).sensor.band_names[-1] == "B8A"
+
+
+def several(make_images) -> LabelledImages:
+    """The stripes, an image having its own direction and, at random, a label that shows in its brightness."""
+    base = make_images(per_class=20)
+    rng = np.random.default_rng(0)
+    bright = rng.random(len(base)) < 0.4
+    flags = np.concatenate([np.eye(3, dtype=np.int64)[base.labels], bright[:, None].astype(np.int64)], axis=1)
+    return replace(
+        base,
+        task="multilabel",
+        labels=flags,
+        class_names=(*base.class_names, "bright"),
+        read=lambda i: (np.clip(base.read(i)[0].astype(int) + 60 * bright[i], 0, 255).astype(np.uint8), None),
+        fingerprint="several",
+    )
+
+
+def test_several_labels_are_judged_by_the_precision_of_all_pairs_together(
+    make_images, encoder: DOFA, tmp_path: Path
+) -> None:
+    data = several(make_images)
+    said = tuple(("train", "test")[i % 3 == 0] for i in range(len(data)))
+    result = probe(encoder, replace(data, find_splits=lambda: said), by="split", blocks=[0], out=tmp_path, **QUICK)
+    row = result.row("block 0")
+    assert (row.metric, row.confusion) == ("micro AP", None)
+    test = np.array(said) == "test"
+    head = load_head(tmp_path / "head", encoder)
+    features = encode(encoder, data, head.scaling, [0])[0]
+    scores = head.predict_proba(features)[test]
+    expected = average_precision_score(data.labels[test].ravel(), scores.ravel())
+    assert row.score.value == pytest.approx(expected, abs=1e-5)
+    assert row.score.low is not None
+    assert row.score.low < row.score.value < row.score.high
+    assert result.row("block 0", "k-NN").score.value > 0.5
+    assert result.setting["data"]["classes"]["bright"] == data.labels[:, 3].sum()
+    whole = probe(encoder, data, blocks=[0], baselines=False, **QUICK)
+    assert whole.setting["protocol"]["by"] == "image"
+    assert len(whole.rows[0].per_fold) == 5
+
+
+def test_a_part_of_the_labels_teaches_and_all_others_are_judged_as_before(make_images, encoder: DOFA) -> None:
+    data = make_images(per_class=30)
+    whole = probe(encoder, data, blocks=[0], baselines=False, **QUICK)
+    part = probe(encoder, data, blocks=[0], baselines=False, fraction=0.2, **QUICK)
+    assert whole.setting["data"]["judged"] == part.setting["data"]["judged"] == 90
+    assert part.setting["protocol"]["fraction"] == 0.2
+    assert part.row("block 0").score.value < whole.row("block 0").score.value
+    with pytest.raises(ConfigError, match="share of the training labels"):
+        probe(encoder, data, fraction=0.0, **QUICK)
+
+
+def test_the_papers_optimizer_is_swept_over_its_rates(make_images, encoder: DOFA) -> None:
+    quick = {k: v for k, v in QUICK.items() if k != "penalties"}
+    result = probe(encoder, make_images(per_class=150), blocks=[0], optimizer="lars", folds=2, baselines=False, **quick)
+    row = result.row("block 0")
+    assert row.classifier == "LARS"
+    assert set(row.chosen) <= {0.5, 1.0, 10.0, 20.0}
+    assert row.score.value > 0.5
+
+
+def test_any_backbone_can_be_probed_and_leaves_no_head_that_would_not_open(make_images, tmp_path: Path) -> None:
+    vit = write_vit(tmp_path / "vit", 24, 2, 2, 14, 28)
+    result = probe(f"teacher:{vit}", make_images(), size=28, out=tmp_path, **(QUICK | {"stats": None}))
+    assert [row.features for row in result.rows] == ["pooled", "pooled", "band statistics", "band statistics"]
+    assert any("no random weights beside it" in note for note in result.warnings)
+    assert result.head is None
+    assert not (tmp_path / "head").exists()
+    assert (tmp_path / "probe.json").is_file()

@@ -254,7 +254,7 @@ def probe(
         result = ProbeResult(setting, rows, _differences(rows, levels, seed), tuple(notes))
         if out is None:
             return result
-        if isinstance(backbone.module, DOFA) and images.task != "multilabel":
+        if isinstance(backbone.module, DOFA):
             best = next(level for level in levels if _name(level) == result.best.features)
             scaling = scaling_of(shared.learnt)
             if dense:
@@ -351,7 +351,7 @@ def _head(
 ) -> Head:
     classes = [int(label) for label in layer.classes]
     return Head(
-        task="segmentation" if data.task == "segmentation" else "classification",
+        task=data.task,
         class_names=tuple(data.class_names[label] for label in classes),
         colours=palette(len(classes)) if data.colours is None else tuple(data.colours[label] for label in classes),
         encoder_sha256=backbone.sha256,
