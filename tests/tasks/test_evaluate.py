@@ -1,0 +1,176 @@
+"""Saved heads: scored as they were tested, mapped where they belong, refused where they do not."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.transform import from_origin
+
+import dofa
+from dofa.cli import main
+from dofa.errors import CheckpointError, ConfigError, DataError
+from dofa.model.checkpoint import save
+from dofa.model.config import EncoderConfig
+from dofa.model.encoder import DOFA
+from dofa.model.export import export
+from dofa.model.heads import load_head
+from dofa.scene import engine
+from dofa.scene.predict import predict_all
+from dofa.scene.reading import open_features
+from dofa.scene.saving import write_all
+from dofa.tasks.evaluate import Answers, evaluate
+from dofa.tasks.finetune import finetune
+from dofa.tasks.samples import Samples
+
+from .test_finetune import FAST, masked, tinted
+
+SETTINGS = {"decoder": "upernet", "channels": 16, "epochs": 12, "batch": 6, "lr": 5e-3, **FAST}
+
+
+def trained(folder: Path, offset: int, decoder: str = "upernet") -> tuple[DOFA, Path]:
+    torch.manual_seed(3)
+    config = EncoderConfig(width=48, depth=3, heads=3, patch=8, patch_offset=offset, image_size=24)
+    model = DOFA(config).eval()
+    finetune(str(save(model, folder / "weights")), masked(), out=folder / "run", **{**SETTINGS, "decoder": decoder})
+    return model, folder / "run" / "head"
+
+
+@pytest.mark.parametrize("decoder", ["linear", "upernet", "dpt"])
+def test_evaluate_gives_the_score_that_was_tested(tmp_path, decoder):
+    model, head = trained(tmp_path, 0, decoder)
+    found = evaluate(head, model, masked(), out=tmp_path / "judged", device="cpu")
+    tested = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    assert found.score.score.value == pytest.approx(tested["score"]["value"], abs=1e-6)
+    assert found.score.confusion.tolist() == tested["confusion"]
+    written = json.loads((tmp_path / "judged" / "evaluate.json").read_text())
+    assert written["score"]["value"] == found.score.score.value
+    with rasterio.open(tmp_path / "judged" / "confusion.png") as picture:
+        assert min(picture.shape) > 200
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_a_map_through_a_decoder_is_its_answer_in_its_place(tmp_path, offset):
+    model, folder = trained(tmp_path, offset)
+    head = load_head(folder, model)
+    rng = np.random.default_rng(9)
+    image = rng.integers(20, 60, (3, 61, 83)).astype(np.uint8)
+    image[:, 20:45, 30:60] += 120
+    place = from_origin(500000, 5000000, head.gsd_m, head.gsd_m)
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", driver="GTiff", count=3, height=61, width=83, dtype="uint8", crs="EPSG:32633",
+        transform=place,
+    ) as out:  # fmt: skip
+        out.write(image)
+        for band, name in enumerate(head.sensor.band_names, 1):
+            out.set_band_description(band, name)
+
+    def mapped(tile: int | None, name: str) -> np.ndarray:
+        opened = dofa.open_scene(tmp_path / "scene.tif", head.sensor.name)
+        (one,) = predict_all([opened], model, head, tile=tile, precision="float32", device="cpu")
+        output = one.output(tmp_path / name, "classes")
+        write_all([one.job], [output], blocks=lambda jobs: engine.run(jobs, precision="float32", device="cpu"))
+        return open_features(tmp_path / name).read_stored()[0]
+
+    whole, tiled = mapped(96, "whole.tif"), mapped(24, "tiled.tif")
+    with rasterio.open(tmp_path / "whole.tif") as result:
+        # Pixel (offset, offset) of the map lies on pixel (0, 0) of the scene.
+        assert result.xy(offset, offset) == pytest.approx(place * (0.5, 0.5))
+        assert result.shape == (61, 83)
+    truth = np.zeros((61, 83), int)
+    truth[20:45, 30:60] = 1
+    inside = (slice(offset, None), slice(offset, None))
+    on_scene = truth[: 61 - offset, : 83 - offset]
+    for found in (whole, tiled):
+        assert (found[inside] == on_scene).mean() > 0.85
+    raw = torch.from_numpy(head.scaling.normalise_physical(head.sensor.scaling.physical(image)))[None]
+    with torch.inference_mode():
+        expected = Answers(model, head, head.sensor, 83)(raw)[0].argmax(0).numpy()
+    kept = slice(0, 56), slice(0, 80)  # whole patches: at the far edges the scene is padded
+    agree = (whole[inside][: 61 - offset][kept] == expected[kept]).mean()
+    assert agree > 0.999
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    data = tinted()
+    torch.manual_seed(3)
+    model = DOFA(EncoderConfig(width=48, depth=3, heads=3, patch=8, image_size=16)).eval()
+    finetune(str(save(model, tmp_path / "w")), data, out=tmp_path / "run", epochs=4, batch=12, **FAST)
+    head = tmp_path / "run" / "head"
+    one = evaluate(head, model, data, split="all", device="cpu")
+    turned = replace(data, class_names=data.class_names[::-1], labels=2 - data.labels)
+    two = evaluate(head, model, turned, split="all", device="cpu")
+    assert one.score.confusion.tolist() == two.score.confusion.tolist()
+    assert one.score.images == len(data)
+    stranger = replace(data, class_names=("stripes 0", "stripes 1", "sand"))
+    with pytest.raises(DataError, match="classes sand, which the head does not know"):
+        evaluate(head, model, stranger, split="all")
+    with pytest.raises(DataError, match="--split all"):
+        evaluate(head, model, replace(data, find_splits=lambda: None))
+    with pytest.raises(ConfigError, match="for classification, squares for segmentation"):
+        evaluate(head, model, masked())
+    with torch.no_grad():
+        model.cls_token[0, 0, 0] += 1
+    with pytest.raises(CheckpointError, match="was trained on the encoder"):
+        evaluate(head, model, data)
+
+
+def test_what_a_decoder_cannot_do_is_said(tmp_path):
+    model, folder = trained(tmp_path, 0)
+    head = load_head(folder, model)
+    with pytest.raises(ConfigError, match=r"upernet decoder is not exported.*--decoder linear"):
+        export(model, tmp_path / "out.onnx", head=head)
+    with pytest.raises(CheckpointError, match="through its upernet decoder"):
+        head.apply(torch.zeros(1, 192, 3, 3))
+    with pytest.raises(ConfigError, match=r"--stride 4.*answers for every pixel"):
+        predict_all([], model, head, stride=4)
+    record = json.loads((folder / "head.json").read_text())
+    assert record["format_version"] == 2
+    for changes, message in (({"kind": "unet"}, "decoder 'unet'"), ({"channels": 17}, "does not fit")):
+        (folder / "head.json").write_text(json.dumps({**record, "decoder": {**record["decoder"], **changes}}))
+        with pytest.raises(CheckpointError, match=message):
+            load_head(folder)
+
+
+def test_images_of_another_pixel_size_are_brought_to_the_heads(tmp_path):
+    model, folder = trained(tmp_path, 0)
+    data = masked()
+    fine = np.ones((2, 2), np.uint8)
+    larger = replace(
+        data,
+        sensor=replace(data.sensor, gsd_m=data.sensor.gsd_m / 2),
+        shape=(3, 48, 48),
+        read=lambda i: (np.kron(data.read(i)[0], fine[None]), np.kron(data.read(i)[1], fine).astype(bool)),
+        read_mask=lambda i: np.kron(data.read_mask(i), fine).astype(np.int16),
+    )
+    one, two = (evaluate(folder, model, images, device="cpu") for images in (data, larger))
+    assert two.score.score.value == pytest.approx(one.score.score.value, abs=0.05)
+    assert two.score.confusion.sum() == 4 * one.score.confusion.sum()
+    assert any("are brought to" in note for note in two.notes)
+
+
+def test_the_commands_run_on_real_images(real_data, tmp_path, capsys):
+    torch.manual_seed(0)
+    weights = save(dofa.create("tiny", width=48, depth=2, heads=3, patch=8, image_size=32), tmp_path / "w")
+    data = f"eurosat-ms:{real_data / 'eurosat_ms' / 'EuroSAT_MS_100.zip'}"
+    common = ["--weights", str(weights), "--data", data]
+    run = ["finetune", *common, "--out", str(tmp_path / "run"), "--epochs", "3", "--stats", "dataset", "--batch", "20"]
+    assert main(run) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    assert main(run) == 2
+    assert "--resume" in capsys.readouterr().err
+    judged = ["evaluate", *common, "--head", str(tmp_path / "run" / "head"), "--split", "all", "--out", str(tmp_path)]
+    assert main(judged) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert (tmp_path / "confusion.png").is_file()
+
+
+def test_targets_are_read_once_with_their_images():
+    calls = []
+    data = masked()
+    counted = replace(data, read=lambda index: calls.append(index) or data.read(index))
+    Samples(counted, data.scaling.with_stats([0.0] * 3, [1.0] * 3, "user")).batch([0, 1])
+    assert calls == [0, 1]
