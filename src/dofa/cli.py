@@ -43,6 +43,7 @@ VERBS = {
     "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}),
     "finetune": Verb("dofa.tasks.finetune:finetune", "adapt a model to labelled images", {}),
     "evaluate": Verb("dofa.tasks.evaluate:evaluate", "score a trained head on labelled images", {}),
+    "analyse": Verb("dofa.tasks.analyses:analyse", "look into models: kernels, features, more bands and fewer", {}),
     "info": Verb("dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}),
     "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}),
     "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}),
