@@ -43,7 +43,7 @@ from dofa.corpus.store import open_stores
 from dofa.model.checkpoint import load, load_mae
 from dofa.tasks.backbones import open_backbone, random_encoder
 from dofa.tasks.datasets import LabelledImages, open_labelled
-from dofa.tasks.evaluation import choose_penalty, knn_predict, split_folds
+from dofa.tasks.evaluation import PENALTIES, choose_penalty, knn_predict, split_folds
 from dofa.tasks.features import band_statistics, encode
 from dofa.tasks.linear import fit_logistic
 from dofa.train.config import PretrainConfig, load_config
@@ -54,7 +54,6 @@ from dofa.train.pretrain import pretrain
 S2, RGB = "sentinel-2-l2a", "naip-rgb"
 SIDE = 64
 LEVELS = (6, 11)  # of twelve blocks: a middle one and the last
-PENALTIES = (0.003, 0.03, 0.3)
 VIEWS = ("ms", "rgb-naip", "rgb-s2")
 REPEATS = {"ms": 10, "rgb-naip": 1, "rgb-s2": 1}
 NEIGHBOURS = {"ms": 5, "rgb-naip": 10, "rgb-s2": 10}

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dofa import sensors
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import load, load_mae
 from dofa.model.config import preset
+from dofa.train.cost import Corpus, cost
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
 from dofa.train.objective import build_model
@@ -129,3 +131,11 @@ def test_the_sensors_of_a_model_are_not_for_the_configuration_to_say(settings):
     with pytest.raises(ConfigError, match=r"data\.stores"):
         settings(model__changes={**SEPARATE, "sensors": {}})
     assert preset("tiny", embedding="separate").embedding == "separate"
+
+
+def test_the_estimate_of_a_run_counts_no_kernels_to_generate(settings):
+    plain = {key: value for key, value in SEPARATE.items() if key != "embedding"}
+    corpora = [Corpus(sensors.get("naip-rgb"), 100, 32)]
+    ours, dynamic = (cost(settings(model__changes=each), corpora).sensors[0].parts for each in (SEPARATE, plain))
+    assert ours["kernels"] == 0 < dynamic["kernels"]
+    assert {**ours, "kernels": 0} == {**dynamic, "kernels": 0}

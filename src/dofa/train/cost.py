@@ -274,6 +274,8 @@ def step_flops(
             parts["teacher"] += batch * step.pictures * shown
         if distill.anchor:
             parts["kernels"] += embedding_kernels(3)
+    if encoder.embedding == "separate":
+        parts["kernels"] = 0.0  # they are read from a table
     return parts
 
 
