@@ -114,6 +114,13 @@ def test_list_of_segmunich_cannot_lead_out_of_the_folder(tmp_path: Path) -> None
         open_labelled(f"segmunich:{folder}")
 
 
+def test_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+    folder = write_segmunich(tmp_path)
+    (folder / "train.txt").write_bytes(b"10_1\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"train\.txt is no text of names"):
+        open_labelled(f"segmunich:{folder}")
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_ombria_reads_from_a_folder_and_a_zip(packed: bool, tmp_path: Path) -> None:
     path = write_ombria(tmp_path / "OMBRIA")

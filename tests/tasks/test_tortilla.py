@@ -3,6 +3,8 @@
 import io
 import shutil
 import struct
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.tasks.fixtures_published import tortilla
 
 from dofa.errors import ConfigError, DataError
@@ -148,6 +153,37 @@ def test_files_that_are_cut_off_or_false_are_refused_by_name(real: Path, tmp_pat
         with pytest.raises(DataError, match=says) as raised:
             open_labelled(f"tortilla:{file}")
         assert "benv2.tortilla" in str(raised.value)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_whatever_byte_is_overwritten_the_answer_is_images_or_one_line(data: st.DataObject) -> None:
+    whole = bytearray(small_set())
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "benv2.tortilla"
+        file.write_bytes(whole[: data.draw(st.integers(1, len(whole)))] if data.draw(st.booleans()) else whole)
+        said = ""
+        try:
+            images = open_labelled(f"tortilla:{file}")
+            assert images.read(0)[0].shape == images.shape
+        except DataError as error:
+            said = str(error)
+    assert "\n" not in said
+
+
+@cache
+def small_set() -> bytes:
+    """A benv2 of one image of 4 × 4 pixels."""
+    profile = {"driver": "GTiff", "count": 12, "height": 4, "width": 4, "dtype": "uint16", "crs": "EPSG:32633",
+               "transform": Affine(10, 0, 5e5, 0, -10, 5e6)}  # fmt: skip
+    with rasterio.MemoryFile() as memory:
+        with memory.open(**profile) as opened:
+            opened.write(np.ones((12, 4, 4), np.uint16))
+        image = bytes(memory.read())
+    inner = tortilla([{"tortilla:id": "s2", "tortilla:file_format": "GTiff"}], [image])
+    return tortilla([sample(lat=48.0, lon=11.0)], [inner])
 
 
 def test_offsets_outside_the_file_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
-from dofa.tasks.labelled import LabelledImages, Raw, digest
+from dofa.tasks.labelled import LabelledImages, Raw, digest, read_lines
 
 __all__ = [
     "EUROSAT_BANDS",
@@ -285,8 +285,8 @@ def _eurosat_splits(path: Path, chips: list[_Chip]) -> tuple[str, ...] | None:
         raise DataError(f"{folder} has {', '.join(present)} but not all of eurosat-train, -val and -test.txt")
     split_of: dict[str, str] = {}
     for split, file in files.items():
-        for line in file.read_text(encoding="utf-8").split():
-            stem = PurePosixPath(line).stem
+        for name in " ".join(read_lines(file)).split():
+            stem = PurePosixPath(name).stem
             if split_of.setdefault(stem, split) != split:
                 raise DataError(f"{stem} is listed in eurosat-{split_of[stem]}.txt and in {file.name}")
     here = {c.stem for c in chips}
@@ -321,7 +321,7 @@ def _decode_tif(data: bytes, source: str) -> NDArray[np.uint16]:
     try:
         with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
             raw: NDArray[np.uint16] = dataset.read()
-    except RasterioError as error:
+    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
         raise DataError(f"{source} is no whole GeoTIFF ({error}): fetch the set again") from None
     if raw.dtype != np.uint16:
         raise DataError(f"{source} has {raw.dtype} values; EuroSAT MS images are uint16, reflectance × 10⁴")

@@ -19,7 +19,7 @@ from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Band, Sensor
-from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
+from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, read_lines, split_words, value_of
 
 OMBRIA_HOME = "https://github.com/geodrak/OMBRIA"
 OMBRIA_SIZE = 256
@@ -327,10 +327,8 @@ def _sen1floods11_lists(base: Path, bolivia: bool) -> tuple[dict[str, str] | Non
         file = folder / f"flood_{name}_data.csv"
         if not file.is_file():
             raise DataError(f"{folder} has no {file.name}: fetch the lists again, or move them away to use folds")
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if not line.strip():
-                continue
-            match = re.match(r"\s*(\S+)_S1Hand\.tif\s*,", line)
+        for line in read_lines(file):
+            match = re.match(r"(\S+)_S1Hand\.tif\s*,", line)
             if match is None:
                 raise DataError(f"{file}: {line[:60]!r} is no line of a radar chip and its mask: fetch the lists again")
             split = SEN1FLOODS11_LISTS[name]
@@ -361,6 +359,6 @@ def _read_tif(file: Path, shape: tuple[int, int, int]) -> NDArray[Any]:
             if found != shape:
                 raise DataError(f"{file} has {found[0]} bands of {found[1]} × {found[2]} pixels; {shape} are expected")
             raw: NDArray[Any] = dataset.read()
-    except RasterioError as error:
+    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
         raise DataError(f"{file} is no whole GeoTIFF ({error}): fetch it again") from None
     return raw

@@ -162,7 +162,8 @@ def _array(opened: Any, file: Path, name: str) -> Any:
 
 def _key(opened: Mapping[str, Any], file: Path, wanted: str) -> str:
     """The key of a band or of the mask, which may carry a date: `04 - Red_2019-11-20`."""
-    found = [key for key in opened if re.fullmatch(re.escape(wanted) + r"(_\d{4}-\d{2}-\d{2})?", key)]
+    names = [key for key in opened if isinstance(key, str)]  # names that are no text come as bytes
+    found = [key for key in names if re.fullmatch(re.escape(wanted) + r"(_\d{4}-\d{2}-\d{2})?", key)]
     if len(found) != 1:
         says = f"several dates of {wanted!r}" if found else f"no {wanted!r}"
         raise DataError(f"{file} has {says}; it holds {', '.join(map(repr, opened))}: fetch it again")

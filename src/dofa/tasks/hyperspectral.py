@@ -4,6 +4,7 @@ One file is one image of task segmentation; what nobody labelled is `IGNORE`. Ho
 is the protocol's side: neighbouring pixels see the same ground, so only blocks with a gap between them are disjoint.
 """
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -129,7 +130,8 @@ def _load(path: Path) -> Arrays:
     except ModuleNotFoundError as error:
         raise DataError(f'{path} needs {error.name}, which is not installed: pip install "dofa[tasks]"') from None
     # NumPy's, SciPy's and HDF5's words for files that are cut off, overwritten, or hold pickled objects.
-    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+            tokenize.TokenError) as error:  # fmt: skip
         raise DataError(f"{path} cannot be read ({error}): fetch it again") from None
 
 

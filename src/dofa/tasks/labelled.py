@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, nearest
+from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
@@ -113,6 +113,19 @@ def file_state(path: Path) -> list[int]:
     """Size and time of change of a file: what tells another content without reading it."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a list of names, empty ones left out.
+
+    Raises:
+        DataError: it is no text.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no text of names ({error}): fetch it again") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def split_words(spec: str, known: Sequence[str]) -> tuple[Path, list[str]]:

@@ -13,7 +13,7 @@ from dofa import sensors
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Band
-from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
+from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, read_lines, split_words, value_of
 
 RESISC45_HOME = "https://huggingface.co/datasets/torchgeo/resisc45"
 RESISC45_SIZE = 256
@@ -125,7 +125,7 @@ def read_segmunich(spec: str) -> LabelledImages:
         )
     images, masks, splits = [], [], []
     for name, file in lists.items():
-        for stem in file.read_text(encoding="utf-8").split():
+        for stem in read_lines(file):
             if not re.fullmatch(r"[\w.-]+", stem) or stem.startswith("."):
                 raise DataError(f"{file}: {stem[:60]!r} is no name of a chip: fetch the set again")
             stem = stem.removesuffix(".tif")
@@ -177,7 +177,13 @@ def read_segmunich(spec: str) -> LabelledImages:
         sources=tuple(map(str, images)),
         shape=(len(sensor.bands), SEGMUNICH_SIZE, SEGMUNICH_SIZE),
         read=read,
-        fingerprint=digest(["segmunich", sensor.band_names, [[str(f), *file_state(f)] for f in (*images, *masks)]]),
+        fingerprint=digest(
+            [
+                "segmunich",
+                sensor.band_names,
+                [[f.relative_to(folder).as_posix(), *file_state(f)] for f in (*images, *masks)],
+            ]
+        ),
         find_splits=lambda: tuple(splits) if len(lists) > 1 else None,
         task="segmentation",
         read_mask=read_mask,
@@ -204,9 +210,7 @@ def _read_lists(files: dict[str, Path]) -> dict[str, str]:
     """Split by stem; a line is `airplane_001.jpg`, with folders before it or a label after it, or not."""
     split_of: dict[str, str] = {}
     for split, file in files.items():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if not line.split():
-                continue
+        for line in read_lines(file):
             stem = PurePosixPath(line.split()[0]).stem
             if split_of.setdefault(stem, split) != split:
                 raise DataError(f"{file} lists {stem}, which is in {files[split_of[stem]].name} too: fetch the lists")
@@ -261,6 +265,6 @@ def _read_planes(file: Path, count: int) -> NDArray[Any]:
                         f"{SEGMUNICH_SIZE} × {SEGMUNICH_SIZE}"
                     )
                 raw: NDArray[Any] = dataset.read()
-    except RasterioError as error:
+    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
         raise DataError(f"{file} is no whole TIFF ({error}): fetch it again") from None
     return raw

@@ -173,7 +173,8 @@ def _table(within: _Blob) -> list[dict[str, Any]]:
         table = pyarrow.parquet.read_table(io.BytesIO(_Blob(within.file, within.offset + offset, length).read()))
         rows: list[dict[str, Any]] = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{within.file} has a damaged table ({error}): fetch it again") from None
+        said = " ".join(str(error).split())
+        raise DataError(f"{within.file} has a damaged table ({said}): fetch it again") from None
     for row in rows:
         if not isinstance(row.get("tortilla:offset"), int) or not isinstance(row.get("tortilla:length"), int):
             raise DataError(f"{within.file} has a table without tortilla:offset and tortilla:length: fetch it again")
@@ -226,7 +227,7 @@ def _read_tif(data: bytes, where: str) -> NDArray[Any]:
     try:
         with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
             array: NDArray[Any] = dataset.read()
-    except RasterioError as error:
+    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
         raise DataError(f"{where} is no whole GeoTIFF ({error}): fetch it again") from None
     return array
 
