@@ -327,10 +327,11 @@ class Raster:
         try:
             return remote.persistently(self._fetched, act, self._forget, lost=RasterioError)
         except RasterioError as error:
-            why = f"its {what} cannot be decoded: {remote.reason(error)}"
-            if remote.is_remote(self._fetched):
+            far = remote.is_remote(self._fetched)
+            why = f"its {what} cannot be decoded: {remote.reason(error, 'the server sent' if far else 'the file has')}"
+            if far:
                 raise DataError(f"{remote.shown(self.path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
-            raise DataError(f"{self._name}: truncated or damaged, {why}") from None
+            raise DataError(f"{self._name}: truncated or damaged, {why}: copy or download it again") from None
 
     def _measured(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
         """Where each number is a measurement, by itself."""

@@ -88,6 +88,8 @@ def open_dataset(path: str) -> Any:
         )
     elif "AWS_NO_SIGN_REQUEST" in why:
         why = "set AWS_NO_SIGN_REQUEST=YES for a public bucket, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif os.path.isfile(path):
+        why = f"{why.rstrip('.')}: no image, or a truncated one: copy or download it again"
     raise DataError(f"{remote.shown(path)} cannot be opened: {why}")
 
 

@@ -75,13 +75,13 @@ def persistently(path: str, act: Callable[[], Answer], forget: Callable[[], None
     return act()
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException, holds: str = "the server sent") -> str:
     """Why something was not read, on one line: the first cause, which GDAL and rasterio hide behind general ones."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())
     cut = re.search(r"got (\d+) bytes, expected (\d+)", text)
-    return f"the server sent {cut[1]} of {cut[2]} bytes" if cut else text
+    return f"{holds} {cut[1]} of {cut[2]} bytes" if cut else text
 
 
 def fetch(url: str) -> bytes:

@@ -27,6 +27,7 @@ import torch
 import dofa
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.model.compiled import compiled
+from dofa.model.devices import choose
 from dofa.model.vit import VisionTransformer
 from dofa.pixels import Float
 from dofa.scene import engine
@@ -385,4 +386,4 @@ def _device(wanted: str | None, name: Any) -> torch.device:
     """The device of a worker; the numbered workers of one machine share its GPUs evenly."""
     if wanted is None and torch.cuda.is_available():
         return torch.device("cuda", name % torch.cuda.device_count() if isinstance(name, int) else 0)
-    return torch.device(wanted or "cpu")
+    return choose(wanted or "cpu")

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dofa.errors import DataError
+from dofa.errors import ConfigError, DataError
+from dofa.model.devices import choose
 from dofa.pixels import Float
 from dofa.scene.inputs import Inputs
 from dofa.scene.tiles import Plan, Tile, Window
@@ -126,9 +127,10 @@ def run(
         Blocks: job by job, within each in the order of `plan.blocks`, from `skip` on.
 
     Raises:
+        ConfigError: a device that is not there, or a batch below one.
         DataError: pixels that cannot be decoded, or answers that are not finite; the scene is named.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = choose(device)
     low = in_bf16(precision, target)
     joined: deque[Future[list[Block]]] = deque()
     ahead: deque[_Reading] = deque()
@@ -190,7 +192,13 @@ def nbytes(jobs: Sequence[Job], items: Sequence[Item]) -> int:
 
 
 def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Item]]:
-    """Tiles of one shape for one model, at most `size`; always the same ones, whatever is finished already."""
+    """Tiles of one shape for one model, at most `size`; always the same ones, whatever is finished already.
+
+    Raises:
+        ConfigError: a size below one.
+    """
+    if size < 1:
+        raise ConfigError(f"batch {size}: at least one tile at a time")
     waiting: list[Item] = []
 
     def kind(item: Item) -> tuple[int, int, int, int]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import dofa
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import encoder_sha256, load
+from dofa.model.devices import choose
 from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.heads import Block as Level
 from dofa.model.vit import block_indices
@@ -329,8 +330,8 @@ def specialised(
     model: DOFA, inputs: Inputs, device: str | None, compile: bool, precision: Precision = "auto"
 ) -> StaticViT:
     """The encoder with the kernel of these bands, its matrices in the precision it will run in."""
-    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    low = engine.in_bf16(precision, torch.device(target))
+    target = choose(device)
+    low = engine.in_bf16(precision, target)
     vit = model.specialize(inputs.wavelengths, precision=torch.bfloat16 if low else None).eval().to(target)
     if compile:
         from dofa.model.compiled import compiled

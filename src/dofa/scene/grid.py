@@ -54,7 +54,9 @@ class Grid:
             raise DataError(f"gsd_m is {gsd_m:g}: metres a pixel, above 0")
         own = self.gsd_m
         if own is None:
-            raise DataError(f"it has no place on Earth, so its pixels have no metres to bring to {gsd_m:g} m")
+            raise DataError(
+                f"it has no place on Earth, so its pixels have no metres to bring to {gsd_m:g} m: leave out --gsd"
+            )
         factor = gsd_m / own
         if abs(factor - 1) < 1e-3:
             return self

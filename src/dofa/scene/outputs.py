@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from dofa.errors import ConfigError, DofaError
+from dofa.errors import ConfigError, DataError, DofaError
 from dofa.files import write_atomically
 from dofa.scene.disk import allocate, flush, free_bytes, in_words, reason, remove
 from dofa.scene.layout import FORMATS, Dtype, Format, Layout
@@ -119,7 +119,10 @@ class Work:
         """
         out = Path(out)
         kind = kind or format_of(out)
-        layout.check(kind)
+        try:
+            layout.check(kind)
+        except DataError as error:
+            raise DataError(f"{out}: {error}") from None
         folder = out.with_name(f".{out.name}.part")
         work = cls(out, layout, folder, kind, overwrite)
         work._job = json.loads(
@@ -150,7 +153,7 @@ class Work:
         entry: dict[str, Any] = json.loads(journal.read_bytes()) if journal.exists() else {"job": None, "done": 0}
         if entry["job"] == self._job:
             self.done, self._cells = entry["done"], entry["cells"]
-        elif entry["job"] is None or self._replace:
+        elif not entry["done"] or self._replace:
             journal.unlink(missing_ok=True)
             remove(self.folder / "values.bin")
         else:
@@ -335,6 +338,7 @@ class Work:
             if error is None:
                 raise self._disk(failed, "its numbers") from failed
         finally:
+            self._discard_if(error is not None and not self.done)
             self.close()
 
 
