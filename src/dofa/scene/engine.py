@@ -22,7 +22,7 @@ from dofa.scene.inputs import Inputs
 from dofa.scene.tiles import Plan, Tile, Window
 
 Precision = Literal["auto", "float32", "bf16"]
-BUDGET = 128 * 2**20  # bytes for decoded pixels and unfinished rows together; wider scenes are cut into swaths
+BUDGET = 64 * 2**20  # bytes for decoded pixels and unfinished rows together; wider scenes are cut into swaths
 
 
 class TileModel(Protocol):
