@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from dofa.errors import ConfigError
@@ -35,16 +34,8 @@ SMALL: dict[str, Any] = {
     },
     "data": {"stripes": {"data": "eurosat-rgb:stripes", "published": "m-eurosat", "note": "drawn by a test"}},
     "protocols": {
-        "Linear": {
-            "call": "probe",
-            "settings": {"folds": 3, "neighbours": 3, "stats": "dataset"},
-            "published": "linear",
-        },
-        "Nearest": {
-            "call": "probe",
-            "settings": {"folds": 3, "neighbours": 3, "stats": "dataset"},
-            "classifier": "k-NN",
-        },
+        "Linear": {"call": "probe", "settings": QUICK, "published": "linear"},
+        "Nearest": {"call": "probe", "settings": QUICK, "classifier": "k-NN"},
     },
 }
 
@@ -72,7 +63,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def written(path: Path, **changes: Any) -> str:
-    path.write_text(yaml.safe_dump({**SMALL, **changes}, sort_keys=False))
+    path.write_text(json.dumps({**SMALL, **changes}))
     return str(path)
 
 
@@ -97,15 +88,7 @@ def test_a_bench_says_what_a_probe_says_and_computes_nothing_twice(folder, weigh
     assert result.counts == {"done": 6, "missing": 0, "failed": 0, "elsewhere": 0}
     rows = table(out)
     assert len(rows) == 12  # 3 models, 2 seeds, 2 tables
-    direct = probe(
-        str(weights),
-        f"eurosat-rgb:{folder / 'stripes'}",
-        folds=3,
-        neighbours=3,
-        stats="dataset",
-        seed=1,
-        random_seeds=1,
-    )
+    direct = probe(str(weights), f"eurosat-rgb:{folder / 'stripes'}", seed=1, random_seeds=1, **QUICK)
     for model, features in (("ours", "pooled"), ("band statistics", "band statistics")):
         for protocol, classifier in (("Linear", "logistic"), ("Nearest", "k-NN")):
             (row,) = [r for r in rows if (r["model"], r["protocol"], r["seed"]) == (model, protocol, "1")]

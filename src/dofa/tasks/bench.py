@@ -177,13 +177,17 @@ def _probe(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
 
 
 def _finetune(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
-    finetune = _function("finetune")
     settings = dict(cell.settings) | ({"fraction": cell.fraction} if cell.fraction != 1 else {})
+    # A cell that was killed goes on from its last epoch, whoever takes it over.
     work = target / "work" / cell.name
-    found = finetune(cell.weights, spec, seed=cell.seed, out=work, resume=work.exists(), **settings).to_dict()
-    method = " ".join(str(settings.get(key, "")) for key in ("method", "decoder")).strip()
-    row = {"features": method, "classifier": "", **{key: found[key] for key in ("metric", "score")}}
-    return [row | {"confusion": found.get("confusion")}], {"notes": list(found.get("warnings", ()))}
+    finetune = _function("finetune")
+    result = finetune(cell.weights, spec, seed=cell.seed, out=work, cache=target / "cache", resume=True, **settings)
+    found = result.to_dict()
+    row = {"features": f"{found['method']}, {found['decoder']}", "classifier": "finetune", "metric": found["metric"],
+           "score": found["score"], "confusion": found["confusion"]}  # fmt: skip
+    classes = {entry["name"]: entry["count"] for entry in found["classes"]}
+    data = {"judged": found["images"], "unit": "image", "classes": classes}
+    return [row], {"data": data, "notes": found["notes"], "epoch": found["epoch"]}
 
 
 def _drawn(runs: Sequence[Any], seed: int) -> list[float]:

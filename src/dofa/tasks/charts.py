@@ -173,7 +173,7 @@ def _counts(table: Table, row: str, column: str) -> Any:
     found = [
         f.score["confusion"] for f in table.found
         if (f.row, f.cell.data, f.cell.fraction) == (row, column, table.fractions[-1])
-        and f.score is not None and f.score.get("confusion")
+        and f.score is not None and np.ndim(f.score.get("confusion") or ()) == 2
     ]  # fmt: skip
     return np.sum(np.array(found, np.float64), axis=0) if found else None
 
