@@ -206,6 +206,15 @@ def test_another_sensor_s_embedding_is_used_on_the_user_s_word_by_wavelength(sep
     assert np.array_equal(taken.read(0)[0], images.read(0)[0])
 
 
+def test_statistics_of_another_unit_are_refused_with_the_cure(separate):
+    backbone = open_backbone(f"separate:{separate}#naip-rgb")
+    taken = backbone.take(reflectance(["B02", "B03", "B04"]))
+    with pytest.raises(ConfigError, match="--stats dataset"):
+        backbone.scaling(taken)
+    known = taken.scaling.with_stats([0.2] * 3, [0.1] * 3, "user")
+    assert backbone.scaling(taken, "dataset", known).mean == (0.2, 0.2, 0.2)
+
+
 def test_separate_and_dynamic_models_are_not_mistaken_for_each_other(separate, tmp_path):
     backbone = open_backbone(f"separate:{separate}")
     with pytest.raises(ConfigError, match="separate:FOLDER#naip-rgb"):

@@ -80,6 +80,14 @@ class SeparateBackbone(DofaBackbone):
             corpus_scaling=None if corpus is None else replace(corpus, bands=called),
         )
 
+    def scaling(self, data: LabelledImages, stats: str | None = None, dataset: Scaling | None = None) -> Scaling:
+        """The embedding's own statistics, or those asked for."""
+        try:
+            return super().scaling(data, stats, dataset)
+        except ConfigError as error:
+            cure = "" if stats else f"; for images of another kind than {data.sensor.name}'s: --stats {DATASET}"
+            raise ConfigError(f"{error}{cure}") from None
+
 
 def _pairs(sensor: Sensor, trained: TrainedSensor, by_wavelength: bool) -> list[tuple[str, str]]:
     """(a band's name, what the embedding calls it) for every band that it has, in the sensor's order."""
