@@ -28,6 +28,7 @@ from dofa.model.lora import merge_lora
 from dofa.pixels import unit_map
 from dofa.tasks.backbones import DATASET, Backbone, DofaBackbone, open_backbone
 from dofa.tasks.datasets import open_labelled
+from dofa.tasks.dense import cut_blocks
 from dofa.tasks.epochs import BEST, STATE, Epochs, features_once
 from dofa.tasks.evaluation import Interval, fewer_labels
 from dofa.tasks.features import band_statistics
@@ -184,6 +185,8 @@ def finetune(
     backbone = open_backbone(weights)
     images = open_labelled(data) if isinstance(data, str) else data
     images = backbone.take(images if bands is None else images.select_bands(bands))
+    if images.task == "segmentation" and len(images) == 1:
+        images, _ = cut_blocks(images)
     if tuning.size is not None and images.shape[1] != images.shape[2]:
         raise ConfigError(f"size {tuning.size} would distort images of {images.shape[1]} × {images.shape[2]}")
     rows = split(images, seed)
