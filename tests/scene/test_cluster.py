@@ -2,19 +2,23 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import dofa
-from dofa.cli import main
+from dofa.cli import VERBS, _parser, main
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.scene import cluster as clusters
+from dofa.scene.command import embed_command
 from dofa.scene.features import embed
 from dofa.scene.outputs import Work
 
@@ -178,6 +182,7 @@ def test_when_all_workers_are_killed_the_next_one_goes_on_with_the_model_made_ag
     assert tree(made) == tree(want)
 
 
+@pytest.mark.slow
 def test_without_its_scheduler_a_run_stops_in_one_line_and_goes_on_elsewhere(folder, tmp_path, monkeypatch):
     want = of(folder).write(tmp_path / "one.tif")
     out = tmp_path / "two.tif"
@@ -264,3 +269,52 @@ def test_processes_on_this_machine_write_the_file_of_one(folder, tmp_path):
         assert done.returncode == 0, done.stderr
         made.append((tmp_path / f"{name}.tif").read_bytes())
     assert made[0] == made[1]
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "cluster.md"
+SRUN = """#!/bin/sh
+"$@" & "$@" & wait
+"""  # two tasks
+
+
+def block(language):
+    """The only block of a language on the page."""
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    return text
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_the_docs_writes_the_files_of_one_process(folder, tmp_path):
+    for name in ("scenes", "bin"):
+        (tmp_path / name).mkdir()
+    for name in ("scene.tif", "second.tif"):
+        (tmp_path / "scenes" / name).symlink_to(folder / name)
+    (tmp_path / "MODEL").symlink_to(folder / "model")
+    (tmp_path / "bin" / "srun").write_text(SRUN)
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**ENVIRONMENT, "PATH": path, "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    done = subprocess.run(
+        ["bash", "-c", block("bash")], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    scenes = [str(tmp_path / "scenes" / name) for name in ("scene.tif", "second.tif")]
+    words = ["--weights", str(tmp_path / "MODEL"), *OPENING, "--stats", "dataset", "--out", str(tmp_path / "one")]
+    assert main(["embed", *scenes, *words]) == 0
+    assert tree(tmp_path / "features") == tree(tmp_path / "one")
+    assert not list(tmp_path.glob("scheduler-*"))
+
+
+def test_the_kubernetes_file_of_the_docs_is_whole_and_its_command_is_one_of_ours():
+    yaml = pytest.importorskip("yaml")
+    parts = {(part["kind"], part["metadata"]["name"]): part for part in yaml.safe_load_all(block("yaml"))}
+    service, worker = parts["Service", "dofa-scheduler"], parts["Deployment", "dofa-worker"]
+    address = f"tcp://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert address in worker["spec"]["template"]["spec"]["containers"][0]["command"]
+    pods = [part["spec"]["template"]["spec"] for part in parts.values() if part["kind"] != "Service"]
+    for pod in pods:
+        mounted = {mount["name"] for c in pod["containers"] for mount in c.get("volumeMounts", ())}
+        assert mounted == {volume["name"] for volume in pod.get("volumes", ())}
+    words = shlex.split(parts["Job", "dofa-embed"]["spec"]["template"]["spec"]["containers"][0]["command"][-1])
+    told = vars(_parser(words[1], VERBS[words[1]], embed_command).parse_args(words[2:]))
+    assert told["cluster"] == address

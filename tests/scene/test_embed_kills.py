@@ -78,8 +78,10 @@ def done(out):
     ("verb", "name", "words"),
     [
         ("embed", "x.tif", ["--stats", "scene", "--pca", "8", "--stride", "4"]),
-        ("embed", "x.zarr", ["--stats", "scene", "--dtype", "int8", "--stride", "4"]),
-        ("embed", "x.parquet", ["--stats", "scene", "--stride", "4"]),
+        pytest.param(
+            "embed", "x.zarr", ["--stats", "scene", "--dtype", "int8", "--stride", "4"], marks=pytest.mark.slow
+        ),
+        pytest.param("embed", "x.parquet", ["--stats", "scene", "--stride", "4"], marks=pytest.mark.slow),
         ("predict", "x.tif", ["--head", "head", "--stride", "4"]),
     ],
 )
