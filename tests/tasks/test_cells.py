@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ for name in map(str, range(60)):
     if cells.read(name) is None and (claim := cells.claim(name)) is not None:
         with claim:
             if cells.read(name) is None:
+                time.sleep(0.01)
                 print(name)
                 cells.write(name, {"status": "done"})
 """
@@ -61,10 +63,21 @@ def test_a_claim_is_refused_while_it_is_held_and_free_afterwards(tmp_path: Path)
     assert two.claim("a") is not None
 
 
-def test_the_claim_of_a_dead_process_of_this_machine_is_taken_over_at_once_and_by_one_only(tmp_path: Path) -> None:
-    left_behind(tmp_path, "a")
-    with ThreadPoolExecutor(8) as pool:
-        claims = [c for c in pool.map(lambda _: Cells(tmp_path).claim("a"), range(16)) if c is not None]
+@pytest.mark.parametrize("held_before", [False, True])
+def test_of_all_who_see_a_cell_free_at_the_same_moment_one_gets_it(held_before, tmp_path: Path, monkeypatch) -> None:
+    if held_before:
+        left_behind(tmp_path, "a")
+    together, look = threading.Barrier(4), Cells._claims
+
+    def looked(self: Cells, name: str) -> list[Path]:
+        found = look(self, name)
+        together.wait(timeout=30)
+        return found
+
+    monkeypatch.setattr(Cells, "_claims", looked)
+    with ThreadPoolExecutor(4) as pool:
+        claims = [c for c in pool.map(lambda _: Cells(tmp_path).claim("a"), range(4)) if c is not None]
+    monkeypatch.undo()
     assert len(claims) == 1
     with claims[0]:
         assert Cells(tmp_path).claim("a") is None
