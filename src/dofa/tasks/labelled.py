@@ -60,6 +60,29 @@ class LabelledImages:
     colours: tuple[tuple[int, int, int], ...] | None = None
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse labels that are no classes: a DataError names the first image."""
+        if self.task == "segmentation":
+            return  # of pixels: looked at mask by mask
+        classes, shape = len(self.class_names), self.labels.shape
+        if shape != ((len(self.sources), classes) if self.task == "multilabel" else (len(self.sources),)):
+            raise DataError(
+                f"{self.name}: labels of shape {shape} for {len(self.sources)} images of {classes} classes: one an "
+                f"image, or of several at once one column a class"
+            )
+        top = 1 if self.task == "multilabel" else classes - 1
+        wrong = np.argwhere((self.labels < 0) | (self.labels > top))
+        if len(wrong):
+            what = (
+                "a class is there, 1, or not, 0"
+                if self.task == "multilabel"
+                else f"its {classes} classes are 0 to {top}"
+            )
+            raise DataError(
+                f"{self.name}: {self.sources[wrong[0][0]]} has label {self.labels[tuple(wrong[0])]}; {what}: correct "
+                "the labels, or leave the image out"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
