@@ -121,10 +121,12 @@ def scatter(
 def lines(
     path: Path, found: Mapping[str, Sequence[BandScore]], title: str, x_label: str, ticks: Sequence[str] = ()
 ) -> Path:
-    """Accuracy in percent with intervals as bands of colour; one line a name, over the number of bands."""
+    """Accuracy in percent with intervals as bands of colour; one line a name, over the number of bands;
+
+    of one model in one colour, dashed where bands were zeroed."""
     with canvas(path, (7.2, 4.0 + 0.22 * len(found))) as figure:
         height = figure.get_size_inches()[1]
-        foot = (0.62 if ticks else 0.5) + 0.22 * len(found)
+        foot = (0.6 if ticks else 0.48) + 0.19 * len(found)
         axes = figure.add_axes((0.085, foot / height, 0.89, 1 - (foot + 0.55) / height))
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
@@ -133,10 +135,13 @@ def lines(
         figure.text(0.02, 1 - 0.2 / height, title, size=11, weight="bold", va="center")
         axes.text(0, 1.02, "accuracy %", transform=axes.transAxes, size=9, va="bottom", alpha=0.75)
         axes.set_xlabel(x_label)
-        for at, (name, scores) in enumerate(found.items()):
-            colour, x = COLOURS[at % len(COLOURS)], [s.count for s in scores]
+        models = list(dict.fromkeys(name.removesuffix(", zeroed").removesuffix(", dropped") for name in found))
+        for name, scores in found.items():
+            model = name.removesuffix(", zeroed").removesuffix(", dropped")
+            colour, x = COLOURS[models.index(model) % len(COLOURS)], [s.count for s in scores]
+            dashes = "--" if name.endswith(", zeroed") else "-"
             y = [100 * s.score.value for s in scores]
-            axes.plot(x, y, color=colour, marker="o", markersize=3.5, linewidth=1.7, label=name)
+            axes.plot(x, y, color=colour, linestyle=dashes, marker="o", markersize=3.5, linewidth=1.7, label=name)
             ends = [(s.score.low, s.score.high) for s in scores]
             low = [100 * a for a, _ in ends if a is not None]
             high = [100 * b for _, b in ends if b is not None]
