@@ -31,17 +31,19 @@ from .test_finetune import FAST, masked, tinted
 SETTINGS = {"decoder": "upernet", "channels": 16, "epochs": 12, "batch": 6, "lr": 5e-3, **FAST}
 
 
-def trained(folder: Path, offset: int, decoder: str = "upernet") -> tuple[DOFA, Path]:
+def trained(folder: Path, offset: int, decoder: str = "upernet", **more) -> tuple[DOFA, Path]:
     torch.manual_seed(3)
     config = EncoderConfig(width=48, depth=3, heads=3, patch=8, patch_offset=offset, image_size=24)
     model = DOFA(config).eval()
-    finetune(str(save(model, folder / "weights")), masked(), out=folder / "run", **{**SETTINGS, "decoder": decoder})
+    finetune(
+        str(save(model, folder / "weights")), masked(), out=folder / "run", **{**SETTINGS, "decoder": decoder, **more}
+    )
     return model, folder / "run" / "head"
 
 
 @pytest.mark.parametrize("decoder", ["linear", "upernet", "dpt"])
 def test_evaluate_gives_the_score_that_was_tested(tmp_path, decoder):
-    model, head = trained(tmp_path, 0, decoder)
+    model, head = trained(tmp_path, 0, decoder, epochs=5)
     found = evaluate(head, model, masked(), out=tmp_path / "judged", device="cpu")
     tested = json.loads((tmp_path / "run" / "finetune.json").read_text())
     assert found.score.score.value == pytest.approx(tested["score"]["value"], abs=1e-6)
@@ -78,7 +80,7 @@ def test_a_map_through_a_decoder_is_its_answer_in_its_place(tmp_path, offset):
     whole, tiled = mapped(96, "whole.tif"), mapped(24, "tiled.tif")
     with rasterio.open(tmp_path / "whole.tif") as result:
         # Pixel (offset, offset) of the map lies on pixel (0, 0) of the scene.
-        assert result.xy(offset, offset) == pytest.approx(place * (0.5, 0.5))
+        assert result.xy(offset, offset) == pytest.approx(place * (0.5, 0.5), rel=0, abs=1e-6)
         assert result.shape == (61, 83)
     truth = np.zeros((61, 83), int)
     truth[20:45, 30:60] = 1
@@ -92,6 +94,22 @@ def test_a_map_through_a_decoder_is_its_answer_in_its_place(tmp_path, offset):
     kept = slice(0, 56), slice(0, 80)  # whole patches: at the far edges the scene is padded
     agree = (whole[inside][: 61 - offset][kept] == expected[kept]).mean()
     assert agree > 0.999
+
+
+def test_what_is_saved_is_the_epoch_that_did_best_on_validation(tmp_path):
+    data = tinted()
+    labels = data.labels.copy()
+    chosen = np.array(data.splits) == "val"
+    labels[chosen] = np.random.default_rng(1).permutation(labels[chosen])  # what is learned does not help to choose
+    data = replace(data, labels=labels)
+    torch.manual_seed(3)
+    model = DOFA(EncoderConfig(width=48, depth=3, heads=3, patch=8, image_size=16)).eval()
+    folder = str(save(model, tmp_path / "w"))
+    found = finetune(folder, data, out=tmp_path / "run", method="full", epochs=6, batch=8, lr=3e-3, **FAST)
+    assert found.epoch < 6
+    judged = evaluate(tmp_path / "run" / "head", str(tmp_path / "run" / "model"), data, split="val", device="cpu")
+    assert judged.score.score.value == pytest.approx(max(found.validation), abs=1e-6)
+    assert found.validation[-1] != max(found.validation)
 
 
 def test_classes_are_matched_by_name(tmp_path):
