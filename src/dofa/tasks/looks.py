@@ -150,6 +150,11 @@ def lines(
         counts = [s.count for s in next(iter(found.values()))]
         axes.set_xticks(counts, [*ticks] if len(ticks) == len(counts) <= 16 else [str(c) for c in counts], size=7.5)
         figure.legend(
-            loc="lower left", bbox_to_anchor=(0.07, 0.03 / height), frameon=False, fontsize=8, borderaxespad=0
+            loc="lower left",
+            bbox_to_anchor=(0.07, 0.03 / height),
+            frameon=False,
+            fontsize=8,
+            borderaxespad=0,
+            handlelength=3.2,
         )
     return path
