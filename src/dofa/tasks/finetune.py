@@ -147,7 +147,7 @@ def finetune(
         epochs: passes over the training images; 20 unless said.
         batch: images an update; 64 unless said, or all where there are fewer.
         accumulate: micro-batches an update is computed in.
-        lr: highest learning rate; 5e-3 frozen, 1e-4 full, 1e-3 lora unless said.
+        lr: highest learning rate; 5e-3 frozen (5e-2 under linear), 1e-4 full, 1e-3 lora unless said.
         warmup_epochs: over which it grows.
         weight_decay: of matrices; 0.05 unless said.
         layer_decay: factor on the rate from block to block towards the input.

@@ -13,6 +13,7 @@ Method = Literal["frozen", "full", "lora"]
 DecoderName = Literal["linear", "upernet", "dpt"]
 Precision = Literal["float32", "bf16"]
 LEARNING_RATES: dict[Method, float] = {"frozen": 5e-3, "full": 1e-4, "lora": 1e-3}
+LINEAR_RATE = 5e-2  # of a linear layer alone (docs/finetuning.md)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Tuning:
         epochs: passes over the training images.
         batch: images an update.
         accumulate: micro-batches an update is computed in.
-        lr: highest learning rate; None for 5e-3 (frozen), 1e-4 (full), 1e-3 (lora).
+        lr: highest learning rate; None for 5e-3 (frozen; 5e-2 under linear), 1e-4 (full), 1e-3
+            (lora).
         warmup_epochs: over which it grows; half a cosine follows.
         weight_decay: of matrices.
         layer_decay: factor on the rate from block to block towards the input; 1 for none.
@@ -92,7 +94,9 @@ class Tuning:
     @property
     def rate(self) -> float:
         """The highest learning rate."""
-        return LEARNING_RATES[self.method] if self.lr is None else self.lr
+        if self.lr is not None:
+            return self.lr
+        return LINEAR_RATE if self.cached else LEARNING_RATES[self.method]
 
     @property
     def cached(self) -> bool:
