@@ -111,6 +111,13 @@ def test_options_are_written_as_people_write_them(monkeypatch):
     assert told["set"] is None
 
 
+@pytest.mark.parametrize(("verb", "told"), [("pack", "do not continue"), ("probe", "do not compare")])
+def test_a_flag_that_switches_something_off_says_so(verb, told, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
 def test_sensors_lists_and_shows(capsys):
     assert main(["sensors"]) == 0
     listed = capsys.readouterr().out

@@ -39,10 +39,11 @@ VERBS = {
     "prefit": Verb("dofa.model.command:prefit_command", "start a model from an RGB teacher's weights", {}),
     "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}),
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
+    "chips": Verb("dofa.tasks.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}),
     "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}),
-    "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}),
     "finetune": Verb("dofa.tasks.finetune:finetune", "adapt a model to labelled images", {}),
     "evaluate": Verb("dofa.tasks.evaluate:evaluate", "score a trained head on labelled images", {}),
+    "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}),
     "analyse": Verb("dofa.tasks.analyses:analyse", "look into models: kernels, features, more bands and fewer", {}),
     "info": Verb("dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}),
     "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}),
@@ -50,7 +51,6 @@ VERBS = {
     "export": Verb("dofa.model.export:export", "write an encoder, with a head if given, as ONNX or torch.export", {}),
     "preview": Verb("dofa.scene.pictures:preview", "draw a scene beside its features", {"scene": "+"}),
     "similar": Verb("dofa.scene.similar:similar", "map what resembles a place of a scene", {"scene": "+"}),
-    "chips": Verb("dofa.tasks.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}),
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),
 }
 
@@ -145,6 +145,7 @@ def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
         if kind is bool:
             # A flag says what differs from the default: --resume, or --no-resume.
             flag, action = (f"no-{key}", "store_false") if parameter.default else (key, "store_true")
+            options["help"] = f"do not {options['help']}" if parameter.default else options["help"]
             parser.add_argument(f"--{flag.replace('_', '-')}", action=action, **options)
             continue
         if get_origin(kind) is Literal:

@@ -88,7 +88,7 @@ def pack_command(
         min_valid: least share of valid pixels of an image.
         chunk: side of the smallest piece that is read, in pixels.
         workers: threads, by default one a processor.
-        resume: continue what was interrupted; false begins anew.
+        resume: continue what was interrupted.
     """
     if layout != "images" and layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}: {nearest(layout, ('images', *LAYOUTS))}")

@@ -116,7 +116,7 @@ def analyse(
         points: images in the t-SNE maps at most, drawn at random.
         seed: of folds, draws, t-SNE and bootstrap.
         batch: images encoded at a time.
-        device: None for CUDA where there is one.
+        device: cpu, cuda, cuda:1, …; CUDA where there is one.
 
     Returns:
         The findings and the files.

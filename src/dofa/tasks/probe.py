@@ -65,10 +65,11 @@ def probe(
     """Linear and nearest-neighbour probes of a frozen encoder on labelled images, pixel probes of segmentations.
 
     Args:
-        weights: what `open_backbone` takes (a model folder or name, `teacher:FILE`, `random:MODEL#SEED`, …), a model,
-            or a backbone that is open.
-        data: what `open_labelled` takes, such as `eurosat-rgb:PATH` or a labelled store `PATH[#sensor]`, or images
-            already opened. Their task decides: accuracy of classes, micro AP of several labels, mIoU of masks.
+        weights: a model folder or released name, `teacher:FILE`, `random:MODEL#SEED` or another that `open_backbone`
+            knows (docs/comparisons.md); from Python also an open model or backbone.
+        data: labelled images, such as `eurosat-rgb:PATH`, `chips:FOLDER` or a labelled store `PATH[#sensor]`
+            (docs/datasets.md); from Python also images already opened. Their task decides: accuracy of classes, micro
+            AP of several labels, mIoU of masks.
         blocks: `pooled` (the model's own pooled vector; of a segmentation the last block) and block numbers (mean of
             that block's patch tokens, or its map).
         folds: of the cross-validation.
@@ -95,7 +96,7 @@ def probe(
         seed: of folds, random encoders, sampled pixels and bootstrap.
         batch: images encoded at a time.
         precision: float32 or bf16.
-        device: None for CUDA where there is one.
+        device: cpu, cuda, cuda:1, …; CUDA where there is one.
         cache: folder of the feature cache; where absent, `cache` in `out`. Maps of pixels are not kept.
         out: folder for probe.json and the head folder `head`; nothing is written where absent.
 
