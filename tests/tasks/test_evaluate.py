@@ -24,6 +24,7 @@ from dofa.scene.reading import open_features
 from dofa.scene.saving import write_all
 from dofa.tasks.evaluate import Answers, evaluate
 from dofa.tasks.finetune import finetune
+from dofa.tasks.probe import probe
 from dofa.tasks.samples import Samples
 
 from .test_finetune import FAST, masked, tinted
@@ -52,6 +53,32 @@ def test_evaluate_gives_the_score_that_was_tested(tmp_path, decoder):
     assert written["score"]["value"] == found.score.score.value
     with rasterio.open(tmp_path / "judged" / "confusion.png") as picture:
         assert min(picture.shape) > 200
+
+
+@pytest.mark.parametrize(("stride", "size", "offset"), [(2, None, 0), (4, 48, 1)])
+def test_the_head_of_a_probe_scores_what_the_probe_said_by_the_same_shifted_passes(tmp_path, stride, size, offset):
+    whole = masked()
+
+    def read(index: int):
+        raw, valid = whole.read(index)
+        valid = valid.copy()
+        valid[:9, :10] = False  # cells with fewer measurements than gaps answer too
+        return raw, valid
+
+    data = replace(whole, read=read)
+    torch.manual_seed(3)
+    model = DOFA(EncoderConfig(width=48, depth=3, heads=3, patch=8, patch_offset=offset, image_size=24)).eval()
+    quick = {"stats": "dataset", "by": "split", "baselines": False, "penalties": (1.0,), "pixels": 600}
+    said = probe(model, data, stride=stride, size=size, out=tmp_path / "probe", **quick)
+    found = evaluate(tmp_path / "probe" / "head", model, data, device="cpu")
+    assert found.setting["stride"] == stride
+    expected = np.array(said.rows[0].confusion)
+    assert found.score.confusion.sum() == expected.sum()
+    assert abs(found.score.confusion - expected).max() <= 2  # of two thousand: sums in another order, at a border
+    coarse = evaluate(tmp_path / "probe" / "head", model, data, stride=8, device="cpu")
+    assert abs(coarse.score.confusion - expected).max() > 20
+    with pytest.raises(ConfigError, match="stride 3: a divisor of 8"):
+        evaluate(tmp_path / "probe" / "head", model, data, stride=3, device="cpu")
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -130,6 +157,8 @@ def test_classes_are_matched_by_name(tmp_path):
         evaluate(head, model, replace(data, find_splits=lambda: None))
     with pytest.raises(ConfigError, match="for classification, squares for segmentation"):
         evaluate(head, model, masked())
+    with pytest.raises(ConfigError, match="--stride 4 is for maps"):
+        evaluate(head, model, data, stride=4)
     with torch.no_grad():
         model.cls_token[0, 0, 0] += 1
     with pytest.raises(CheckpointError, match="was trained on the encoder"):
@@ -145,6 +174,8 @@ def test_what_a_decoder_cannot_do_is_said(tmp_path):
         head.apply(torch.zeros(1, 192, 3, 3))
     with pytest.raises(ConfigError, match=r"--stride 4.*answers for every pixel"):
         predict_all([], model, head, stride=4)
+    with pytest.raises(ConfigError, match=r"--stride 4.*answers for every pixel"):
+        evaluate(head, model, masked(), stride=4)
     record = json.loads((folder / "head.json").read_text())
     assert record["format_version"] == 2
     for changes, message in (({"kind": "unet"}, "decoder 'unet'"), ({"channels": 17}, "does not fit")):

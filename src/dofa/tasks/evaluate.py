@@ -1,6 +1,7 @@
 """`dofa evaluate`: what a saved head is worth on labelled images."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.files import write_atomically
 from dofa.model import checkpoint
 from dofa.model.decoders import on_image, resize
+from dofa.model.devices import choose
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.progress import Progress
@@ -25,6 +27,7 @@ from dofa.sensors import Sensor
 from dofa.tasks.backbones import DofaBackbone
 from dofa.tasks.datasets import open_labelled
 from dofa.tasks.labelled import LabelledImages
+from dofa.tasks.pixelmaps import TilePixels, plan_of
 from dofa.tasks.samples import Samples
 from dofa.tasks.scoring import Score, draw_confusion, judge, logits_of
 from dofa.tasks.tuning import Precision
@@ -73,6 +76,7 @@ def evaluate(
     data: str | LabelledImages,
     *,
     split: Part = "test",
+    stride: int | None = None,
     out: str | Path | None = None,
     batch: int = 16,
     precision: Precision = "float32",
@@ -86,6 +90,8 @@ def evaluate(
         weights: model folder or name: the encoder that the head was trained on.
         data: labelled images, as `dofa probe` takes them; its classes are matched by name.
         split: which part of the published split; all judges every image.
+        stride: of a linear segmentation head: pixels between the shifted passes that are averaged, a divisor of the
+            patch; what the probe judged it with unless said, and one pass where a fine-tuning saved it.
         out: folder for evaluate.json and, of one class an image or pixel, confusion.png.
         batch: images at a time.
         precision: float32 or bf16.
@@ -97,7 +103,7 @@ def evaluate(
 
     Raises:
         CheckpointError: another encoder, or a folder that is no head.
-        ConfigError: another task or other bands than the head's.
+        ConfigError: another task or other bands than the head's, or a stride that does not fit.
         DataError: classes that the head does not know, or no images in the part.
     """
     model = weights if isinstance(weights, DOFA) else checkpoint.load(weights)
@@ -117,17 +123,23 @@ def evaluate(
             f"pixels of {images.sensor.gsd_m:g} m are brought to the {trained.gsd_m:g} m that the head was trained on"
         )
     samples = Samples(images, trained.scaling, size)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    step = stride_of(trained, stride)
+    target = choose(device)
     answer = Answers(model.to(target).eval(), trained, images.sensor, max(samples.shape))
     with Progress("judging", len(rows), 0, True) as bar:
-        found = logits_of(
-            answer, samples.batch, rows, batch=batch, device=target, bf16=precision == "bf16", progress=bar.advance
+        found = (
+            logits_of(
+                answer, samples.batch, rows, batch=batch, device=target, bf16=precision == "bf16", progress=bar.advance
+            )
+            if step is None
+            else answer.shifted(samples, rows, step, batch, precision, bar.advance)
         )
         score = judge(found, images, rows, seed)
     setting = {
         "head": {"sha256": trained.sha256, "task": trained.task, "validation": trained.validation},
         "encoder_sha256": trained.encoder_sha256,
         "data": {"name": images.name, "fingerprint": images.fingerprint, "part": split},
+        "stride": step,
         "seed": seed,
     }
     evaluation = Evaluation(score, setting, tuple(notes))
@@ -142,7 +154,7 @@ def evaluate(
 class Answers:
     """An encoder with a head, from normalised images to logits.
 
-    Maps come the way that `dofa predict` takes, for one tile as large as the image, and in one pass.
+    Maps come the way that `dofa predict` takes: in one pass for a tile as large as the image, or in shifted ones.
 
     Args:
         model: the head's encoder, on its device.
@@ -168,6 +180,55 @@ class Answers:
         if cell > 1:
             logits = resize(logits, (cell * logits.shape[-2], cell * logits.shape[-1]))
         return on_image(logits, (images.shape[-2], images.shape[-1]), self.head.patch_offset)
+
+    def shifted(
+        self,
+        samples: Samples,
+        rows: NDArray[np.int64],
+        stride: int,
+        batch: int,
+        precision: Precision,
+        progress: Callable[[int], None],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits (1, K, H, W) of images with their masks, for `judge`: the mean over passes, as a probe's and a map's.
+
+        Args:
+            samples: the images.
+            rows: which.
+            stride: pixels between passes.
+            batch: tiles at a time.
+            precision: float32 or bf16.
+            progress: called with the number of images just answered.
+
+        Raises:
+            ConfigError: a stride that is no divisor of the patch.
+        """
+        assert self.tiles is not None
+        plan = plan_of(self.backbone, *samples.shape, stride, self.head.tile_size)
+        pixels = TilePixels(
+            self.tiles, plan, samples.data, samples.scaling, batch=batch, precision=precision,
+            device=str(next(self.backbone.module.parameters()).device), blank=self.head.bias.astype(np.float32),
+            progress=progress,
+        )  # fmt: skip
+        down, across = (pixels.cells(side, axis) for axis, side in enumerate(samples.data.shape[1:]))
+        for row, found in pixels.maps(rows.tolist()):
+            logits = torch.from_numpy(found[np.ix_(down, across)])
+            yield logits.permute(2, 0, 1)[None], samples.batch([row])[1]
+
+
+def stride_of(head: Head, said: int | None) -> int | None:
+    """Pixels between shifted passes, None for one pass.
+
+    Raises:
+        ConfigError: a stride for a head that answers for whole images, or for every pixel by itself.
+    """
+    if said is not None and head.task != "segmentation":
+        raise ConfigError(f"--stride {said} is for maps: the head is for {head.task}")
+    if said is not None and head.decoder is not None:
+        raise ConfigError(f"--stride {said}: a {head.decoder.kind} decoder answers for every pixel: leave it out")
+    if said is None and head.task == "segmentation" and head.decoder is None:
+        return head.validation.get("stride")
+    return said
 
 
 def matched(images: LabelledImages, head: Head) -> LabelledImages:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from dofa.errors import ConfigError, DataError
 from dofa.files import write_atomically
+from dofa.model.devices import choose
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
 from dofa.model.vit import block_indices
@@ -144,7 +145,7 @@ def encode(
     found = {number: hit["features"] for number, hit in hits.items() if hit is not None}
     missing = [number for number in keys if number not in found]
     if missing:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        target = choose(device)
         parts: dict[Block, list[Floats]] = {number: [] for number in missing}
         with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
             backbone.module.to(target).eval()

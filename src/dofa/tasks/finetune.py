@@ -22,6 +22,7 @@ from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.files import write_atomically
 from dofa.model import checkpoint
 from dofa.model.decoders import LinearDecoder
+from dofa.model.devices import choose
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, Kind, palette, split_decoder
 from dofa.model.lora import merge_lora
@@ -217,7 +218,7 @@ def finetune(
     }  # fmt: skip
     digest = json.loads(json.dumps({**setting, "seed": seed, "scaling": scaling.to_dict()}))
 
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = choose(device)
     fabric = Fabric(
         accelerator=target.type,
         devices=1 if target.index is None or target.type == "cpu" else [target.index],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from dofa.model.devices import choose
 from dofa.pixels import Scaling
 from dofa.scene import engine
 from dofa.scene.inputs import Inputs
@@ -38,8 +39,71 @@ class PixelFeatures(Protocol):
         """(length,) the row (axis 0) or column (axis 1) of the map that each row or column of pixels has."""
 
 
-class EncoderPixels:
-    """What an encoder says of every pixel.
+class TilePixels:
+    """What a model of tiles answers for every pixel of images: the mean of its passes, as on a map.
+
+    Args:
+        tiles: the model, on its device.
+        plan: how an image is cut, of the size the model is fed.
+        data: what it reads.
+        scaling: with statistics.
+        batch: tiles at a time.
+        precision: float32 or bf16.
+        device: None for CUDA where there is one.
+        blank: (K,) what stands where fewer than half the pixels of a cell were measured.
+        progress: called with the number of images just run.
+    """
+
+    def __init__(
+        self,
+        tiles: engine.TileModel,
+        plan: Plan,
+        data: LabelledImages,
+        scaling: Scaling,
+        *,
+        batch: int,
+        precision: Precision,
+        device: str | None,
+        blank: Floats,
+        progress: Progress = lambda images: None,
+    ) -> None:
+        self.plan, self.data, self.scaling = plan, data, scaling
+        self._tiles, self._blank = tiles, blank
+        self._batch, self._precision, self._device, self._progress = batch, precision, device, progress
+
+    def maps(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
+        """See `PixelFeatures`."""
+        for start in range(0, len(rows), self._batch):
+            group = rows[start : start + self._batch]
+            jobs = [engine.Job(cast(Inputs, self._picture(row)), self.plan, self._tiles) for row in group]
+            found = [np.empty((*self.plan.shape, self._tiles.channels), np.float32) for _ in group]
+            for block in engine.run(jobs, batch=self._batch, precision=self._precision, device=self._device):
+                values = np.where(block.valid[..., None], block.values.transpose(1, 2, 0), self._blank)
+                found[block.job][block.window.rows, block.window.cols] = values
+            self._progress(len(group))
+            yield from zip(group, found, strict=True)
+
+    def cells(self, length: int, axis: int) -> Ints:
+        """See `PixelFeatures`."""
+        side = (self.plan.height, self.plan.width)[axis]
+        pixel = ((np.arange(length) + 0.5) * side / length).astype(np.int64)  # of the image the encoder was fed
+        return np.minimum((pixel + self.plan.offset) // self.plan.stride, self.plan.shape[axis] - 1)
+
+    def _picture(self, row: int) -> "_Picture":
+        image, valid = prepare(self.data, row, self.scaling), self.data.read(row)[1]
+        seen = np.ones(image.shape[1:], bool) if valid is None else valid
+        sides = (self.plan.height, self.plan.width)
+        if image.shape[1:] != sides:
+            resized = F.interpolate(
+                torch.from_numpy(image)[None], sides, mode="bilinear", antialias=True, align_corners=False
+            )
+            image = resized[0].numpy()
+            seen = F.interpolate(torch.from_numpy(seen)[None, None].float(), sides, mode="nearest")[0, 0].numpy() > 0
+        return _Picture(self.data.sources[row], image, seen)
+
+
+class EncoderPixels(TilePixels):
+    """What an encoder says of every pixel; kept in memory as long as there is room.
 
     Args:
         backbone: the model.
@@ -68,60 +132,34 @@ class EncoderPixels:
         device: str | None,
         progress: Progress = lambda images: None,
     ) -> None:
-        self.data, self.scaling, self.size = data, scaling, size
-        self._batch, self._precision, self._device, self._progress = batch, precision, device, progress
-        backbone.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        self._tiles = _BackboneTiles(backbone, data.sensor, blocks)
+        backbone.module.to(choose(device)).eval()
+        tiles = _BackboneTiles(backbone, data.sensor, blocks)
         height, width = (size, size) if size is not None else data.shape[1:]
-        self.plan = plan_of(backbone, height, width, stride)
-        total = len(data) * self.plan.shape[0] * self.plan.shape[1] * self._tiles.channels * 4
+        plan = plan_of(backbone, height, width, stride)
+        super().__init__(
+            tiles, plan, data, scaling, batch=batch, precision=precision, device=device,
+            blank=np.zeros(tiles.channels, np.float32), progress=progress,
+        )  # fmt: skip
+        total = len(data) * plan.shape[0] * plan.shape[1] * tiles.channels * 4
         self._kept: dict[int, Floats] | None = {} if total <= KEPT else None
 
     def maps(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
         """See `PixelFeatures`."""
         if self._kept is None:
-            yield from self._made(rows)
+            yield from super().maps(rows)
             return
-        self._kept.update(self._made([row for row in rows if row not in self._kept]))
+        self._kept.update(super().maps([row for row in rows if row not in self._kept]))
         yield from ((row, self._kept[row]) for row in rows)
 
-    def cells(self, length: int, axis: int) -> Ints:
-        """See `PixelFeatures`."""
-        side = (self.plan.height, self.plan.width)[axis]
-        pixel = ((np.arange(length) + 0.5) * side / length).astype(np.int64)  # of the image the encoder was fed
-        return np.minimum((pixel + self.plan.offset) // self.plan.stride, self.plan.shape[axis] - 1)
 
-    def _made(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
-        for start in range(0, len(rows), self._batch):
-            group = rows[start : start + self._batch]
-            jobs = [engine.Job(cast(Inputs, self._picture(row)), self.plan, self._tiles) for row in group]
-            found = [np.empty((*self.plan.shape, self._tiles.channels), np.float32) for _ in group]
-            for block in engine.run(jobs, batch=self._batch, precision=self._precision, device=self._device):
-                found[block.job][block.window.rows, block.window.cols] = block.values.transpose(1, 2, 0)
-            self._progress(len(group))
-            yield from zip(group, found, strict=True)
-
-    def _picture(self, row: int) -> "_Picture":
-        image, valid = prepare(self.data, row, self.scaling), self.data.read(row)[1]
-        seen = np.ones(image.shape[1:], bool) if valid is None else valid
-        if self.size is not None and image.shape[1:] != (self.size, self.size):
-            sides = (self.size, self.size)
-            resized = F.interpolate(
-                torch.from_numpy(image)[None], sides, mode="bilinear", antialias=True, align_corners=False
-            )
-            image = resized[0].numpy()
-            seen = F.interpolate(torch.from_numpy(seen)[None, None].float(), sides, mode="nearest")[0, 0].numpy() > 0
-        return _Picture(self.data.sources[row], image, seen)
-
-
-def plan_of(backbone: Backbone, height: int, width: int, stride: int) -> Plan:
-    """How an image is cut for a model: tiles of the size it was trained at, as scenes are.
+def plan_of(backbone: Backbone, height: int, width: int, stride: int, tile: int | None = None) -> Plan:
+    """How an image is cut for a model: tiles of the size it was trained at unless told, as scenes are.
 
     Raises:
         ConfigError: a stride that does not fit.
     """
     patch = backbone.patch
-    side = min(patch * -(-backbone.image_size // patch), patch * -(-max(height, width) // patch))
+    side = min(patch * -(-(tile or backbone.image_size) // patch), patch * -(-max(height, width) // patch))
     overlap = patch * min(round(side / 3 / patch), side // patch - 1)
     return Plan(height, width, side, overlap, patch, patch, stride, backbone.patch_offset)
 
