@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import dofa
-from dofa.errors import ConfigError, DataError
+from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.model.checkpoint import encoder_sha256, save
+from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
 from dofa.tasks.backbones import open_backbone
@@ -29,6 +30,7 @@ from dofa.tasks.scoring import judge
 from dofa.tasks.threeway import split
 from dofa.tasks.tuning import Tuning, recipes, settle
 
+from ..vit_files import write_vit
 from .conftest import labelled
 
 
@@ -141,6 +143,54 @@ def test_several_labels_at_once_are_scored_by_micro_average_precision(weights, t
     head = load_head(tmp_path / "run" / "head")
     assert head.task == "multilabel"
     assert not np.allclose(head.predict_proba(torch.randn(4, 48)).sum(1), 1)
+
+
+def test_a_model_with_one_embedding_a_sensor_is_tuned_and_its_head_belongs_to_it(tmp_path):
+    data = masked()
+    named = TrainedSensor(
+        data.sensor.band_names,
+        tuple(band.wavelength_um for band in data.sensor.bands),
+        data.scaling.with_stats([0.2] * 3, [0.2] * 3, "user"),
+    )
+    torch.manual_seed(3)
+    config = EncoderConfig(48, 3, 3, 8, image_size=24, embedding="separate", sensors={data.sensor.name: named})
+    folder = save(DOFA(config), tmp_path / "weights")
+    spec, settings = f"separate:{folder}", {"epochs": 8, "batch": 6, "lr": 3e-3, "device": "cpu"}
+    found = finetune(spec, data, out=tmp_path / "run", method="full", **settings)
+    assert found.test["score"]["value"] > 0.5, found.test  # ground everywhere gives .38
+    tuned = dofa.load(tmp_path / "run" / "model")
+    kernels = "patch_embed.kernels"
+    assert tuned.config.embedding == "separate"
+    assert not torch.equal(tuned.state_dict()[kernels], dofa.load(folder).state_dict()[kernels])
+    load_head(tmp_path / "run" / "head", tuned)
+    with pytest.raises(CheckpointError, match="was trained on the encoder"):
+        load_head(tmp_path / "run" / "head", dofa.load(folder))
+
+
+def test_a_teacher_stays_frozen_and_is_tested_without_a_head_folder(tmp_path):
+    spec = f"teacher:{write_vit(tmp_path / 'vit', 48, 3, 3, 8, 24)}"
+    settings = {"epochs": 8, "batch": 6, "lr": 5e-3, "channels": 16, "device": "cpu"}
+    found = finetune(spec, masked(), out=tmp_path / "run", decoder="upernet", **settings)
+    assert found.test["score"]["value"] > 0.5, found.test
+    assert found.setting["model"]["sha256"] == open_backbone(spec).sha256
+    assert any("no head is saved" in note for note in found.notes)
+    assert not (tmp_path / "run" / "head").exists()
+    with pytest.raises(ConfigError, match="frozen for good: --method frozen"):
+        finetune(spec, masked(), out=tmp_path / "full", method="full", epochs=1, device="cpu")
+
+
+@pytest.mark.parametrize(("method", "decoder"), [("frozen", "linear"), ("full", "upernet")])
+def test_bf16_learns_what_float32_does_and_keeps_weights_in_float32(weights, tmp_path, method, decoder):
+    settings = {"method": method, "decoder": decoder, "channels": 16, "epochs": 5, "batch": 6, "lr": 3e-3, **FAST}
+    one, two = (
+        finetune(weights, masked(), out=tmp_path / precision, precision=precision, **settings)
+        for precision in ("float32", "bf16")
+    )
+    assert two.test["score"] != one.test["score"]  # it was in use
+    assert two.test["score"]["value"] == pytest.approx(one.test["score"]["value"], abs=0.1)
+    assert two.test["score"]["value"] > 0.5
+    for file in (tmp_path / "bf16").glob("*/*.safetensors"):
+        assert all(t.dtype in (torch.float32, torch.float64, torch.int64) for t in load_file(file).values()), file
 
 
 RUN = """
