@@ -173,6 +173,9 @@ class _Picture:
         self.pixel_bytes = 4 * self.count
         self.scene = self.chunks = self
 
+    def hold(self, height: int, width: int) -> None:
+        """Nothing to do: all of it is in memory."""
+
     def normalised(self, window: Window) -> tuple[Floats, NDArray[np.bool_]]:
         """The last row and column repeated beyond the border, as of scenes."""
         rows, cols = (np.arange(w, w + n) for w, n in ((window.row, window.height), (window.col, window.width)))
