@@ -1,6 +1,7 @@
 """Saved heads: scored as they were tested, mapped where they belong, refused where they do not."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,11 +43,17 @@ def trained(folder: Path, offset: int, decoder: str = "upernet", **more) -> tupl
     return model, folder / "run" / "head"
 
 
+@pytest.fixture(scope="module")
+def upernet(tmp_path_factory) -> tuple[DOFA, Path]:
+    """A model and its head with a decoder; for reading only."""
+    return trained(tmp_path_factory.mktemp("upernet"), 0)
+
+
 @pytest.mark.parametrize("decoder", ["linear", "upernet", "dpt"])
-def test_evaluate_gives_the_score_that_was_tested(tmp_path, decoder):
-    model, head = trained(tmp_path, 0, decoder, epochs=5)
+def test_evaluate_gives_the_score_that_was_tested(tmp_path, upernet, decoder):
+    model, head = upernet if decoder == "upernet" else trained(tmp_path, 0, decoder, epochs=3)
     found = evaluate(head, model, masked(), out=tmp_path / "judged", device="cpu")
-    tested = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    tested = json.loads((head.parent / "finetune.json").read_text())
     assert found.score.score.value == pytest.approx(tested["score"]["value"], abs=1e-6)
     assert found.score.confusion.tolist() == tested["confusion"]
     written = json.loads((tmp_path / "judged" / "evaluate.json").read_text())
@@ -83,8 +90,8 @@ def test_the_head_of_a_probe_scores_what_the_probe_said_by_the_same_shifted_pass
 
 
 @pytest.mark.parametrize("offset", [0, 1])
-def test_a_map_through_a_decoder_is_its_answer_in_its_place(tmp_path, offset):
-    model, folder = trained(tmp_path, offset)
+def test_a_map_through_a_decoder_is_its_answer_in_its_place(tmp_path, upernet, offset):
+    model, folder = trained(tmp_path, offset) if offset else upernet
     head = load_head(folder, model)
     rng = np.random.default_rng(9)
     image = rng.integers(20, 60, (3, 61, 83)).astype(np.uint8)
@@ -166,8 +173,8 @@ def test_classes_are_matched_by_name(tmp_path):
         evaluate(head, model, data)
 
 
-def test_what_a_decoder_cannot_do_is_said(tmp_path):
-    model, folder = trained(tmp_path, 0)
+def test_what_a_decoder_cannot_do_is_said(tmp_path, upernet):
+    model, folder = upernet[0], Path(shutil.copytree(upernet[1], tmp_path / "head"))
     head = load_head(folder, model)
     with pytest.raises(ConfigError, match=r"upernet decoder is not exported.*--decoder linear"):
         export(model, tmp_path / "out.onnx", head=head)
@@ -185,8 +192,8 @@ def test_what_a_decoder_cannot_do_is_said(tmp_path):
             load_head(folder)
 
 
-def test_images_of_another_pixel_size_are_brought_to_the_heads(tmp_path):
-    model, folder = trained(tmp_path, 0)
+def test_images_of_another_pixel_size_are_brought_to_the_heads(upernet):
+    model, folder = upernet
     data = masked()
     fine = np.ones((2, 2), np.uint8)
     larger = replace(
