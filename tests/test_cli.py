@@ -118,6 +118,14 @@ def test_a_flag_that_switches_something_off_says_so(verb, told, capsys):
     assert told in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(("setting", "value"), [("batch", "0"), ("seed", "-1"), ("size", "0")])
+def test_a_number_that_no_command_can_take_is_one_line(setting, value, capsys):
+    assert main(["probe", "--weights", "none", "--data", "none", f"--{setting}", value]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"dofa: --{setting} is {value}: at least ")
+    assert told.count("\n") == 1
+
+
 def test_sensors_lists_and_shows(capsys):
     assert main(["sensors"]) == 0
     listed = capsys.readouterr().out

@@ -54,6 +54,9 @@ VERBS = {
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),
 }
 
+# What these words mean in every command that has them, and the least they can be.
+LEAST = {"batch": 1, "seed": 0, "size": 1}
+
 # What a disk says that is nobody's bug, and the cure.
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run it again, or name another place"),
@@ -116,6 +119,9 @@ def _run(name: str, verb: Verb, argv: list[str]) -> int:
     # argparse takes -97.1,46.9 for an option; a number with a blank before it is none.
     argv = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in argv]
     settings = vars(_parser(name, verb, run).parse_args(argv))
+    for key, least in LEAST.items():
+        if isinstance(value := settings.get(key), int) and value < least:
+            raise DofaError(f"--{key} is {value}: at least {least}")
     result = run(**settings)
     if hasattr(result, "print"):
         result.print()

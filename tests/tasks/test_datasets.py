@@ -213,6 +213,12 @@ def test_a_member_that_fails_its_checksum_is_named(tmp_path: Path) -> None:
         read_eurosat_rgb(path).read(0)
 
 
+@pytest.mark.parametrize("spec", ["eurosat:EuroSAT.zip", "geo-bench:m-eurosat"])
+def test_a_kind_that_nobody_knows_names_the_nearest(spec: str) -> None:
+    with pytest.raises(DataError, match=r"did you mean (eurosat-|geobench)"):
+        open_labelled(spec)
+
+
 def test_a_file_that_is_no_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"not a zip")
     with pytest.raises(DataError, match="not a whole zip"):

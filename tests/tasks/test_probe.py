@@ -178,8 +178,11 @@ def test_degenerate_data_is_refused_in_one_line(make_images, encoder: DOFA) -> N
         probe(encoder, make_images(), blocks=["cls"], **QUICK)
     with pytest.raises(ConfigError, match="k is 40 neighbours; between 1 and the 28 training images"):
         probe(encoder, make_images(), **{**QUICK, "neighbours": 40})
-    with pytest.raises(ConfigError, match="one penalty above 0"):
-        probe(encoder, make_images(), **{**QUICK, "penalties": ()})
+    for penalties in [(), (0,), (0.1, float("nan"))]:
+        with pytest.raises(ConfigError, match="penalties above 0"):
+            probe(encoder, make_images(), **{**QUICK, "penalties": penalties})
+    with pytest.raises(ConfigError, match="gap is -1 pixels"):
+        probe(encoder, make_images(), gap=-1, **QUICK)
 
 
 def test_a_model_folder_and_a_real_set_go_in_by_name(encoder: DOFA, real_data: Path, tmp_path: Path) -> None:

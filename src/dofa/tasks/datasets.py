@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dofa import sensors
 from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore, open_stores
-from dofa.errors import DataError
+from dofa.errors import DataError, nearest
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 from dofa.tasks.labelled import LabelledImages, Raw, digest, read_lines
@@ -82,6 +82,8 @@ def open_labelled(spec: str) -> LabelledImages:
         module, function = KINDS[kind]
         read: Callable[[str], LabelledImages] = getattr(import_module(f"dofa.tasks.{module}"), function)
         return read(rest)
+    if re.fullmatch(r"[\w-]{2,}", kind) and colon and not rest.startswith("//") and not Path(spec).exists():
+        raise DataError(f"no kind of data set {kind!r}: {nearest(kind, KINDS)} (or the folder of a labelled store)")
     url, _, wanted = spec.partition("#")
     stores = {name: s for name, s in open_stores(url).items() if s.labels is not None}
     if wanted:

@@ -7,6 +7,7 @@ differences, and a head on everything, saved.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,10 @@ def probe(
     if dense:
         levels = tuple(dict.fromkeys(backbone.depth - 1 if level == "pooled" else level for level in levels))
     candidates = tuple(penalties) if penalties is not None else PENALTIES if optimizer == "lbfgs" else RATES
-    if not levels or random_seeds < 1 or not candidates or min(candidates) <= 0:
-        raise ConfigError("a probe needs at least one block, one random seed and one penalty above 0")
+    if not levels or random_seeds < 1 or not candidates or not all(0 < candidate < inf for candidate in candidates):
+        raise ConfigError("a probe needs at least one block and one random seed, and penalties above 0")
+    if gap < 0:
+        raise ConfigError(f"gap is {gap} pixels: at least 0")
     if out is not None and cache is None:
         cache = Path(out) / "cache"
     cache = None if cache is None else Path(cache)
