@@ -4,6 +4,7 @@ import math
 import mmap
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ from dofa.scene.tiles import Window
 
 SIDE = 256  # pixels a side of a chunk, at least
 LARGEST = 48 * 2**20  # bytes of one chunk, where the file's blocks allow it
+VALID = 8 * 2**20  # bytes of validity that stay when the pixels are forgotten
 
 
 class Pixels(NamedTuple):
@@ -65,6 +67,7 @@ class Chunks:
         self._budget = budget
         self._held = 0
         self._kept: OrderedDict[tuple[int, int], Future[Pixels]] = OrderedDict()
+        self._seen: OrderedDict[tuple[int, int], NDArray[np.bool_]] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, window: Window) -> Pixels:
@@ -73,29 +76,46 @@ class Chunks:
         Raises:
             DataError: pixels that cannot be decoded.
         """
+        parts: list[NDArray[Any]] = []
+        valid = np.zeros((window.height, window.width), bool)
+        for at, into, out_of in self._under(window):
+            found = self._chunk(*at)
+            if not parts:
+                parts = [np.zeros((len(p), window.height, window.width), p.dtype) for p in found.parts]
+            for part, theirs in zip(parts, found.parts, strict=True):
+                part[:, *into] = theirs[:, *out_of]
+            valid[into] = found.valid[out_of]
+        return Pixels(parts, valid)
+
+    def hold(self, height: int, width: int) -> None:
+        """Keep as many chunks as windows of `height` rows reach that pass over `width` columns, row upon row."""
+        rows, cols = self.side
+        down = min(-(-height // rows) + 1, -(-self.scene.height // rows))
+        across = min(-(-width // cols) + 1, -(-self.scene.width // cols))
+        self._budget = max(self._budget, down * across * rows * cols * (self.scene.pixel_bytes + 1))
+
+    def valid(self, window: Window) -> NDArray[np.bool_]:
+        """Validity alone, (h, w). It is asked for when tiles are joined, long after their pixels were forgotten."""
+        valid = np.zeros((window.height, window.width), bool)
+        for at, into, out_of in self._under(window):
+            with self._lock:
+                seen = self._seen.get(at)
+            valid[into] = (self._chunk(*at).valid if seen is None else seen)[out_of]
+        return valid
+
+    def _under(self, window: Window) -> Iterator[tuple[tuple[int, int], tuple[slice, ...], tuple[slice, ...]]]:
+        """The chunks under a window: which, where in the window, and which part of them."""
         top, left = max(window.row, 0), max(window.col, 0)
         bottom = min(window.row + window.height, self.scene.height)
         right = min(window.col + window.width, self.scene.width)
-        parts: list[NDArray[Any]] = []
-        valid = np.zeros((window.height, window.width), bool)
         rows, cols = self.side
         for i in range(top // rows, -(-bottom // rows)):
             for j in range(left // cols, -(-right // cols)):
-                found = self._chunk(i, j)
-                if not parts:
-                    parts = [np.zeros((len(p), window.height, window.width), p.dtype) for p in found.parts]
                 first, last = max(top, i * rows), min(bottom, (i + 1) * rows)
                 begin, end = max(left, j * cols), min(right, (j + 1) * cols)
                 into = np.s_[first - window.row : last - window.row, begin - window.col : end - window.col]
                 out_of = np.s_[first - i * rows : last - i * rows, begin - j * cols : end - j * cols]
-                for part, theirs in zip(parts, found.parts, strict=True):
-                    part[:, *into] = theirs[:, *out_of]
-                valid[into] = found.valid[out_of]
-        return Pixels(parts, valid)
-
-    def valid(self, window: Window) -> NDArray[np.bool_]:
-        """Validity alone, (h, w)."""
-        return self.read(window).valid
+                yield (i, j), into, out_of
 
     def _chunk(self, i: int, j: int) -> Pixels:
         with self._lock:
@@ -123,6 +143,9 @@ class Chunks:
             return
         promise.set_result(pixels)
         with self._lock:
+            self._seen[i, j] = pixels.valid
+            if len(self._seen) > 1 and len(self._seen) * rows * cols > VALID:
+                self._seen.popitem(last=False)
             self._held += _size(pixels)
             for key in list(self._kept):
                 if self._held <= self._budget or key == (i, j):

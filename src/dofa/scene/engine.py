@@ -23,6 +23,8 @@ from dofa.scene.tiles import Plan, Tile, Window
 
 Precision = Literal["auto", "float32", "bf16"]
 BUDGET = 64 * 2**20  # bytes for decoded pixels and unfinished rows together; wider scenes are cut into swaths
+# Pixels of a swath at least: what lies at its borders is decoded for both. A scene of a hyperspectral sensor is one.
+NARROWEST = 1536
 
 
 class TileModel(Protocol):
@@ -135,6 +137,10 @@ def run(
     joined: deque[Future[list[Block]]] = deque()
     ahead: deque[_Reading] = deque()
     todo = batches(jobs, batch)
+    for job in jobs:
+        # Tiles overlap, so the chunks under a row of them are wanted again for the next: decoded once all the same.
+        widest = max((job.plan.pixels_of(block).width for block in job.plan.blocks), default=0)
+        job.inputs.chunks.hold(job.plan.tile, widest + job.plan.tile)
     with ThreadPoolExecutor(threads, "dofa-read") as readers, ThreadPoolExecutor(1, "dofa-join") as joiner:
         joint = Joint(jobs)
         try:
@@ -172,11 +178,11 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
-    """Pixels across a swath, so that decoded rows and unfinished cells stay within BUDGET; at least two tiles."""
+    """Pixels across a swath, so that decoded rows and unfinished cells stay within BUDGET, if not too narrow by it."""
     rows = tile + 2 * inputs.chunks.side[0]
     cells = (tile + model.patch) / stride**2
     column = inputs.scene.pixel_bytes * rows + 8 * model.channels * cells
-    return max(2 * tile, int(BUDGET / column) // model.patch * model.patch)
+    return max(2 * tile, NARROWEST, int(BUDGET / column) // model.patch * model.patch)
 
 
 def read(inputs: Inputs, window: Window) -> Float | None:
