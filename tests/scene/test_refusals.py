@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
         ("predict named.tif S2 STATS --head head", "named.tif: .*leave out --stats"),
         # how it runs
         ("embed named.tif S2 STATS --device gpuu", "device gpuu: .*: leave it out, or name cpu"),
-        ("embed named.tif S2 STATS --batch 0", "batch 0: at least one"),
+        ("embed named.tif S2 STATS --batch 0", "--batch is 0: at least 1"),
         ("embed named.tif S2 STATS --cluster local:x", "--cluster local:x: .* or local:4"),
         # where it goes
         ("embed named.tif S2 STATS --out there.tif", "there.tif exists: give --overwrite"),
