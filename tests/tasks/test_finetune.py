@@ -388,51 +388,16 @@ def test_masks_with_values_outside_the_classes_or_of_another_size_are_named(weig
         finetune(weights, small, out=tmp_path / "b", **settings)
 
 
-STEP = """
-import gc, re, sys, torch
-from dofa.model.config import EncoderConfig
-from dofa.model.encoder import DOFA
-from dofa.tasks.backbones import DofaBackbone
-from dofa.tasks.learner import Learner
-from dofa.tasks.tuning import Tuning
-from tests.tasks.conftest import labelled
-torch.set_num_threads(1)
-
-def megabytes(key):
-    return int(re.search(key + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
-
-model = DOFA(EncoderConfig(width=192, depth=12, heads=3, patch=16, image_size=224))
-learner = Learner(DofaBackbone(model, "tiny"), labelled(size=224), Tuning(method="full", checkpointing={on})).train()
-optimizer = torch.optim.AdamW([p for p in learner.parameters() if p.requires_grad], fused=True)
-
-def step(images):
-    learner({{"image": images, "label": torch.zeros(len(images), dtype=torch.long)}})["loss"].backward()
-    optimizer.step()
-
-step(torch.randn(2, 3, 32, 32))  # gradients and the optimiser's state are there from now on
-images = torch.randn(24, 3, 224, 224)
-gc.collect()
-before = megabytes("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
-step(images)
-print(megabytes("VmHWM") - before)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark is Linux's")
-def test_checkpointing_halves_the_memory_of_activations():
-    root = str(Path(__file__).resolve().parents[2])
-
-    def measured(on: bool) -> float:
-        code = textwrap.dedent(STEP.format(on=on))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
-        assert not done.returncode, done.stderr
-        return float(done.stdout)
-
-    plain, spared = measured(False), measured(True)
-    assert spared < plain / 2, (spared, plain)
+def test_checkpointing_halves_the_memory_of_activations(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "benchmarks/finetune_memory.py", "--rows", "full", "full-checkpointing", "--json"]
+    done = subprocess.run([*command, str(tmp_path / "found.json")], cwd=root, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    plain, spared = json.loads((tmp_path / "found.json").read_text())["rows"]  # base, two images
+    assert spared["owned"] == plain["owned"]
+    for what in ("kept", "peak"):
+        assert spared[what] < plain[what] / 2, (what, spared, plain)
 
 
 def test_one_image_is_cut_into_blocks_that_are_learned_or_tested(weights, tmp_path):
