@@ -61,7 +61,7 @@ LEAST = {"batch": 1, "seed": 0, "size": 1}
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run it again, or name another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "look at its permissions, or name another place"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR), "name another place"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "name another place"),
 }
 
 

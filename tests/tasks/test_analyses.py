@@ -21,6 +21,8 @@ from dofa.tasks.missing import ZeroedBands, counts_missing, draw_sets, judge, or
 from dofa.tasks.parts import share_out
 from dofa.tasks.spectra import cosines, spectra
 
+from ..vit_files import write_vit
+
 AXIS_FILES = {"wavelengths.csv", "kernels.csv", "wavelengths.png", "kernels.png"}
 DATA_FILES = {
     "tsne.csv", "tsne.png", "bands_added.csv", "bands_added.png", "bands_missing.csv", "bands_missing.png",
@@ -169,6 +171,18 @@ def test_several_models_are_looked_at_side_by_side(make_images, encoder: DOFA, t
     whole = {row["model"]: row["accuracy"] for row in added if row["bands"] == "3"}
     assert all(r["accuracy"] == whole[r["model"]] for r in missing if r["bands_left"] == "3")
     assert all(float(r["low"]) <= float(r["accuracy"]) <= float(r["high"]) for r in added + missing)
+
+
+def test_models_without_generated_kernels_have_nothing_to_show_without_data(
+    encoder: DOFA, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "file").write_text("")
+    checkpoint.save(encoder, tmp_path / "model")
+    teacher = write_vit(tmp_path / "vit", 48, 3, 3, 8, 16)
+    assert main(["analyse", "--weights", f"teacher:{teacher}", "--out", str(tmp_path / "out")]) == 2
+    assert "none of the models generates kernels" in capsys.readouterr().err
+    assert main(["analyse", "--weights", str(tmp_path / "model"), "--out", str(tmp_path / "file")]) == 2
+    assert "name another place" in capsys.readouterr().err
 
 
 def test_short_names_are_the_last_parts_that_differ() -> None:

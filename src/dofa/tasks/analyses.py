@@ -144,6 +144,10 @@ def analyse(
             report.notes.append(f"{name} generates no kernels from wavelengths: it is in the maps of features only")
     if report.spectra:
         _save_spectra(report, folder)
+    elif images is None:
+        raise ConfigError(
+            "none of the models generates kernels from wavelengths: pass --data to look at their features"
+        )
     if images is None:
         return report
 

@@ -160,6 +160,16 @@ def check_frames(scenes: Sequence[Grid], blocks: Sequence[Blocks], chips: Sequen
             )
 
 
+def check_shares(val: float, test: float) -> None:
+    """Refuse shares of validation and test that leave nothing to learn from, before any chip is cut.
+
+    Raises:
+        ConfigError: a negative share, NaN, or 1 and more together.
+    """
+    if min(val, test) < 0 or not val + test < 1:
+        raise ConfigError(f"--val-fraction {val:g} and --test-fraction {test:g}: shares that leave some for training")
+
+
 def deal(counts: NDArray[Any], val: float, test: float, seed: int, names: Sequence[str]) -> NDArray[np.int64]:
     """Deal units out to training, validation and test, so that classes come near to the shares in each.
 
@@ -180,8 +190,7 @@ def deal(counts: NDArray[Any], val: float, test: float, seed: int, names: Sequen
         DataError: too few units, or a class that no draw brings into training.
         ConfigError: shares that leave nothing.
     """
-    if min(val, test) < 0 or not val + test < 1:
-        raise ConfigError(f"--val-fraction {val:g} and --test-fraction {test:g}: shares that leave some for training")
+    check_shares(val, test)
     units, cure = len(counts), "make --block smaller, label more ground, or give --split random"
     held = [max(1, round(share * units)) if share else 0 for share in (val, test)]
     if units <= sum(held):

@@ -21,7 +21,7 @@ from dofa.raster import gdal
 from dofa.scene.command import opening_words
 from dofa.scene.scene import Scene, open_scene
 from dofa.sensors import Sensor
-from dofa.tasks.blocks import SPLITS, check_frames, deal, lay_blocks
+from dofa.tasks.blocks import SPLITS, check_frames, check_shares, deal, lay_blocks
 from dofa.tasks.chipfolder import ChipWriter, check_free, read_chips
 from dofa.tasks.cutting import Chip, Cutter, Reader, Task
 from dofa.tasks.labelled import IGNORE
@@ -145,6 +145,7 @@ def chips(
     """
     if size < 1 or block < 1:
         raise ConfigError(f"--size {size}, --block {block}: pixels a chip and chips a block, above 0")
+    check_shares(val_fraction, test_fraction)
     check_free(out, overwrite)
     opening = opening_words(
         sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, nodata=nodata, gsd=gsd, mask=mask,
