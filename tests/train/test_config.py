@@ -63,9 +63,10 @@ def test_unknown_recipes_and_files_are_refused(tmp_path):
         load_config("cpu-tny")
     with pytest.raises(ConfigError, match="no configuration file"):
         load_config(tmp_path / "absent.yaml")
-    (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="is not YAML"):
-        load_config(tmp_path / "broken.yaml")
+    for broken in (b"a: [", b"II*\x00\xff\xfe"):
+        (tmp_path / "broken.yaml").write_bytes(broken)
+        with pytest.raises(ConfigError, match="is not YAML"):
+            load_config(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="no mapping"):
         load_config(tmp_path / "list.yaml")

@@ -343,10 +343,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pretrai
     Raises:
         ConfigError: like `from_dict`; also no such file or recipe, or a file that is not YAML.
     """
-    text = _recipe_text(path)
     try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(_recipe_text(path)) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no mapping of settings")
