@@ -193,6 +193,7 @@ def test_cells_are_named_by_content_not_by_place(weights, tmp_path) -> None:
         ({"protocolls": {}}, "no entry 'protocolls': did you mean protocols"),
         ({"models": {}}, "models is to name at least one"),
         ({"models": {"a": {"weight": "x"}}}, "models: a: no entry 'weight'"),
+        ({"models": {"a": {"weights": "x", "on": {"strips": {}}}}}, "on: no data set 'strips': did you mean stripes"),
         ({"models": {"a": {}}}, "models: a: weights is missing"),
         ({"seeds": [-1]}, "seeds"),
         ({"protocols": {"L": {"call": "prove"}}}, "call is 'prove'"),
@@ -207,6 +208,18 @@ def test_a_suite_that_does_not_hold_together_is_refused_before_anything_runs(cha
     with pytest.raises(ConfigError, match=told):
         bench(suite=written(tmp_path / "s.yaml", **changes), data=str(folder), out=str(tmp_path / "out"))
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_a_row_of_its_own_stands_for_its_weights_alone_with_its_own_settings(tmp_path) -> None:
+    models = {
+        "{name}": {"weights": "{weights}"},
+        "large": {"weights": "random:{large}#{seed}", "probe": {"size": 32}, "on": {"stripes": {"size": 112}}},
+    }
+    suite = load_suite(written(tmp_path / "s.yaml", models=models))
+    assert suite.rows(["mine=/a"]) == ["mine"]
+    assert suite.rows(["mine=/a", "large=/b"]) == ["mine", "large"]
+    (large, *_) = [cell for cell in suite.cells(["mine=/a", "large=/b"]) if cell.model == "large"]
+    assert (large.weights, large.settings["size"]) == ("random:/b#0", 112)
 
 
 def test_a_suite_of_nothing_but_given_weights_asks_for_them(folder, tmp_path) -> None:

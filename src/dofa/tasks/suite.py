@@ -6,8 +6,9 @@ cell of two suites, two machines or two days is one file. Nothing here imports t
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -32,14 +33,17 @@ class Model:
 
     Attributes:
         weights: what `probe --weights` takes, `{weights}` for each of the weights given on the command line, or
-            `statistics`; `{seed}` in it becomes the seed.
+            `statistics`; `{NAME}` is what the command line gives as `NAME=SPEC`, and where it gives none the row is
+            left out; `{seed}` becomes the seed.
         probe: keywords for `probe` with this model.
         finetune: keywords for `finetune` with this model.
+        on: keywords of this model for single data sets, by name; they win over all others.
     """
 
     weights: str
     probe: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
+    on: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,34 +175,40 @@ class Suite:
 
     def rows(self, weights: Sequence[str] = ()) -> list[str]:
         """Names of the models, those that stand for weights given once for each."""
-        return [name for name, _ in self._models(weights)]
+        return [row for _, row, _ in self._models(weights)]
 
-    def _models(self, weights: Sequence[str]) -> Iterator[tuple[str, Model]]:
-        given = [named(word) for word in weights]
-        if len({name for name, _ in given}) < len(given):
+    def _models(self, weights: Sequence[str]) -> Iterator[tuple[str, str, Model]]:
+        """Key, row and weights: a row of its own takes its name out of those that `{weights}` stands for."""
+        given = dict(pairs := [named(word) for word in weights])
+        if len(given) < len(pairs):
             raise ConfigError("two of the weights have the same name: call them NAME=FOLDER")
-        for title, model in self.models.items():
-            if GIVEN not in model.weights:
-                yield title, model
-                continue
-            for name, spec in given:
-                yield (
-                    title.replace(NAME, name),
-                    Model(model.weights.replace(GIVEN, spec), model.probe, model.finetune),
-                )
+        own = {name for model in self.models.values() for name in _asked_for(model)}
+        for key, model in self.models.items():
+            if names := _asked_for(model):
+                if all(name in given for name in names):
+                    spec = model.weights
+                    for name in names:
+                        spec = spec.replace(f"{{{name}}}", given[name])
+                    yield key, key, replace(model, weights=spec)
+            elif GIVEN not in model.weights:
+                yield key, key, model
+            else:
+                for name, spec in given.items():
+                    if name not in own:
+                        yield key, key.replace(NAME, name), replace(model, weights=model.weights.replace(GIVEN, spec))
 
     def _of(self, title: str, protocol: Protocol, weights: Sequence[str]) -> Iterator[Cell]:
         wanted = None if protocol.models is None else {*protocol.models}
-        shown = {name: key for key in self.models for name, _ in self._renamed(key, weights)}
         for column, data in self.data.items():
             if protocol.data is not None and column not in protocol.data:
                 continue
-            for row, model in self._models(weights):
-                if (wanted is not None and shown[row] not in wanted) or (
+            for key, row, model in self._models(weights):
+                if (wanted is not None and key not in wanted) or (
                     model.weights == STATISTICS and protocol.call != "probe"
                 ):
                     continue
                 settings = {**protocol.settings, **getattr(data, protocol.call), **getattr(model, protocol.call)}
+                settings |= model.on.get(column, {})
                 for fraction in protocol.fractions:
                     for seed in self.seeds if protocol.seeds is None else protocol.seeds:
                         spec = model.weights.replace(SEED, str(seed))
@@ -206,8 +216,10 @@ class Suite:
                             row, column, title, fraction, seed, protocol.call, spec, data.data, settings, identity(spec)
                         )
 
-    def _renamed(self, key: str, weights: Sequence[str]) -> Iterator[tuple[str, Model]]:
-        yield from Suite("", {key: self.models[key]}, {}, {})._models(weights)
+
+def _asked_for(model: Model) -> list[str]:
+    """Names of the weights that a row of its own stands for."""
+    return [name for name in re.findall(r"\{(\w+)\}", model.weights) if f"{{{name}}}" not in (GIVEN, SEED)]
 
 
 def named(word: str) -> tuple[str, str]:
@@ -278,6 +290,13 @@ def _suite(told: Any, origin: str) -> Suite:
         }
     for name, protocol in parts["protocols"].items():
         _check(name, protocol, parts, origin)
+    for name, model in parts["models"].items():
+        for wanted, settings in model.on.items():
+            if wanted not in parts["data"]:
+                raise ConfigError(
+                    f"{origin}: models: {name}: on: no data set {wanted!r}: {nearest(str(wanted), parts['data'])}"
+                )
+            _own(settings, f"{origin}: models: {name}: on: {wanted}")
     for key in ("models", "data"):
         for name, entry in parts[key].items():
             for call in CALLS:
