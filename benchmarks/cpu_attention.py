@@ -1,7 +1,7 @@
 """Attention, forward and backward, in bf16 on a CPU: PyTorch's fused kernel against plain products.
 
-`dofa.model.vit.attend` takes the plain products where they win. Both sides alternate within one run; processor time is
-counted, so that a busy machine does not decide.
+`dofa.model.attention.attend` takes the plain products where they win. Both sides alternate within one run; processor
+time is counted, so that a busy machine does not decide.
 
     python benchmarks/cpu_attention.py --repeats 7 --json out.json
 """
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dofa.model.vit import attend
+from dofa.model.attention import attend
 
 # name, batch, heads, tokens, width of a head
 CASES = [

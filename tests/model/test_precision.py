@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dofa.model import vit
+from dofa.model import attention
 from dofa.model.config import DecoderConfig, EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
@@ -71,13 +71,13 @@ def test_a_model_cast_to_bfloat16_takes_a_float32_image(model):
 
 @pytest.mark.parametrize("at_once", [1, 2 * 3 * 17 * 17, 10**9], ids=["one image", "two images", "all"])
 def test_attention_in_bf16_is_that_of_float32_in_one_part_and_in_several(monkeypatch, at_once):
-    monkeypatch.setattr(vit, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
     torch.manual_seed(0)
     qkv = torch.randn(3, 5, 3, 17, 16).bfloat16()
     outputs = []
-    for dtype, attention in ((torch.bfloat16, vit.attend), (torch.float32, F.scaled_dot_product_attention)):
+    for dtype, compute in ((torch.bfloat16, attention.attend), (torch.float32, F.scaled_dot_product_attention)):
         given = qkv.to(dtype, copy=True).requires_grad_()
-        out = attention(*given)
+        out = compute(*given)
         out.float().square().sum().backward()
         outputs += [out, given.grad]
     assert relative_l2(outputs[0].detach(), outputs[2].detach()) <= 1e-2
