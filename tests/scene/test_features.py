@@ -6,7 +6,8 @@ import torch
 
 import dofa
 from dofa.errors import ConfigError
-from dofa.scene.features import Projection, embed, embed_all
+from dofa.scene.features import embed, embed_all
+from dofa.scene.projection import Projection
 from dofa.scene.reading import open_features
 from dofa.scene.saving import stored_as
 
