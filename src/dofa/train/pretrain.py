@@ -1,27 +1,19 @@
 """Masked pretraining on packed stores, from one process on a laptop to many nodes: `pretrain` reads top to bottom."""
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
-from lightning_fabric.strategies.strategy import Strategy
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
-from dofa import figures
-from dofa.corpus.store import SensorStore, open_stores
+from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import load_mae
 from dofa.model.mae import MaskedAutoencoder
@@ -29,9 +21,9 @@ from dofa.model.prefit import patch_kernel
 from dofa.model.teacher import Teacher, load_teacher
 from dofa.train import forgetting
 from dofa.train.answers import teacher_answers
-from dofa.train.config import PretrainConfig, RunConfig, differences, from_dict, to_yaml
-from dofa.train.data import MicroBatches, Source, describe_sources, held_out_batch, make_mixture
-from dofa.train.evaluate import evaluate
+from dofa.train.config import PretrainConfig, differences, from_dict, to_yaml
+from dofa.train.data import MicroBatches, Source, describe_sources, make_mixture
+from dofa.train.launch import launch
 from dofa.train.log import RunLog
 from dofa.train.loop import Step, sigterm_flag, train
 from dofa.train.objective import (
@@ -47,9 +39,9 @@ from dofa.train.objective import (
 from dofa.train.optim import adamw, learning_rate
 from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
 from dofa.train.views import plan_views
+from dofa.train.watch import draw, measure
 
 TERMINATED = 143  # exit status after SIGTERM, 128 + 15 as a shell says it: saved, not finished, to be resumed
-EVALUATION_BATCH = 16
 STANDARD_BATCHES = 32  # micro-batches whose teacher's features are standardised by
 
 
@@ -250,36 +242,6 @@ def copied(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
-def launch(run: RunConfig) -> Fabric:
-    """Devices, precision and strategy; under torchrun its numbers of processes and nodes hold."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", run.devices))
-    world = int(os.environ.get("WORLD_SIZE", local * run.nodes))
-    strategy: Strategy | str = "auto"
-    if run.strategy == "fully-shard":
-        strategy = ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1)
-    elif run.strategy == "ddp" or world > 1:
-        strategy = DDPStrategy()
-    fabric = Fabric(
-        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[run.device],
-        devices=local,
-        num_nodes=world // local,
-        strategy=strategy,
-        precision=run.precision,
-    )
-    fabric.launch()
-    return fabric
-
-
-def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard parameters over the processes, block by block: each gathers one block at a time."""
-    if not isinstance(module, Pretraining):
-        raise TypeError(f"cannot shard {type(module).__name__}")
-    for block in (*module.mae.encoder.blocks, *module.mae.decoder_blocks):
-        fully_shard(block, mesh=mesh["data_parallel"])
-    fully_shard(module, mesh=mesh["data_parallel"])
-    return module
-
-
 def find_checkpoint(config: PretrainConfig, resume: bool) -> Path | None:
     """The newest checkpoint to continue from; None to start anew.
 
@@ -371,93 +333,6 @@ def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
         "images_per_second",
         *(f"{kind}/{sensor}" for kind in kinds for sensor in sensors),
     ]
-
-
-def measure(
-    objective: Pretraining,
-    fabric: Fabric,
-    stores: dict[str, SensorStore],
-    sources: dict[str, Source],
-    config: PretrainConfig,
-) -> dict[str, float]:
-    """Held-out error, floor and their paired difference for every sensor that has held-out images.
-
-    Every process measures everything: the forward pass of sharded parameters needs all of them.
-    """
-    row: dict[str, float] = {}
-    mae = objective.mae
-    objective.eval()
-    for name, source in sources.items():
-        held = source.held_out(config.run.evaluate_images)
-        if len(held):
-            result = evaluate(
-                partial(_judge, objective, fabric, name),
-                stores[name],
-                source,
-                held,
-                mae.encoder.config.patch,
-                mae.mask_config.ratio,
-                masks=1,
-                batch=EVALUATION_BATCH,
-                seed=config.run.seed,
-            ).summary()
-            row |= {f"held_out/{name}": result["error"], f"floor/{name}": result["floor"]}
-            row[f"difference/{name}"] = result["difference"]
-    objective.train()
-    return row
-
-
-def _judge(objective: Pretraining, fabric: Fabric, sensor: str, sample: dict[str, Any]) -> torch.Tensor:
-    loss: torch.Tensor = objective(fabric.to_device({**sample, "sensor": sensor}), want="image_loss")
-    return loss
-
-
-@torch.no_grad()
-def draw(
-    objective: Pretraining,
-    fabric: Fabric,
-    stores: dict[str, SensorStore],
-    sources: dict[str, Source],
-    config: PretrainConfig,
-    path: Path,
-) -> None:
-    """Original, masked and reconstructed pictures of one held-out (or else training) image of each sensor."""
-    patch, ratio = objective.mae.encoder.config.patch, objective.mae.mask_config.ratio
-    rows = []
-    objective.eval()
-    for name, source in sources.items():
-        shown = source.held_out(1) if len(source.val) else source.train[:1]
-        sample = held_out_batch(stores[name], source, patch, shown, config.run.seed)
-        made = objective(fabric.to_device({**sample, "sensor": name}), want="reconstruction").float().cpu().numpy()[0]
-        image = sample["image"].numpy()[0]
-        side = source.side // patch
-        seen = sample["noise"][0].argsort(stable=True)[: config.model.mask.visible(side * side)]
-        hidden = torch.ones(side * side, dtype=torch.bool).index_fill(0, seen, False).view(side, side).numpy()
-        valid = None if sample["valid"] is None else sample["valid"].numpy()[0]
-        three = rendering(source)
-        limits = figures.stretch_limits(image, three, valid_hw=valid)
-        original = figures.composite(image, three, valid_hw=valid, limits=limits)
-        rows.append(
-            figures.Row(
-                f"{name}",
-                [
-                    ("original", original),
-                    (f"{ratio:.0%} hidden", figures.hide_patches(original, hidden, patch)),
-                    ("reconstruction", figures.composite(made, three, valid_hw=valid, limits=limits)),
-                ],
-            )
-        )
-    objective.train()
-    if fabric.is_global_zero:
-        figures.reconstruction_panel(path, rows)
-
-
-def rendering(source: Source) -> list[int]:
-    """Bands drawn as red, green and blue: the sensor's RGB proxy, or the first, middle and last."""
-    if source.sensor.renderings:
-        return source.sensor.index(next(iter(source.sensor.renderings.values())))
-    bands = len(source.sensor.bands)
-    return [0, bands // 2, bands - 1]
 
 
 def introduce(sources: dict[str, Source], updates: int, per_epoch: float, done: int, fabric: Fabric) -> str:

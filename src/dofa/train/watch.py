@@ -1,0 +1,104 @@
+"""What a run shows of itself while it trains: held-out errors, and pictures of what it reconstructs."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from dofa import figures
+from dofa.corpus.store import SensorStore
+from dofa.train.config import PretrainConfig
+from dofa.train.data import Source, held_out_batch
+from dofa.train.evaluate import evaluate
+from dofa.train.objective import Pretraining
+
+EVALUATION_BATCH = 16
+
+
+def measure(
+    objective: Pretraining,
+    fabric: Fabric,
+    stores: dict[str, SensorStore],
+    sources: dict[str, Source],
+    config: PretrainConfig,
+) -> dict[str, float]:
+    """Held-out error, floor and their paired difference for every sensor that has held-out images.
+
+    Every process measures everything: the forward pass of sharded parameters needs all of them.
+    """
+    row: dict[str, float] = {}
+    mae = objective.mae
+    objective.eval()
+    for name, source in sources.items():
+        held = source.held_out(config.run.evaluate_images)
+        if len(held):
+            result = evaluate(
+                partial(_judge, objective, fabric, name),
+                stores[name],
+                source,
+                held,
+                mae.encoder.config.patch,
+                mae.mask_config.ratio,
+                masks=1,
+                batch=EVALUATION_BATCH,
+                seed=config.run.seed,
+            ).summary()
+            row |= {f"held_out/{name}": result["error"], f"floor/{name}": result["floor"]}
+            row[f"difference/{name}"] = result["difference"]
+    objective.train()
+    return row
+
+
+def _judge(objective: Pretraining, fabric: Fabric, sensor: str, sample: dict[str, Any]) -> torch.Tensor:
+    loss: torch.Tensor = objective(fabric.to_device({**sample, "sensor": sensor}), want="image_loss")
+    return loss
+
+
+@torch.no_grad()
+def draw(
+    objective: Pretraining,
+    fabric: Fabric,
+    stores: dict[str, SensorStore],
+    sources: dict[str, Source],
+    config: PretrainConfig,
+    path: Path,
+) -> None:
+    """Original, masked and reconstructed pictures of one held-out (or else training) image of each sensor."""
+    patch, ratio = objective.mae.encoder.config.patch, objective.mae.mask_config.ratio
+    rows = []
+    objective.eval()
+    for name, source in sources.items():
+        shown = source.held_out(1) if len(source.val) else source.train[:1]
+        sample = held_out_batch(stores[name], source, patch, shown, config.run.seed)
+        made = objective(fabric.to_device({**sample, "sensor": name}), want="reconstruction").float().cpu().numpy()[0]
+        image = sample["image"].numpy()[0]
+        side = source.side // patch
+        seen = sample["noise"][0].argsort(stable=True)[: config.model.mask.visible(side * side)]
+        hidden = torch.ones(side * side, dtype=torch.bool).index_fill(0, seen, False).view(side, side).numpy()
+        valid = None if sample["valid"] is None else sample["valid"].numpy()[0]
+        three = rendering(source)
+        limits = figures.stretch_limits(image, three, valid_hw=valid)
+        original = figures.composite(image, three, valid_hw=valid, limits=limits)
+        rows.append(
+            figures.Row(
+                f"{name}",
+                [
+                    ("original", original),
+                    (f"{ratio:.0%} hidden", figures.hide_patches(original, hidden, patch)),
+                    ("reconstruction", figures.composite(made, three, valid_hw=valid, limits=limits)),
+                ],
+            )
+        )
+    objective.train()
+    if fabric.is_global_zero:
+        figures.reconstruction_panel(path, rows)
+
+
+def rendering(source: Source) -> list[int]:
+    """Bands drawn as red, green and blue: the sensor's RGB proxy, or the first, middle and last."""
+    if source.sensor.renderings:
+        return source.sensor.index(next(iter(source.sensor.renderings.values())))
+    bands = len(source.sensor.bands)
+    return [0, bands // 2, bands - 1]
