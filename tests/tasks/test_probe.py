@@ -181,8 +181,13 @@ def test_degenerate_data_is_refused_in_one_line(make_images, encoder: DOFA) -> N
     for penalties in [(), (0,), (0.1, float("nan"))]:
         with pytest.raises(ConfigError, match="penalties above 0"):
             probe(encoder, make_images(), **{**QUICK, "penalties": penalties})
-    with pytest.raises(ConfigError, match="gap is -1 pixels"):
-        probe(encoder, make_images(), gap=-1, **QUICK)
+    for wrong, said in [
+        ({"gap": -1}, "gap is -1"),
+        ({"pixels": 0}, "pixels is 0"),
+        ({"block_side": 0}, "block_side is 0"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            probe(encoder, make_images(), **wrong, **QUICK)
 
 
 def test_a_model_folder_and_a_real_set_go_in_by_name(encoder: DOFA, real_data: Path, tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ def probe(
     Raises:
         DofaError: any input that cannot be used; see the readers, `Backbone.scaling` and `share_out`.
     """
+    if gap < 0 or pixels < 1 or (block_side is not None and block_side < 1):
+        side = "" if block_side is None else f", block_side is {block_side}"
+        raise ConfigError(f"gap is {gap}, pixels is {pixels}{side}: a gap of at least 0, the others of at least 1")
     images = open_labelled(data) if isinstance(data, str) else data
     images = images if bands is None else images.select_bands(bands)
     dense = images.task == "segmentation"
@@ -125,8 +128,6 @@ def probe(
     candidates = tuple(penalties) if penalties is not None else PENALTIES if optimizer == "lbfgs" else RATES
     if not levels or random_seeds < 1 or not candidates or not all(0 < candidate < inf for candidate in candidates):
         raise ConfigError("a probe needs at least one block and one random seed, and penalties above 0")
-    if gap < 0:
-        raise ConfigError(f"gap is {gap} pixels: at least 0")
     if out is not None and cache is None:
         cache = Path(out) / "cache"
     cache = None if cache is None else Path(cache)
