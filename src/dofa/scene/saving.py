@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from dofa.scene.outputs import Dtype, Format, Layout, Work, open_features
 from dofa.scene.reading import Features
 
 INT8_NODATA = -128
+AHEAD = 2  # blocks that wait to be written while the model goes on
 SPARE = 0.05  # of the range seen in the sample, left on both sides of int8
 
 
@@ -75,11 +78,30 @@ def write_all(
         for work, job in zip(works, resumed, strict=True):
             if work.done == len(job.plan.blocks):  # killed while the file was finished
                 work.finish()
-        for block in blocks(resumed):
+
+        waiting: deque[Future[None]] = deque()
+        whole = True
+
+        def write(block: Block) -> None:
+            nonlocal whole
+            if not whole:
+                return  # what comes behind a block that failed
+            whole = False
             work, output = works[block.job], outputs[block.job]
             work.write(block.index, block.window.row, block.window.col, output.stored(block.values, block.valid))
             if block.index == len(jobs[block.job].plan.blocks) - 1:
                 work.finish()
+            whole = True
+
+        # One thread beside the model's, so that blocks are written in their order while the next tiles run. Left by an
+        # error elsewhere, it writes what it was given before the works close.
+        with ThreadPoolExecutor(1, "dofa-write") as writer:
+            for block in blocks(resumed):
+                waiting.append(writer.submit(write, block))
+                while waiting and (waiting[0].done() or len(waiting) > AHEAD):
+                    waiting.popleft().result()
+            for written in waiting:
+                written.result()
     return [o.path for o in outputs]
 
 
