@@ -169,7 +169,7 @@ def test_an_image_with_another_number_of_bands_is_one_clear_line():
 
 
 def test_a_scaling_without_statistics_names_the_three_cures():
-    with pytest.raises(ConfigError, match=r"--stats scene, --stats dataset, or a head"):
+    with pytest.raises(ConfigError, match=r"--stats scene .*--stats dataset .*or a head"):
         scaling(mean=None, std=None, stats_source=None).normalise(np.zeros((3, 1, 1)))
 
 
@@ -297,8 +297,8 @@ def test_no_statistics_names_what_the_checkpoint_knows_and_the_three_cures():
     with pytest.raises(ConfigError) as error:
         resolve_stats(scaling().without_stats(), "landsat-8", checkpoint={"naip-rgb": scaling(), "x": None})
     assert str(error.value) == (
-        "sensor landsat-8 has no statistics in this checkpoint (it knows naip-rgb): pass --stats scene, "
-        "--stats dataset, or a head trained on it"
+        "sensor landsat-8 has no statistics in this checkpoint (it knows naip-rgb): pass --stats scene (of scenes) "
+        "or --stats dataset (of labelled images), or a head trained on it"
     )
 
 

@@ -275,3 +275,10 @@ def test_a_bench_killed_again_and_again_and_shared_by_two_is_complete_without_du
     rows = table(out)
     assert len(rows) == 36
     assert len({(r["protocol"], r["model"], r["seed"]) for r in rows}) == 36
+
+
+@pytest.mark.parametrize("data", [b"\x80\x81 models", b"\x00\x01", b"models: [a"])
+def test_a_suite_that_is_no_text_is_one_line(data: bytes, tmp_path) -> None:
+    (tmp_path / "suite.yaml").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"suite\.yaml is not YAML"):
+        load_suite(tmp_path / "suite.yaml")

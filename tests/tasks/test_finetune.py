@@ -354,6 +354,13 @@ def test_recipes_hold_together_and_what_is_said_wins(recipe):
     assert settle(recipe, {"epochs": 25, "size": None}).epochs == 25
 
 
+@pytest.mark.parametrize("data", [b"\x80\x81 epochs", b"\x00\x01", b"epochs: ["])
+def test_a_recipe_that_is_no_text_is_one_line(data, tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML"):
+        settle(str(tmp_path / "mine.yaml"), {})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

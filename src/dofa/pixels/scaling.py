@@ -34,7 +34,7 @@ CONSTANT_SHARE = 1e-6  # a standard deviation below this share of the physical r
 
 
 # The three cures of a sensor without statistics, in the words of the command line.
-CURES = "pass --stats scene, --stats dataset, or a head trained on it"
+CURES = "pass --stats scene (of scenes) or --stats dataset (of labelled images), or a head trained on it"
 
 
 class ConstantBandWarning(UserWarning):

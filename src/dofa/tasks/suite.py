@@ -265,7 +265,7 @@ def load_suite(name: str | Path) -> Suite:
     """
     file = Path(name)
     if file.is_file():
-        text = file.read_text(encoding="utf-8")
+        text: str | bytes = file.read_bytes()
     elif str(name) in suites():
         text = (resources.files("dofa") / "suites" / f"{name}.yaml").read_text(encoding="utf-8")
     else:

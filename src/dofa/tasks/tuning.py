@@ -144,7 +144,7 @@ def _home() -> Any:
 def _read(recipe: str | Path) -> dict[str, Any]:
     path = Path(recipe)
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text: str | bytes = path.read_bytes()
     elif str(recipe) in recipes():
         text = (_home() / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
