@@ -105,7 +105,7 @@ def test_a_command_killed_at_random_moments_goes_on_to_the_file_of_a_quiet_run(
             (tmp_path / f"finished{seen.total()}").mkdir()
             out.rename(tmp_path / f"finished{seen.total()}" / name)
             seen["finished"] += 1
-            before = 0
+            before, whole = 0, 0.8 * whole  # the quiet run met a busier machine: kill earlier
             continue
         now = done(out)
         assert (now or 0) >= before  # what was on the disk is never done again
