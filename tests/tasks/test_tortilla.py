@@ -186,6 +186,51 @@ def small_set() -> bytes:
     return tortilla([sample(lat=48.0, lon=11.0)], [inner])
 
 
+def written(array: Any, transform: Affine) -> bytes:
+    """(C, H, W) as the bytes of a GeoTIFF."""
+    count, height, width = array.shape
+    with rasterio.MemoryFile() as memory:
+        with memory.open(driver="GTiff", count=count, height=height, width=width, dtype=array.dtype, crs="EPSG:3857",
+                         transform=transform) as opened:  # fmt: skip
+            opened.write(array)
+        return bytes(memory.read())
+
+
+def test_buildings_of_spacenet7_are_the_mask_as_it_lies_beside_three_colours(tmp_path: Path) -> None:
+    # The row of the table: `images` 4 × uint8 + `mask` 1 × uint8; lon, lat and aoi are columns of upstream's writer.
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 4, 32, 32), np.uint8)
+    images[:, 3] = 255
+    masks = rng.integers(0, 2, (4, 1, 32, 32), np.uint8)
+    where = Affine(4.777, 0, 1e6, 0, -4.777, 2e6)
+    parts = [{"tortilla:id": name, "tortilla:file_format": "GTiff"} for name in ("images", "mask")]
+    samples = [tortilla(parts, [written(image, where), written(mask, where)])
+               for image, mask in zip(images, masks, strict=True)]  # fmt: skip
+    splits = ("train", "validation", "test", "train")
+    rows = [{"tortilla:id": f"sample_{i}", "tortilla:file_format": "TORTILLA", "tortilla:data_split": split,
+             "lon": 11.0 + i, "lat": 48.0, "aoi": f"L15-{i // 2}"} for i, split in enumerate(splits)]  # fmt: skip
+    file = tmp_path / "geobench_spacenet7.tortilla"
+    file.write_bytes(tortilla(rows, samples))
+    data = open_labelled(f"tortilla:{file}")
+    assert (data.task, data.shape, data.scaling.unit) == ("segmentation", (3, 32, 32), "uint8")
+    assert data.sensor.band_names == ("red", "green", "blue")
+    assert data.sensor.gsd_m == 4
+    assert (data.class_names, data.ignore) == (("no building", "building"), None)
+    assert data.splits == ("train", "val", "test", "train")
+    assert data.places == ("L15-0", "L15-0", "L15-1", "L15-1")
+    assert data.read_mask is not None
+    for index in range(4):
+        np.testing.assert_array_equal(data.read(index)[0], images[index, :3])
+        np.testing.assert_array_equal(data.read_mask(index), masks[index, 0])
+    assert any("fourth channel" in note for note in data.notes)
+
+
+def test_sets_of_boxes_are_refused_with_what_there_is_instead(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels are boxes.*m-nz-cattle") as error:
+        open_labelled(f"tortilla:{tmp_path / 'geobench_nzcattle.tortilla'}")
+    assert "\n" not in str(error.value)
+
+
 def test_offsets_outside_the_file_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "benv2.tortilla"
     footer = io.BytesIO()

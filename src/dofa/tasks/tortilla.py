@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
-from dofa.tasks.tortilla_sets import SETS, TortillaSet
+from dofa.tasks.tortilla_sets import BOXES, SETS, TortillaSet
 
 HOME = "https://huggingface.co/aialliance"
 MAGIC = b"#y"
@@ -57,11 +57,15 @@ def read_tortilla(spec: str) -> LabelledImages:
 
     Raises:
         DataError: nothing there (the message says where to get it), a file cut off or of another form, a set that is
-            not known here.
+            not known here or whose labels are boxes.
         ConfigError: an unknown word.
     """
     path = Path(spec.partition("#")[0])
     name = re.sub(r"(\.\d{4}\.part)?\.tortilla$", "", path.name).removeprefix("geobench_")
+    if name in BOXES:
+        raise DataError(
+            f"{path}: its labels are boxes, and there is no detection here; m-nz-cattle of GEO-Bench v1 has masks"
+        )
     if name not in SETS or path.suffix != ".tortilla":
         raise DataError(f"{path} is no set of GEO-Bench-2 that is read, {nearest(name, SETS)}: it is told by its name")
     known = SETS[name]

@@ -1,7 +1,8 @@
 """The sets of GEO-Bench-2 that are read, as data: what their parts are, whose bands these have, what the labels are.
 
 Sources: opened files of benv2, treesatai and pastis (upstream's test fixtures, nine samples each), and the band and
-class lists of The-AI-Alliance/GEO-Bench-2. Where the content contradicts the lists, `notes` say so.
+class lists of The-AI-Alliance/GEO-Bench-2; of spacenet7 those lists and upstream's writer of the file alone. Where the
+content contradicts the lists, `notes` say so.
 """
 
 from dataclasses import dataclass, replace
@@ -142,4 +143,20 @@ SETS: dict[str, TortillaSet] = {
         place="tile",
         notes=("label 19, void, is left out of learning and judging",),
     ),
+    "spacenet7": TortillaSet(
+        "segmentation",
+        {
+            "images": Modality(
+                "planetscope-4", ("red", "green", "blue", None), "uint8", 1.0, 4.0,
+                notes=("doubtful: the list upstream calls the fourth channel infrared, but reads three by default; "
+                       "8-bit colour mosaics of Planet have their opacity there: left out",),
+            ),
+        },
+        ("no building", "building"),
+        mask="mask",
+        place="aoi",
+        notes=("the mask holds 0 and 1; upstream adds 1 and counts three classes, of which the first never occurs",),
+    ),
 }  # fmt: skip
+
+BOXES = {"everwatch", "nzcattle"}  # whose labels are boxes around things
