@@ -21,7 +21,12 @@ class CheckpointError(DofaError, ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The closest known names, whatever the case, as a phrase for an error message; all names if nothing is close."""
+    """The closest known names, whatever the case, as a phrase for an error message; all names if nothing is close.
+
+    Args:
+        name: as the user wrote it.
+        known: what there is.
+    """
     names = {known_name.lower(): known_name for known_name in sorted(known)}
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     if close:

@@ -86,7 +86,14 @@ def stretch_limits(
     percent: tuple[float, float] = (2, 98),
     valid_hw: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
-    """(3, 2): the values of three bands that `composite` draws as 0 and 1."""
+    """(3, 2): the values of three bands that `composite` draws as 0 and 1.
+
+    Args:
+        image_chw: (C, H, W).
+        three: numbers of the bands, for red, green and blue.
+        percent: of the values below black, and below white.
+        valid_hw: (H, W), where there is a measurement; None for wherever values are finite.
+    """
     rgb = np.asarray(image_chw)[list(three)].astype(np.float32)
     shown = np.asarray(np.isfinite(rgb).all(axis=0), bool)
     if valid_hw is not None:
@@ -113,7 +120,12 @@ def hide_patches(picture: Picture, hidden: NDArray[np.bool_], patch: int, grey: 
 
 
 def error_picture(error_hw: NDArray[Any], high: float | None = None) -> Picture:
-    """An error map as a picture: black is none, bright is `high` (or the 98th percentile) and more."""
+    """An error map as a picture: black is none, bright is `high` (or the 98th percentile) and more.
+
+    Args:
+        error_hw: (H, W), 0 and more.
+        high: value of the brightest colour.
+    """
     _matplotlib()
     from matplotlib import colormaps
 

@@ -9,6 +9,10 @@ from uuid import uuid4
 def write_atomically(file: Path, data: bytes) -> None:
     """All of it or nothing: written beside, flushed to the disk, then renamed.
 
+    Args:
+        file: to write; its folder is made.
+        data: all of it.
+
     Raises:
         OSError: the disk refuses it; the file is named.
     """

@@ -35,7 +35,12 @@ class Progress:
         self.began = self.said = time.monotonic()
 
     def advance(self, count: int = 1, nbytes: int = 0) -> None:
-        """So many more, of so many raw bytes together."""
+        """So many more, of so many raw bytes together.
+
+        Args:
+            count: things done.
+            nbytes: of all of them.
+        """
         self.done, self.fresh, self.bytes = self.done + count, self.fresh + count, self.bytes + nbytes
         now = time.monotonic()
         seconds = max(now - self.began, 1e-6)

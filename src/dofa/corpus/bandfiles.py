@@ -43,7 +43,12 @@ class Stack:
     frame: str
 
     def cut(self, top: int, left: int, height: int, width: int) -> Sample:
-        """A window of it; its validity is None where every pixel has a measurement."""
+        """A window of it; its validity is None where every pixel has a measurement.
+
+        Args:
+            top, left: first row and column, in pixels.
+            height, width: of the window, in pixels.
+        """
         rows, columns = slice(top, top + height), slice(left, left + width)
         valid = self.valid[rows, columns]
         return Sample(self.image[:, rows, columns], None if valid.all() else valid)
@@ -101,7 +106,12 @@ def footprint(path: str | Path) -> tuple[Bounds, str, tuple[int, int]]:
 
 
 def subfolders(folder: str | Path, pattern: re.Pattern[str]) -> Iterator[str]:
-    """Names of the folders in a folder that match, as the file system gives them; none where it is no folder."""
+    """Names of the folders in a folder that match, as the file system gives them; none where it is no folder.
+
+    Args:
+        folder: to look into.
+        pattern: that the whole name has to match.
+    """
     try:
         with os.scandir(folder) as entries:
             yield from (entry.name for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir())
@@ -110,7 +120,16 @@ def subfolders(folder: str | Path, pattern: re.Pattern[str]) -> Iterator[str]:
 
 
 def part(bounds: Bounds, size: tuple[int, int], window: tuple[int, int, int, int]) -> Bounds:
-    """Bounds of a window (top, left, height, width) of an image of `size` pixels, north up."""
+    """Bounds of a window (top, left, height, width) of an image of `size` pixels, north up.
+
+    Args:
+        bounds: (west, south, east, north) of the image.
+        size: (height, width) of the image.
+        window: in pixels of the image.
+
+    Returns:
+        (west, south, east, north).
+    """
     west, south, east, north = bounds
     top, left, height, width = window
     x, y = (east - west) / size[1], (north - south) / size[0]
@@ -131,7 +150,12 @@ def coarser(sensor: Sensor) -> str:
 
 
 def repeat(coarse: NDArray[Any], fine: NDArray[Any]) -> None:
-    """Fill a (k·h, k·w) array with a (h, w) one, every number k × k times."""
+    """Fill a (k·h, k·w) array with a (h, w) one, every number k × k times.
+
+    Args:
+        coarse: (h, w).
+        fine: (k·h, k·w), written in place.
+    """
     height, width = coarse.shape
     times = fine.shape[0] // height
     fine.reshape(height, times, width, times)[...] = coarse[:, None, :, None]

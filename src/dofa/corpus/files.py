@@ -56,12 +56,22 @@ class ImageFile(ABC):
     def read(self, index: int, window: Window, bands: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """(C, h, w) raw numbers of the named bands and (h, w) validity of a window (top, left, h, w).
 
+        Args:
+            index: of the image in the file.
+            window: in pixels.
+            bands: names, in the order wanted.
+
         Raises:
             DataError: the file cannot be read.
         """
 
     def bounds(self, top: int, left: int, height: int, width: int) -> Bounds | None:
-        """(left, bottom, right, top) of a window in `frame`; None where images of one file have no common frame."""
+        """(left, bottom, right, top) of a window in `frame`; None where images of one file have no common frame.
+
+        Args:
+            top, left: first row and column, in pixels.
+            height, width: of the window, in pixels.
+        """
         return None if self.count > 1 else (left, top, left + width, top + height)
 
 

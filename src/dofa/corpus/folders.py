@@ -42,13 +42,22 @@ def content(folder: Path) -> str:
 
 
 def recognise(folder: Path, wanted: str) -> str | None:
-    """The layout whose images lie where it puts them, the one wanted before all others; None for none."""
+    """The layout whose images lie where it puts them, the one wanted before all others; None for none.
+
+    Args:
+        folder: to look into.
+        wanted: the layout that the user named.
+    """
     layouts = sorted(SIGNS, key=lambda layout: layout != wanted)
     return next((x for x in layouts if _looks_like(folder, x)), None)
 
 
 def hint(folder: Path, wanted: str) -> str:
     """Where a corpus seems to lie: another one in the folder itself, or one up to two levels below and above.
+
+    Args:
+        folder: where the layout was looked for.
+        wanted: the layout that the user named.
 
     Returns:
         The end of an error message, with the command to run; empty where nothing is recognised.

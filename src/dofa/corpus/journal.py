@@ -25,7 +25,13 @@ class Line:
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, item: Item, split: Split, loaded: Loaded) -> None:
-        """One more image."""
+        """One more image.
+
+        Args:
+            item: that was loaded.
+            split: it goes to.
+            loaded: what came of it.
+        """
         self.source.append(item.source)
         self.place.append(item.place)
         self.split.append(split)
@@ -64,7 +70,12 @@ class Journal:
         return len(self.total.source)
 
     def append(self, line: Line, shard: Sequence[Loaded]) -> None:
-        """Say that a shard is on disk."""
+        """Say that a shard is on disk.
+
+        Args:
+            line: the shard's images.
+            shard: what they hold, in order.
+        """
         for piece in shard:  # in order, so that the sums do not depend on the workers
             if piece.stats is not None:
                 self.stats.merge(piece.stats)

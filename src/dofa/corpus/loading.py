@@ -68,7 +68,12 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def load(self, item: Item, split: Split) -> Loaded | Refusal:
-        """Read one image; a reason where it cannot be packed."""
+        """Read one image; a reason where it cannot be packed.
+
+        Args:
+            item: to read.
+            split: statistics are taken of `train` alone.
+        """
         try:
             sample = item.load()
             image, valid = self._check(sample.image, sample.valid)

@@ -199,6 +199,7 @@ class Places:
         self._cells: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
     def find(self, lon: float, lat: float) -> str:
+        """The name of the place that (`lon`, `lat`), in degrees, lies in; a new one where there is none near."""
         column, row = int(lon // PLACE_DEGREES), int(lat // PLACE_DEGREES)
         near = [a for c in (-1, 0, 1) for r in (-1, 0, 1) for a in self._cells.get((column + c, row + r), ())]
         anchor = next((a for a in near if max(abs(a[0] - lon), abs(a[1] - lat)) < PLACE_DEGREES), None)

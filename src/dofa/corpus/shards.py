@@ -50,7 +50,12 @@ class Cut:
     shard: int
 
     def create(self, folder: Path, count: int) -> None:
-        """Make the arrays `images` and `valid`, sized for so many images, where they are not there."""
+        """Make the arrays `images` and `valid`, sized for so many images, where they are not there.
+
+        Args:
+            folder: of the sensor's group.
+            count: of images.
+        """
         bands, *tile = self.shape
         codecs = {"images": self._codec, "valid": MASKS}
         cover = [-(-side // self.chunk) * self.chunk for side in tile]
@@ -76,7 +81,13 @@ class Cut:
         return [None if chunk.all() else MASKS.encode(chunk) for chunk in self._chunks(whole, True)]
 
     def write(self, array: Path, number: int, images: Sequence[Chunks]) -> None:
-        """Write a shard as one whole file; nothing where not a single chunk is present."""
+        """Write a shard as one whole file; nothing where not a single chunk is present.
+
+        Args:
+            array: folder of `images` or `valid`.
+            number: of the shard.
+            images: compressed chunks of each image, None where a chunk holds nothing but the fill value.
+        """
         present = [chunk for chunks in images for chunk in chunks]
         if not any(present):
             return
@@ -230,7 +241,12 @@ def _zarr_codec(codec: Blosc) -> BloscCodec:
 
 
 def chunk_side(shape: tuple[int, int, int], itemsize: int) -> int:
-    """The largest power of two up to 64 whose chunk of all bands stays under a megabyte, and no more than the image."""
+    """The largest power of two up to 64 whose chunk of all bands stays under a megabyte, and no more than the image.
+
+    Args:
+        shape: (C, H, W) of an image.
+        itemsize: bytes a number.
+    """
     side = 64
     while side > 8 and shape[0] * side * side * itemsize > CHUNK_BYTES:
         side //= 2

@@ -63,7 +63,12 @@ def assign(items: Sequence[Item], config: SplitConfig) -> list[Split | None]:
 
 
 def held_out_places(places: set[str], config: SplitConfig) -> set[str]:
-    """The fraction of places that the seed holds out: one at least, and one at least is left, where there are two."""
+    """The fraction of places that the seed holds out: one at least, and one at least is left, where there are two.
+
+    Args:
+        places: all of them.
+        config: seed and fraction.
+    """
     ranked = sorted(places, key=lambda place: _hash(config.seed, place))
     return set(ranked[: min(max(1, round(config.val_fraction * len(ranked))), len(ranked) - 1)])
 

@@ -222,6 +222,10 @@ def open_stores(urls: str | Path | Sequence[str | Path]) -> dict[str, SensorStor
 def read_attributes(url: str, path: str = "") -> dict[str, Any] | None:
     """Attributes of a group; None where there is none.
 
+    Args:
+        url: folder or address of a store.
+        path: of the group in it; empty for the root.
+
     Raises:
         DataError: the address cannot be reached, or holds something else.
     """
@@ -235,6 +239,10 @@ def read_attributes(url: str, path: str = "") -> dict[str, Any] | None:
 
 def check_format(attributes: dict[str, Any], where: str) -> None:
     """Refuse what is no store of ours, and formats newer than this version knows.
+
+    Args:
+        attributes: of the root.
+        where: the store, for messages.
 
     Raises:
         DataError: with the cure.

@@ -10,6 +10,10 @@ Size = tuple[int, int]
 def check_tile(tile: int | None, stride: int | None) -> None:
     """Refuse tiles and strides that cut nothing.
 
+    Args:
+        tile: side in pixels, None for whole images.
+        stride: pixels from tile to tile, None for the tile's side.
+
     Raises:
         ConfigError: a tile without a pixel, a stride without a tile, or one that would leave gaps.
     """
@@ -18,7 +22,13 @@ def check_tile(tile: int | None, stride: int | None) -> None:
 
 
 def windows(size: Size, tile: Size, stride: int) -> Iterator[Size]:
-    """Top left corners of the tiles that cover an image; the last ones are moved inwards, so that none is lost."""
+    """Top left corners of the tiles that cover an image; the last ones are moved inwards, so that none is lost.
+
+    Args:
+        size: (H, W) of the image.
+        tile: (h, w).
+        stride: pixels from tile to tile.
+    """
     tops, lefts = (
         sorted({*range(0, full - side + 1, stride), full - side}) for full, side in zip(size, tile, strict=True)
     )

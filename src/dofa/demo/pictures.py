@@ -59,7 +59,13 @@ class Image:
 
 
 def stored_image(store: SensorStore, index: int, scaling: Scaling | None) -> Image:
-    """An image of a store, its middle cut to SIDE pixels, normalised as the model was trained or by the store."""
+    """An image of a store, its middle cut to SIDE pixels, normalised as the model was trained or by the store.
+
+    Args:
+        store: of one sensor.
+        index: of the image.
+        scaling: of the model, None for the store's.
+    """
     side = min(SIDE, *store.shape[1:])
     top, left = ((n - side) // 2 for n in store.shape[1:])
     raw, valid = store.read(index, top, left, side, side)
@@ -67,7 +73,13 @@ def stored_image(store: SensorStore, index: int, scaling: Scaling | None) -> Ima
 
 
 def real_image(name: str, corner: tuple[int, int], side: int) -> Image:
-    """Part of a real picture, normalised by the statistics of the whole picture: the model may never have met it."""
+    """Part of a real picture, normalised by the statistics of the whole picture: the model may never have met it.
+
+    Args:
+        name: `SENSOR/PICTURE` among the samples.
+        corner: (row, column) of the part.
+        side: of the part, in pixels.
+    """
     sensor = sensors.get(name.split("/")[0])
     with open_raster(samples() / f"{name}.tif", sensor) as raster:
         values, valid = raster.read_physical()
@@ -81,7 +93,16 @@ def real_image(name: str, corner: tuple[int, int], side: int) -> Image:
 
 @torch.inference_mode()
 def reconstruction(mae: MaskedAutoencoder, image: Image, seed: int) -> list[tuple[str, Picture]]:
-    """Original, what the model saw, prediction and error of one image."""
+    """Original, what the model saw, prediction and error of one image.
+
+    Args:
+        mae: trained.
+        image: normalised.
+        seed: of what is hidden.
+
+    Returns:
+        (caption, picture) of each.
+    """
     height, width = image.values.shape[1:]
     patch, ratio = mae.encoder.config.patch, mae.mask_config.ratio
     grid = (height // patch, width // patch)
@@ -103,6 +124,10 @@ def reconstruction(mae: MaskedAutoencoder, image: Image, seed: int) -> list[tupl
 @torch.inference_mode()
 def feature_map(model: DOFA, image: Image) -> NDArray[np.float32]:
     """Patch tokens after the last block, averaged over windows of SIDE pixels that overlap: finer than the patches.
+
+    Args:
+        model: trained.
+        image: normalised.
 
     Returns:
         (D, H / SHIFT, W / SHIFT).

@@ -78,6 +78,10 @@ class Findings:
 def write_report(out: Path, found: Findings) -> Path:
     """Write report.html and the figures as PNG into a folder.
 
+    Args:
+        out: the folder.
+        found: what the demo has measured.
+
     Returns:
         The page.
     """

@@ -153,7 +153,16 @@ def clear(out: Path) -> None:
 
 
 def simulate(out: Path, seed: int, say: Callable[[str], None]) -> tuple[dict[str, SensorStore], dict[str, SensorStore]]:
-    """Pack the scenes to learn from and those to be judged on."""
+    """Pack the scenes to learn from and those to be judged on.
+
+    Args:
+        out: folder of the demo.
+        seed: of the scenes.
+        say: prints a line.
+
+    Returns:
+        The stores to learn from and those to be judged on, by sensor.
+    """
     first = 1_000_000 * seed
     corpora.pack_simulated(out / "corpus", LEARN, first, held_out=True, shared=False, say=say)
     corpora.pack_real(out / "corpus")
@@ -165,7 +174,14 @@ def simulate(out: Path, seed: int, say: Callable[[str], None]) -> tuple[dict[str
 
 
 def configure(urls: Sequence[str], stores: dict[str, SensorStore], run: Path, seed: int) -> PretrainConfig:
-    """The recipe cpu-tiny for these stores and small images."""
+    """The recipe cpu-tiny for these stores and small images.
+
+    Args:
+        urls: of the stores.
+        stores: by sensor.
+        run: folder of the run.
+        seed: of the run.
+    """
     weights = {name: REAL_WEIGHT if name.endswith(corpora.REAL) else WEIGHTS.get(name, 1.0) for name in stores}
     settings: dict[str, Any] = {
         "data.stores": list(urls),
@@ -185,7 +201,12 @@ def configure(urls: Sequence[str], stores: dict[str, SensorStore], run: Path, se
 
 
 def choose_settings(config: PretrainConfig, stores: dict[str, SensorStore]) -> tuple[PretrainConfig, float]:
-    """The precision this processor is faster in, and seconds to encode one image."""
+    """The precision this processor is faster in, and seconds to encode one image.
+
+    Args:
+        config: of the run.
+        stores: by sensor.
+    """
     store = min(stores.values(), key=lambda s: s.shape[0])
     tried = {name: measure_updates(config, [store], name == "bf16-mixed")[0] for name in PRECISIONS}
     precision: Precision = min(tried, key=lambda key: tried[key])
@@ -201,7 +222,14 @@ def choose_settings(config: PretrainConfig, stores: dict[str, SensorStore]) -> t
 def fit_to(
     config: PretrainConfig, stores: dict[str, SensorStore], seconds: float, say: Callable[[str], None]
 ) -> PretrainConfig:
-    """The same run with as many updates as the time allows."""
+    """The same run with as many updates as the time allows.
+
+    Args:
+        config: of the run.
+        stores: by sensor.
+        seconds: that training may take.
+        say: prints a line.
+    """
     weights, run = config.data.weights, config.run
     assert isinstance(weights, dict)
     cost = measure_updates(config, list(stores.values()), run.precision == "bf16-mixed")
@@ -217,7 +245,13 @@ def fit_to(
 
 
 def measure_updates(config: PretrainConfig, stores: Sequence[SensorStore], bf16: bool) -> list[float]:
-    """Seconds of one update of each sensor, on noise, after one to warm up."""
+    """Seconds of one update of each sensor, on noise, after one to warm up.
+
+    Args:
+        config: of the run.
+        stores: whose updates to time.
+        bf16: under autocast, or in float32.
+    """
     mae = build_model(config.model).train()
     adam = torch.optim.AdamW([p for p in mae.parameters() if p.requires_grad], lr=0.0)
     batch = config.data.batch
@@ -242,7 +276,13 @@ def measure_updates(config: PretrainConfig, stores: Sequence[SensorStore], bf16:
 def reconstructions(
     mae: MaskedAutoencoder, stores: dict[str, SensorStore], seed: int
 ) -> list[tuple[str, str, list[tuple[str, Any]]]]:
-    """Sensor, note, and pictures of a held-out image of every store, then of a real picture never trained on."""
+    """Sensor, note, and pictures of a held-out image of every store, then of a real picture never trained on.
+
+    Args:
+        mae: trained.
+        stores: by sensor.
+        seed: of what is hidden.
+    """
     out = []
     for name, store in stores.items():
         held = store.indices("val")
@@ -259,7 +299,16 @@ def reconstructions(
 def run_probe(
     mae: MaskedAutoencoder, judged: dict[str, SensorStore], trained: set[str], out: Path, bf16: bool, seed: int
 ) -> list[Probed]:
-    """Frozen features, random weights and band statistics on every labelled sensor."""
+    """Frozen features, random weights and band statistics on every labelled sensor.
+
+    Args:
+        mae: trained.
+        judged: labelled stores, by sensor.
+        trained: sensors it has learned.
+        out: folder of the demo.
+        bf16: whether features are computed under autocast.
+        seed: of folds and random weights.
+    """
     probed = []
     bar = Progress(TextColumn("  probing"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True))
     # numpy's own threads, like torch's, wait for each other on matrices this small: three times longer with two.
@@ -280,7 +329,13 @@ def run_probe(
 
 
 def table(console: Console, errors: list[dict[str, Any]], probed: list[Probed]) -> None:
-    """The findings on the terminal."""
+    """The findings on the terminal.
+
+    Args:
+        console: to print on.
+        errors: reconstruction errors, one dictionary a sensor.
+        probed: what the probes found; without any the errors are printed.
+    """
     if not probed:
         for row in errors:
             console.print(f"  {row['sensor']}: {row['difference']:+.3f} against the floor", highlight=False)

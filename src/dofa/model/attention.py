@@ -74,7 +74,12 @@ class FrugalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The mixed values, (B, heads, N, d)."""
+        """The mixed values, (B, heads, N, d).
+
+        Args:
+            ctx: keeps `q`, `k` and `v` for the backward pass.
+            q, k, v: (B, heads, N, d).
+        """
         ctx.save_for_backward(q, k, v)
         mixed = torch.empty_like(q, memory_format=torch.contiguous_format)
         for part in parts(q):
@@ -83,7 +88,12 @@ class FrugalAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v."""
+        """Gradients of q, k and v.
+
+        Args:
+            ctx: what `forward` kept.
+            to_mixed: (B, heads, N, d) gradient of what it gave.
+        """
         q, k, v = ctx.saved_tensors
         to_q, to_k, to_v = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
         scale = q.shape[-1] ** -0.5
@@ -104,6 +114,10 @@ def parts(q: Tensor) -> list[slice]:
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """How much every query takes of every value, (B, heads, N, N)."""
+    """How much every query takes of every value, (B, heads, N, N).
+
+    Args:
+        q, k: (B, heads, N, d).
+    """
     scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return scores.softmax(-1)

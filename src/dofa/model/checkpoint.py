@@ -65,6 +65,10 @@ def load_mae(name_or_folder: str | Path, *, revision: str | None = None) -> Mask
 def resolve(name_or_folder: str | Path, revision: str | None = None) -> Path:
     """The model folder a name stands for; a local folder comes before any name.
 
+    Args:
+        name_or_folder: a model folder, a name of released weights, or `owner/repository` of the hub.
+        revision: of that repository; None for its newest.
+
     Raises:
         CheckpointError: there is none; the nearest names are said.
     """

@@ -38,7 +38,15 @@ class LinearDecoder(nn.Module):
         self.classifier = classifier(sum(widths), classes)
 
     def forward(self, maps: Sequence[Tensor], size: Size) -> Tensor:
-        """Maps (B, D, h, w) to logits (B, K, H, W), bilinear between the places."""
+        """Maps (B, D, h, w) to logits (B, K, H, W), bilinear between the places.
+
+        Args:
+            maps: (B, D, h, w) a level.
+            size: (H, W) of the logits.
+
+        Raises:
+            DataError: other maps than it was built for, or a training batch with a single place.
+        """
         images, rows, columns = check_maps(maps, self.widths)
         check_batch(self, images * rows * columns)
         return resize(self.classifier(self.norm(torch.cat(list(maps), 1))), size)
@@ -121,7 +129,15 @@ class UPerNet(nn.Module):
         self.classifier = classifier(channels, classes)
 
     def forward(self, maps: Sequence[Tensor], size: Size) -> Tensor:
-        """Four maps (B, D, h, w), from the shallowest block on, to logits (B, K, H, W)."""
+        """Four maps (B, D, h, w), from the shallowest block on, to logits (B, K, H, W).
+
+        Args:
+            maps: one a level.
+            size: (H, W) of the logits.
+
+        Raises:
+            DataError: other maps than it was built for, or a training batch of one image.
+        """
         images, _, _ = check_maps(maps, self.widths)
         check_batch(self, images)  # all that is left where the pyramid pooling has a single cell
         *fine, coarsest = self.pyramid(maps)
@@ -156,7 +172,15 @@ class FCNHead(nn.Module):
         self.classifier = classifier(channels, classes)
 
     def forward(self, maps: Sequence[Tensor], size: Size) -> Tensor:
-        """The same maps as the decoder beside it, (B, D, h, w), to logits (B, K, H, W)."""
+        """The same maps as the decoder beside it, (B, D, h, w), to logits (B, K, H, W).
+
+        Args:
+            maps: all levels; one of them is read.
+            size: (H, W) of the logits.
+
+        Raises:
+            DataError: no such level, another width, or a training batch with a single place.
+        """
         if self.level >= len(maps):
             raise DataError(f"the auxiliary head reads map {self.level} of {len(maps)}: numbers start from 0")
         images, rows, columns = check_maps(maps[self.level : self.level + 1], (self.width,))
@@ -198,7 +222,15 @@ class DPTDecoder(nn.Module):
         self.classifier = classifier(channels, classes)
 
     def forward(self, maps: Sequence[Tensor], size: Size) -> Tensor:
-        """Four maps (B, D, h, w), from the shallowest block on, to logits (B, K, H, W)."""
+        """Four maps (B, D, h, w), from the shallowest block on, to logits (B, K, H, W).
+
+        Args:
+            maps: one a level.
+            size: (H, W) of the logits.
+
+        Raises:
+            DataError: other maps than it was built for, or a training batch with a single place.
+        """
         images, rows, columns = check_maps(maps, self.widths)
         check_batch(self, images * -(-rows // 2) * -(-columns // 2))
         levels = [resample(project(x)) for x, project, resample in zip(maps, self.project, self.resample, strict=True)]
@@ -232,13 +264,24 @@ class ResidualUnit(nn.Module):
 
 
 def convolution(width: int, channels: int, kernel: int) -> nn.Sequential:
-    """Convolution, batch norm and ReLU, at the size of the input."""
+    """Convolution, batch norm and ReLU, at the size of the input.
+
+    Args:
+        width: channels that come in.
+        channels: that go out.
+        kernel: side in places, odd.
+    """
     conv = nn.Conv2d(width, channels, kernel, padding=kernel // 2, bias=False)  # the norm has a bias
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
 
 
 def classifier(width: int, classes: int) -> nn.Conv2d:
-    """A linear layer at every place that starts out undecided."""
+    """A linear layer at every place that starts out undecided.
+
+    Args:
+        width: channels that come in.
+        classes: logits a place.
+    """
     layer = nn.Conv2d(width, classes, 1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(cast(Tensor, layer.bias))
@@ -246,7 +289,15 @@ def classifier(width: int, classes: int) -> nn.Conv2d:
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, by the areas of the pixels, not by their corners."""
+    """Bilinear, by the areas of the pixels, not by their corners.
+
+    Args:
+        x: (B, C, h, w).
+        size: (H, W) wanted.
+
+    Returns:
+        (B, C, H, W).
+    """
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -277,6 +328,10 @@ def on_image(logits: Tensor, size: Size, patch_offset: int) -> Tensor:
 def check_maps(maps: Sequence[Tensor], widths: Sequence[int]) -> tuple[int, int, int]:
     """Refuse maps a decoder was not built for.
 
+    Args:
+        maps: (B, D, h, w) each.
+        widths: D of each.
+
     Returns:
         Images, rows and columns of the maps.
 
@@ -296,6 +351,10 @@ def check_maps(maps: Sequence[Tensor], widths: Sequence[int]) -> tuple[int, int,
 
 def check_batch(module: nn.Module, values: int) -> None:
     """Refuse to train on a batch that leaves a batch norm a single value of a channel, whose spread is nothing.
+
+    Args:
+        module: refused only while it trains.
+        values: that a channel has in the batch.
 
     Raises:
         DataError: it does.

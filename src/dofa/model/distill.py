@@ -96,10 +96,20 @@ class Distillation(nn.Module):
 
 
 def reduce_tokens(tokens: Tensor, target: str) -> Tensor:
-    """What is compared: the mean over all tokens, CLS included, (B, 1, D), or the patch tokens (B, N, D)."""
+    """What is compared: the mean over all tokens, CLS included, (B, 1, D), or the patch tokens (B, N, D).
+
+    Args:
+        tokens: (B, 1 + N, D), CLS first.
+        target: `pooled` or `tokens`.
+    """
     return tokens.mean(1, keepdim=True) if target == "pooled" else tokens[:, 1:]
 
 
 def patch_validity(valid: Tensor, patch: int) -> Tensor:
-    """(B, H, W) bool to (B, N) float: the share of each patch's pixels that hold a measurement."""
+    """(B, H, W) bool to (B, N) float: the share of each patch's pixels that hold a measurement.
+
+    Args:
+        valid: where there is a measurement.
+        patch: side in pixels.
+    """
     return patchify(pad_to_patch(valid[:, None].float(), patch), patch).mean(-1)

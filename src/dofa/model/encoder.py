@@ -138,7 +138,12 @@ class DOFA(VisionTransformer):
         return self.add_positions(tokens, grid, keep), grid, waves
 
     def forward(self, x: Tensor, wavelengths: Wavelengths) -> Tensor:
-        """(B, C, H, W) to (B, classes), or to the pooled (B, D) where there is no head."""
+        """(B, C, H, W) to (B, classes), or to the pooled (B, D) where there is no head.
+
+        Args:
+            x: normalised image.
+            wavelengths: micrometres, one a band, or what stands for them; see `forward_features`.
+        """
         return self.forward_head(self.forward_features(x, wavelengths))
 
     def forward_features(self, x: Tensor, wavelengths: Wavelengths) -> Tensor:
@@ -313,6 +318,10 @@ class StaticViT(VisionTransformer):
 def patch_grid(x: Tensor, patch: int) -> Grid:
     """The image's size in patches, rounded up.
 
+    Args:
+        x: the image.
+        patch: side in pixels.
+
     Raises:
         DataError: not (B, C, H, W) of floating point numbers, or smaller than a patch.
     """
@@ -330,6 +339,10 @@ def check_finite(x: Tensor, training: bool) -> None:
     """Raise a DataError if the image holds NaN or infinite values.
 
     On an accelerator a look at the values waits for the device, so that training leaves it to the loss there.
+
+    Args:
+        x: the image, (B, C, H, W).
+        training: whether the loss will look at it anyway.
     """
     if torch.compiler.is_compiling() or (training and x.device.type != "cpu"):
         return

@@ -299,7 +299,12 @@ def settle(
 
 
 def statistics(model: DOFA, sensor: Sensor) -> Scaling | None:
-    """What normalises images of a sensor, with the checkpoint's statistics; None where it has none for these bands."""
+    """What normalises images of a sensor, with the checkpoint's statistics; None where it has none for these bands.
+
+    Args:
+        model: whose config.json says them.
+        sensor: with the bands wanted, in order.
+    """
     trained = model.config.sensors.get(sensor.name)
     known = None if trained is None else trained.scaling
     if known is None or known.mean is None or not set(sensor.band_names) <= set(known.bands):
@@ -312,6 +317,13 @@ def statistics(model: DOFA, sensor: Sensor) -> Scaling | None:
 
 def normalisable(model: DOFA, sensor: Sensor, scaling: Scaling | None, numbers: Numbers, dn_offset: float) -> Scaling:
     """The scaling that goes inside.
+
+    Args:
+        model: named in messages.
+        sensor: whose images go in.
+        scaling: with statistics, None where there are none.
+        numbers: what the images hold.
+        dn_offset: added to raw numbers.
 
     Raises:
         ConfigError: nobody knows the statistics, or what raw numbers are.
@@ -338,6 +350,10 @@ def normalisable(model: DOFA, sensor: Sensor, scaling: Scaling | None, numbers: 
 def named_blocks(levels: Sequence[int | str], depth: int) -> tuple[Block, ...]:
     """Levels as people write them, as numbers from 0 and `pooled`.
 
+    Args:
+        levels: `pooled`, or numbers of blocks (negative from the end).
+        depth: blocks of the model.
+
     Raises:
         ConfigError: there is no such block, or one is named twice.
     """
@@ -353,6 +369,12 @@ def named_blocks(levels: Sequence[int | str], depth: int) -> tuple[Block, ...]:
 
 def write_onnx(module: Exported, file: Path, images: Float, record: dict[str, Any]) -> Run:
     """Write an ONNX file with a dynamic batch; what runs it is given back.
+
+    Args:
+        module: takes images, gives a dictionary of outputs.
+        file: to write.
+        images: (B, C, H, W) to trace with.
+        record: description that travels in the file; its `outputs` names them.
 
     Raises:
         ConfigError: more weights than one file of the format holds.
@@ -375,7 +397,14 @@ def write_onnx(module: Exported, file: Path, images: Float, record: dict[str, An
 
 
 def write_program(module: Exported, file: Path, images: Float, record: dict[str, Any]) -> Run:
-    """Write a torch.export program with a dynamic batch; what runs it is given back."""
+    """Write a torch.export program with a dynamic batch; what runs it is given back.
+
+    Args:
+        module: takes images, gives a dictionary of outputs.
+        file: to write.
+        images: (B, C, H, W) to trace with.
+        record: description that travels in the file.
+    """
     said = json.dumps(record, ensure_ascii=False)
     whole = io.BytesIO()  # its writer ends the process where a disk is full
     torch.export.save(traced(module, images), whole, extra_files={"dofa.json": said})
@@ -390,7 +419,12 @@ def write_program(module: Exported, file: Path, images: Float, record: dict[str,
 
 
 def traced(module: Exported, images: Float) -> torch.export.ExportedProgram:
-    """The program for any number of images."""
+    """The program for any number of images.
+
+    Args:
+        module: takes images, gives a dictionary of outputs.
+        images: (B, C, H, W) to trace with.
+    """
     shapes = {"image": {0: torch.export.Dim("batch", min=1)}}
     with torch.no_grad():
         return torch.export.export(module, (torch.from_numpy(images),), dynamic_shapes=shapes)
@@ -411,6 +445,12 @@ def quiet() -> Iterator[None]:
 
 def compare(run: Run, images: Float, expected: dict[str, Tensor], name: str) -> float:
     """The largest difference of an output, over the largest value of that output.
+
+    Args:
+        run: what was exported, on arrays.
+        images: (B, C, H, W).
+        expected: the model's own outputs, by name.
+        name: of the file, for messages.
 
     Raises:
         CheckpointError: it is above 1e-4.

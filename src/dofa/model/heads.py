@@ -66,7 +66,14 @@ class Decoder:
 
 
 def new_decoder(kind: Kind, width: int, classes: int, channels: int) -> UPerNet | DPTDecoder:
-    """A decoder with random weights."""
+    """A decoder with random weights.
+
+    Args:
+        kind: `upernet` or `dpt`.
+        width: D of the encoder's maps.
+        classes: K.
+        channels: of its inner maps.
+    """
     return _DECODERS[kind](width, classes, channels)
 
 
@@ -309,7 +316,12 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
 
 
 def split_decoder(module: UPerNet | DPTDecoder, kind: Kind) -> tuple[Decoder, NDArray[np.float64], NDArray[np.float64]]:
-    """A trained decoder as a head keeps it: what stands before the linear layer, its weight (K, D) and its bias."""
+    """A trained decoder as a head keeps it: what stands before the linear layer, its weight (K, D) and its bias.
+
+    Args:
+        module: trained, its last layer the linear one.
+        kind: `upernet` or `dpt`.
+    """
     state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
     weight, bias = (state.pop(name).astype(np.float64) for name in _LAST)
     return Decoder(kind, module.widths[0], weight.shape[1], state), weight[:, :, 0, 0], bias

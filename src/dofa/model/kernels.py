@@ -37,7 +37,12 @@ def encode_wavelengths(wavelength_um: Tensor, dim: int = 128) -> Tensor:
 
 
 def pad_to_patch(image: Tensor, patch: int) -> Tensor:
-    """The image (B, C, H, W) with its last row and column repeated until both sides are multiples of the patch."""
+    """The image (B, C, H, W) with its last row and column repeated until both sides are multiples of the patch.
+
+    Args:
+        image: of any size.
+        patch: side in pixels.
+    """
     height, width = image.shape[-2:]
     below, right = -height % patch, -width % patch
     return F.pad(image, (0, right, 0, below), mode="replicate") if below or right else image
@@ -90,7 +95,13 @@ def take_runs(image: Tensor, patch: int, first: Tensor, steps: Tensor) -> Tensor
 
 
 def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of `patchify`: (B, N, C·p·p) to (B, C, rows·p, columns·p)."""
+    """The inverse of `patchify`: (B, N, C·p·p) to (B, C, rows·p, columns·p).
+
+    Args:
+        patches: (B, N, C·p·p), N = rows · columns.
+        patch: side p in pixels.
+        grid: (rows, columns).
+    """
     batch = patches.shape[0]
     cells = patches.reshape(batch, *grid, -1, patch, patch).permute(0, 3, 1, 4, 2, 5)
     return cells.reshape(batch, -1, grid[0] * patch, grid[1] * patch)
@@ -240,6 +251,15 @@ def embed_in_pieces(image: Tensor, patch: int, offset: int, weight: Tensor) -> T
 
     Cutting all images of a hyperspectral batch at once takes as much memory again as they do, in float32 and in bf16,
     and with it most of the time (docs/inference.md).
+
+    Args:
+        image: (B, C, H, W).
+        patch: side p in pixels.
+        offset: how far cells begin before their patches, in pixels.
+        weight: (C·p·p, D).
+
+    Returns:
+        (B, N, D), without bias.
     """
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
     weight = weight.to(low)
@@ -266,7 +286,13 @@ def infers_on_cpu(x: Tensor) -> bool:
 
 
 def shifted(image: Tensor, patch: int, offset: int) -> Tensor:
-    """The image padded to whole patches, and moved by `offset` pixels: zeros come in, its last row and column go."""
+    """The image padded to whole patches, and moved by `offset` pixels: zeros come in, its last row and column go.
+
+    Args:
+        image: (B, C, H, W).
+        patch: side in pixels.
+        offset: pixels.
+    """
     image = pad_to_patch(image, patch)
     return F.pad(image, (offset, -offset, offset, -offset)) if offset else image
 

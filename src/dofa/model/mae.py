@@ -238,7 +238,13 @@ def patch_targets(image: Tensor, patch: int, index: Tensor, valid: Tensor | None
 
 
 def pixels_and_counts(image: Tensor, patch: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The image in float32 and whole patches, and (B, 1, H, W), 1 where a pixel counts, or None where all do."""
+    """The image in float32 and whole patches, and (B, 1, H, W), 1 where a pixel counts, or None where all do.
+
+    Args:
+        image: (B, C, H, W).
+        patch: side in pixels.
+        valid: (B, H, W) bool, None where every pixel counts.
+    """
     height, width = image.shape[-2:]
     if valid is None and height % patch == 0 and width % patch == 0:
         return image.float(), None
@@ -247,7 +253,12 @@ def pixels_and_counts(image: Tensor, patch: int, valid: Tensor | None) -> tuple[
 
 
 def normalise_(pixels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches (..., C, p·p) normalised in place, 0 where nothing counts; their mean and deviation (..., 1, 1)."""
+    """Patches (..., C, p·p) normalised in place, 0 where nothing counts; their mean and deviation (..., 1, 1).
+
+    Args:
+        pixels: changed in place.
+        weight: (..., 1, p·p), 1 where a pixel counts, or None where all do.
+    """
     if weight is None:
         mean = pixels.mean((-2, -1), keepdim=True)
         freedom: Tensor | int = pixels.shape[-2] * pixels.shape[-1] - 1

@@ -199,7 +199,14 @@ def build_encoder(config: EncoderConfig) -> DOFA:
 def build_autoencoder(
     config: EncoderConfig, decoder: DecoderConfig, mask: MaskConfig, legacy_layout: bool
 ) -> MaskedAutoencoder:
-    """Like `build_encoder`, with its decoder."""
+    """Like `build_encoder`, with its decoder.
+
+    Args:
+        config: of the encoder.
+        decoder: of the decoder.
+        mask: what is hidden.
+        legacy_layout: the order of predicted pixels in released weights.
+    """
     with _NoRandomStart():
         return MaskedAutoencoder(DOFA(config), decoder, mask, legacy_layout)
 

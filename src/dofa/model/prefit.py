@@ -105,6 +105,11 @@ def feature_difference(model: DOFA, teacher: Teacher, wavelengths: Wavelengths =
     Both see the same noise of unit variance as their normalised input, at the model's image size; |a − b| / |b| is
     taken over all tokens of a block.
 
+    Args:
+        model: the student.
+        teacher: of the same depth.
+        wavelengths: micrometres of the teacher's three bands, in its order.
+
     Raises:
         ConfigError: the depths differ.
     """
@@ -168,7 +173,16 @@ def generating(model: DOFA) -> DynamicPatchEmbedding:
 
 
 def patch_kernel(model: DOFA, teacher: Teacher) -> tuple[Tensor, Tensor]:
-    """The teacher's kernel as the generator lays it out, (3, p·p·D) float32, and its bias (D,)."""
+    """The teacher's kernel as the generator lays it out, (3, p·p·D) float32, and its bias (D,).
+
+    Args:
+        model: the student.
+        teacher: of its width and patch.
+
+    Raises:
+        ConfigError: the model's cells begin before their patches.
+        CheckpointError: another width or patch.
+    """
     own, its = model.config, teacher.config
     if own.patch_offset:
         raise ConfigError(

@@ -92,7 +92,13 @@ class SeparatePatchEmbedding(nn.Module):
         return self.kernels[rows].reshape(-1, self.width), self.bias[self.owners[rows[0]]], rows
 
     def forward(self, image: Tensor, rows: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `DynamicPatchEmbedding.forward`: (B, K or N, D) tokens, and the rows for the decoder."""
+        """As `DynamicPatchEmbedding.forward`: (B, K or N, D) tokens, and the rows for the decoder.
+
+        Args:
+            image: (B, C, H, W), normalised.
+            rows: (C,) where the bands stand in its table.
+            keep: (B, K) patches to embed, None for all.
+        """
         weight, bias, rows = self.kernel(rows)
         return embed_patches(image, self.patch, self.offset, weight, bias, keep), rows
 
@@ -118,7 +124,12 @@ class SeparatePatchPrediction(nn.Module):
         return {"bias"}
 
     def forward(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """(B, M, width) to (B, M, C·p·p), values in (C, p, p) order."""
+        """(B, M, width) to (B, M, C·p·p), values in (C, p, p) order.
+
+        Args:
+            tokens: of the hidden patches.
+            rows: (C,) where the bands stand in its table, of one sensor.
+        """
         return F.linear(tokens, self.kernels[rows].reshape(-1, self.width), self.bias[rows].flatten())
 
 

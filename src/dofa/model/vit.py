@@ -42,7 +42,12 @@ class Mlp(nn.Module):
 
 
 def gelu_kept_once(hidden: Tensor, linear: nn.Module) -> Tensor:
-    """GELU and a linear layer; of GELU only the input is kept for the backward pass, its output is computed again."""
+    """GELU and a linear layer; of GELU only the input is kept for the backward pass, its output is computed again.
+
+    Args:
+        hidden: (..., width) before GELU.
+        linear: the layer behind it.
+    """
     active = F.gelu(hidden)
     place, before = active.data_ptr(), hidden.detach()
 
@@ -127,6 +132,10 @@ def recompute_activations(module: nn.Module, enabled: bool = True) -> None:
 
     The numbers are the same; a step of the paper's objective takes a quarter less memory and a twentieth more time
     (docs/step.md). `set_grad_checkpointing` spares more and costs a third.
+
+    Args:
+        module: whose blocks are told.
+        enabled: False keeps them again.
     """
     for part in module.modules():
         if isinstance(part, Attention | Mlp):
@@ -134,7 +143,13 @@ def recompute_activations(module: nn.Module, enabled: bool = True) -> None:
 
 
 def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
-    """One block, its activations recomputed in the backward pass if asked: less memory, the same numbers."""
+    """One block, its activations recomputed in the backward pass if asked: less memory, the same numbers.
+
+    Args:
+        block: a Transformer block.
+        x: (B, L, D).
+        checkpointing: whether to recompute.
+    """
     if checkpointing and torch.is_grad_enabled():
         return cast(Tensor, checkpoint(block, x, use_reentrant=False))
     return cast(Tensor, block(x))
@@ -159,7 +174,13 @@ def sincos_positions(width: int, grid: Grid) -> Tensor:
 
 
 def interpolate_positions(table: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
-    """A position table (1, 1 + N, D) carried to another grid: bicubic with antialiasing, CLS as it is."""
+    """A position table (1, 1 + N, D) carried to another grid: bicubic with antialiasing, CLS as it is.
+
+    Args:
+        table: (1, 1 + N, D), CLS first.
+        from_grid: (rows, columns) that N is made of.
+        to_grid: (rows, columns) wanted.
+    """
     if from_grid == to_grid:
         return table
     square = table[:, 1:].float().reshape(1, *from_grid, -1).permute(0, 3, 1, 2)
@@ -233,6 +254,10 @@ class VisionTransformer(nn.Module):
         """(B, L, D) through all blocks, and the outputs of those named, in the order named (negative from the end).
 
         With `no_deeper`, only through the blocks up to the last one named.
+
+        Args:
+            x: the tokens.
+            blocks: whose outputs to keep.
         """
         wanted = block_indices(blocks, len(self.blocks)) if blocks else []
         depth = max(wanted, default=-1) + 1 if no_deeper else len(self.blocks)
@@ -244,7 +269,12 @@ class VisionTransformer(nn.Module):
         return torch.cat(outputs), [torch.cat(level) for level in zip(*levels, strict=True)]
 
     def through(self, x: Tensor, wanted: Sequence[int], depth: int) -> tuple[Tensor, list[Tensor]]:
-        """(B, L, D) through the first `depth` blocks at once, and the outputs of those wanted."""
+        """(B, L, D) through the first `depth` blocks at once, and the outputs of those wanted.
+
+        Args:
+            x: the tokens.
+            wanted: numbers of blocks from 0.
+        """
         found: dict[int, Tensor] = {}
         for i, block in enumerate(self.blocks[:depth]):
             x = run_block(block, x, self.grad_checkpointing)
@@ -298,6 +328,10 @@ Intermediates = Levels | tuple[Tensor, Levels]
 
 def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
     """Block numbers from 0: None for all, an integer n for the last n, negatives counted from the end.
+
+    Args:
+        indices: as timm writes them.
+        depth: blocks of the model.
 
     Raises:
         ConfigError: there is no such block.

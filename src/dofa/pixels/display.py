@@ -53,6 +53,11 @@ DISPLAY_MAPS: dict[str, DisplayMap] = {
 def display_map(unit: Unit, wavelength_um: float | None, polarisation: str | None) -> DisplayMap:
     """The map of one band.
 
+    Args:
+        unit: of the values.
+        wavelength_um: centre of the band, None where it has none.
+        polarisation: as `VV`, None for what is no radar.
+
     Raises:
         ConfigError: nothing says which of these numbers is black and which white.
     """

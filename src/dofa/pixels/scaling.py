@@ -105,7 +105,15 @@ class Scaling:
         clip: Clip | Sequence[Clip | None] | None = None,
         physical_source: Source = "catalogue",
     ) -> "Scaling":
-        """A Scaling whose single numbers hold for every band."""
+        """A Scaling whose single numbers hold for every band.
+
+        Args:
+            unit: of physical values.
+            bands: names.
+            scale, offset: from raw numbers, one or one a band.
+            clip: physical (low, high), one or one a band, None for none.
+            physical_source: who says so.
+        """
         n = len(bands)
 
         def spread(value: float | Sequence[float]) -> tuple[float, ...]:
@@ -140,7 +148,12 @@ class Scaling:
         )
 
     def with_stats(self, mean: Sequence[float], std: Sequence[float], source: Source) -> "Scaling":
-        """The same scaling with statistics of the physical values and where they come from."""
+        """The same scaling with statistics of the physical values and where they come from.
+
+        Args:
+            mean, std: of physical values, one a band.
+            source: where they come from.
+        """
         return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)), stats_source=source)
 
     def without_stats(self) -> "Scaling":
@@ -199,7 +212,12 @@ class Scaling:
         return self._checked(out, lost)
 
     def normalise_physical(self, physical_chw: NDArray[Any], valid_hw: NDArray[np.bool_] | None = None) -> Float:
-        """Like `normalise`, from values that are already physical (they are clipped here too)."""
+        """Like `normalise`, from values that are already physical (they are clipped here too).
+
+        Args:
+            physical_chw: (C, H, W).
+            valid_hw: (H, W), None where every pixel is valid.
+        """
         self._check_bands(physical_chw)
         out = np.empty(physical_chw.shape, np.float32)
         lost = self._standardise(self._clipped(physical_chw, slice(None)), slice(None), valid_hw, out)
@@ -315,6 +333,10 @@ def resolve_physical(
     user: Scaling | None, file: Scaling | None, product: Scaling | None, what: str = "this image"
 ) -> Scaling:
     """The step from raw to physical values: what the user says, then the file's own tags, then the sensor's product.
+
+    Args:
+        user, file, product: what each of them says, None for nothing.
+        what: the image, for messages.
 
     Raises:
         ConfigError: nobody says; the three cures are named.

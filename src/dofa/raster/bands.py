@@ -313,6 +313,10 @@ def match(description: str, sensor: Sensor) -> Band | None:
 
     "B8 (842 nm)", "band 8 reflectance" and "S2_B08" name B08; words inside a longer text do not count, since
     "vegetation red edge" is not red.
+
+    Args:
+        description: of a band in a file.
+        sensor: whose bands are looked through.
     """
     text = IN_BRACKETS.sub("", description).strip().lower()
     known = _table(sensor.bands)

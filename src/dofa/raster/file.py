@@ -274,7 +274,12 @@ class Raster:
     def read_physical(
         self, window: PixelWindow | None = None, bands: Sequence[str] | None = None
     ) -> tuple[Float, NDArray[np.bool_]]:
-        """Like `read`, in physical values of `scaling.unit`: (C, h, w) float32, NaN where not valid."""
+        """Like `read`, in physical values of `scaling.unit`: (C, h, w) float32, NaN where not valid.
+
+        Args:
+            window: pixels, None for all.
+            bands: names, None for all.
+        """
         raw, valid = self.read(window, bands)
         names = [self.sensor.band_names[i] for i in self._positions(bands)]
         physical = self.scaling.select(names).physical(raw)

@@ -159,7 +159,12 @@ def file_bands(dataset: Any) -> list[FileBand]:
 
 
 def file_numbers(dataset: Any, numbers: Sequence[int]) -> FileNumbers:
-    """What the file says of the numbers in these bands."""
+    """What the file says of the numbers in these bands.
+
+    Args:
+        dataset: opened with rasterio.
+        numbers: of the bands, from 1.
+    """
     scales, offsets, units = dataset.scales, dataset.offsets, dataset.units
     return FileNumbers(
         scales=tuple(float(scales[n - 1]) for n in numbers),
@@ -172,7 +177,12 @@ def file_numbers(dataset: Any, numbers: Sequence[int]) -> FileNumbers:
 
 
 def fits(value: float, dtype: np.dtype[Any]) -> bool:
-    """Whether a number of this type can have the value."""
+    """Whether a number of this type can have the value.
+
+    Args:
+        value: such as a nodata value.
+        dtype: of the numbers.
+    """
     if dtype.kind == "f":
         return True
     info = np.iinfo(dtype)
@@ -192,7 +202,15 @@ def gsd_m(dataset: Any) -> float | None:
 
 
 def at(affine: Any, column: float, row: float) -> tuple[float, float]:
-    """Coordinates of a place in pixels (affine 3 deprecates the product, affine 2 knows no other)."""
+    """Coordinates of a place in pixels (affine 3 deprecates the product, affine 2 knows no other).
+
+    Args:
+        affine: from pixels to coordinates.
+        column, row: in pixels, with fractions.
+
+    Returns:
+        (x, y).
+    """
     return (
         float(affine.a * column + affine.b * row + affine.c),
         float(affine.d * column + affine.e * row + affine.f),
@@ -200,7 +218,12 @@ def at(affine: Any, column: float, row: float) -> tuple[float, float]:
 
 
 def point_lonlat(crs: Any, point: tuple[float, float]) -> tuple[float, float] | None:
-    """(longitude, latitude) of a point; None where the reference system leads to none."""
+    """(longitude, latitude) of a point; None where the reference system leads to none.
+
+    Args:
+        crs: of the point.
+        point: (x, y).
+    """
     if crs is None:
         return None
     try:
@@ -211,7 +234,13 @@ def point_lonlat(crs: Any, point: tuple[float, float]) -> tuple[float, float] | 
 
 
 def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float, float, float, float] | None:
-    """(west, south, east, north) of all four corners, so that rotated grids are inside."""
+    """(west, south, east, north) of all four corners, so that rotated grids are inside.
+
+    Args:
+        crs: of the grid.
+        affine: from its pixels to coordinates.
+        width, height: in pixels.
+    """
     if crs is None:
         return None
     corners = [at(affine, *corner) for corner in ((0, 0), (width, 0), (0, height), (width, height))]

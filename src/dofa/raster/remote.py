@@ -76,7 +76,12 @@ def persistently(path: str, act: Callable[[], Answer], forget: Callable[[], None
 
 
 def reason(error: BaseException, holds: str = "the server sent") -> str:
-    """Why something was not read, on one line: the first cause, which GDAL and rasterio hide behind general ones."""
+    """Why something was not read, on one line: the first cause, which GDAL and rasterio hide behind general ones.
+
+    Args:
+        error: as it was raised.
+        holds: what is said before a number of bytes that falls short.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split())

@@ -81,7 +81,13 @@ class Settled:
     told: bool = False
 
     def doubts(self, numbers: "FileNumbers", raw: NDArray[Any], sensor: str) -> list[Said]:
-        """What looks wrong, given (C, n) valid pixels and the sensor's name."""
+        """What looks wrong, given (C, n) valid pixels and the sensor's name.
+
+        Args:
+            numbers: what the file says of its numbers.
+            raw: valid pixels as they lie in the file.
+            sensor: its name.
+        """
         if self.told:
             return []
         offset = offset_doubt(numbers, raw) if self.offset_open else offset_twice(self.scaling, raw, sensor)
@@ -125,6 +131,12 @@ def file_scaling(numbers: FileNumbers, bands: Sequence[str], product: Scaling | 
 
     Without a unit tag the unit is the product's. An 8-bit file without any word is what its type says: 8-bit numbers.
 
+    Args:
+        numbers: what the file says of its numbers.
+        bands: names.
+        product: the sensor's own scaling, None where it has none.
+        dtype: of the numbers.
+
     Raises:
         DataError: a scale without any unit, or bands in several units.
     """
@@ -147,7 +159,12 @@ def file_scaling(numbers: FileNumbers, bands: Sequence[str], product: Scaling | 
 
 
 def is_sentinel2(sensor: Sensor, dtype: str) -> bool:
-    """Whether the numbers may carry the offset of processing baseline 04.00: integers of a reflectance product."""
+    """Whether the numbers may carry the offset of processing baseline 04.00: integers of a reflectance product.
+
+    Args:
+        sensor: of the image.
+        dtype: of its numbers.
+    """
     unit = sensor.scaling.unit if sensor.scaling else None
     return sensor.platform == "sentinel-2" and unit == "reflectance" and not dtype.startswith("float")
 
@@ -159,6 +176,10 @@ def sentinel2_offset(numbers: FileNumbers, bands: Sequence[str]) -> list[float] 
     word that it was applied already (BOA_OFFSET_APPLIED), and a processing baseline before 04.00. A later baseline
     counts only beside a quantification value, as in ESA's own metadata: providers that take the offset off keep the
     baseline (Earth Search, Earth Engine's harmonised collections).
+
+    Args:
+        numbers: what the file says of its numbers.
+        bands: names, in the order of `numbers`.
     """
     for key, value in numbers.tags.items():
         if key.endswith("BOA_OFFSET_APPLIED") and value.strip().lower() in ("true", "1", "yes"):
@@ -188,7 +209,12 @@ def sentinel2_offset(numbers: FileNumbers, bands: Sequence[str]) -> list[float] 
 
 
 def with_dn_offset(scaling: Scaling, offset_dn: Sequence[float]) -> Scaling:
-    """The scaling for numbers to which `offset_dn` is added first, one a band."""
+    """The scaling for numbers to which `offset_dn` is added first, one a band.
+
+    Args:
+        scaling: for numbers with the offset already added.
+        offset_dn: in raw numbers.
+    """
     offset = tuple(o + s * dn for o, s, dn in zip(scaling.offset, scaling.scale, offset_dn, strict=True))
     return replace(scaling, offset=offset)
 
@@ -214,6 +240,11 @@ def offset_twice(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | Non
     """A warning where the Sentinel-2 offset seems to be taken off numbers that are free of it.
 
     Earth Search has items that say so wrongly: github.com/Element84/earth-search, issues 66 and 71.
+
+    Args:
+        scaling: from raw to physical values.
+        raw: (C, n) valid pixels.
+        sensor: its name.
     """
     if not sensor.startswith("sentinel-2") or scaling.unit != "reflectance" or min(scaling.offset) >= 0:
         return None

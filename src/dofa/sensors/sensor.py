@@ -231,7 +231,12 @@ class Sensor:
 
 
 def check_wavelength_um(value: float, what: str) -> None:
-    """Raise a ConfigError unless an optical or thermal wavelength lies within 0.2–20 µm."""
+    """Raise a ConfigError unless an optical or thermal wavelength lies within 0.2–20 µm.
+
+    Args:
+        value: in micrometres.
+        what: whose it is, for messages.
+    """
     low, high = OPTICAL_RANGE_UM
     if not low <= value <= high:
         hint = f" (this looks like nanometres: divide by 1000, {value / 1000:g})" if 200 <= value <= 20_000 else ""

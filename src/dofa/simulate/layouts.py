@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Field = NDArray[np.float64]  # (h, w)
+# From the source of its draws and the places of the cells, u across and v along, turned and in shares of the scene's
+# side from its middle, to a score.
 Layout = Callable[[np.random.Generator, Field, Field], Field]
 
 
@@ -54,7 +56,13 @@ def noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> Fie
 
 
 def patchwork(rng: np.random.Generator, u: Field, v: Field, cells: int) -> tuple[NDArray[np.int64], Field]:
-    """Voronoi fields: the index of each cell's field, and by how much the second nearest seed is farther."""
+    """Voronoi fields: the index of each cell's field, and by how much the second nearest seed is farther.
+
+    Args:
+        rng: source of the draw.
+        u, v: places of the cells, as a `Layout` takes them.
+        cells: fields drawn.
+    """
     field = np.zeros(u.shape, np.int64)
     first, second = np.full_like(u, np.inf), np.full_like(u, np.inf)
     for i, (x, y) in enumerate(rng.uniform(-0.75, 0.75, (cells, 2))):
@@ -66,7 +74,7 @@ def patchwork(rng: np.random.Generator, u: Field, v: Field, cells: int) -> tuple
 
 
 def orchard_rows(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Rows of trees, in one or two plots of different direction."""
+    """Rows of trees, in one or two plots of different direction; see `Layout`."""
     rows, trees = rng.uniform(7, 11), rng.uniform(5, 9)
     score = np.cos(2 * np.pi * rows * u + rng.uniform(0, 6.3)) + 0.35 * np.cos(2 * np.pi * trees * v)
     if rng.random() < 0.5:
@@ -76,7 +84,7 @@ def orchard_rows(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def hedged_meadow(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Meadows of irregular outline, with hedges and single trees along their borders."""
+    """Meadows of irregular outline, with hedges and single trees along their borders; see `Layout`."""
     bend = 0.02
     _, border = patchwork(
         rng, u + bend * noise(rng, u.shape, 0.12), v + bend * noise(rng, u.shape, 0.12), int(rng.integers(14, 30))
@@ -85,7 +93,7 @@ def hedged_meadow(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def street_grid(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Streets crossing at right angles."""
+    """Streets crossing at right angles; see `Layout`."""
     spacing = rng.uniform(0.15, 0.24, 2)
     across = np.abs((u / spacing[0] + rng.random()) % 1 - 0.5) * spacing[0]
     along = np.abs((v / spacing[1] + rng.random()) % 1 - 0.5) * spacing[1]
@@ -93,7 +101,7 @@ def street_grid(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def scattered_farms(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Yards lying about in the fields, each of its own size."""
+    """Yards lying about in the fields, each of its own size; see `Layout`."""
     yards = int(rng.integers(14, 26))
     at, size = rng.uniform(-0.7, 0.7, (yards, 2)), rng.uniform(0.6, 1.4, yards)
     distance = [np.maximum(np.abs(u - x), np.abs(v - y)) / s for (x, y), s in zip(at, size, strict=True)]
@@ -101,7 +109,7 @@ def scattered_farms(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def meandering_river(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """One winding course of varying width."""
+    """One winding course of varying width; see `Layout`."""
     bends, swing = rng.uniform(1.2, 2.2), rng.uniform(0.10, 0.2)
     phase = 2 * np.pi * bends * v + rng.uniform(0, 6.3) + 0.5 * noise(rng, u.shape, 0.35)
     course = swing * np.sin(phase) + rng.uniform(-0.15, 0.15)
@@ -110,7 +118,7 @@ def meandering_river(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def straight_canal(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """One straight course, sometimes with a branch at an angle."""
+    """One straight course, sometimes with a branch at an angle; see `Layout`."""
     score = -np.abs(u - rng.uniform(-0.2, 0.2))
     if rng.random() < 0.5:
         branch = -np.abs(v - rng.uniform(-0.25, 0.25) - rng.uniform(-0.4, 0.4) * u) - 0.01
@@ -119,13 +127,13 @@ def straight_canal(rng: np.random.Generator, u: Field, v: Field) -> Field:
 
 
 def contour_strips(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Strips that follow the slope of a hill."""
+    """Strips that follow the slope of a hill; see `Layout`."""
     hill = 0.14 * noise(rng, u.shape, 0.35) + rng.uniform(0.7, 1.2) * u
     return np.cos(2 * np.pi * rng.uniform(4.5, 6.5) * hill + rng.uniform(0, 6.3))
 
 
 def block_fields(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Rectangular fields, split again and again at random lines."""
+    """Rectangular fields, split again and again at random lines; see `Layout`."""
     score = np.zeros_like(u)
     todo = [(-0.75, 0.75, -0.75, 0.75)]
     while todo:
@@ -153,24 +161,24 @@ def _lattice(rng: np.random.Generator, u: Field, v: Field) -> tuple[Field, Field
 
 
 def centre_pivots(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Circles watered by an arm that turns about their centre."""
+    """Circles watered by an arm that turns about their centre; see `Layout`."""
     a, b, missing = _lattice(rng, u, v)
     return np.asarray(-np.hypot(a, b) - missing)
 
 
 def square_fields(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Squares on the same lattice as the pivots."""
+    """Squares on the same lattice as the pivots; see `Layout`."""
     a, b, missing = _lattice(rng, u, v)
     return -np.maximum(a, b) - missing
 
 
 def woodland_patches(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Woods of irregular outline."""
+    """Woods of irregular outline; see `Layout`."""
     return noise(rng, u.shape, rng.uniform(0.07, 0.1)) + 0.1 * noise(rng, u.shape, 0.03)
 
 
 def shelterbelts(rng: np.random.Generator, u: Field, v: Field) -> Field:
-    """Parallel belts that shelter fields from the wind, of uneven length."""
+    """Parallel belts that shelter fields from the wind, of uneven length; see `Layout`."""
     score = np.cos(2 * np.pi * rng.uniform(3.5, 6) * u + rng.uniform(0, 6.3))
     return score + 0.25 * noise(rng, u.shape, 0.25) + 0.1 * noise(rng, u.shape, 0.03)
 

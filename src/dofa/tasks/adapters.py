@@ -54,6 +54,15 @@ class SeparateBackbone(DofaBackbone):
         """The bands the embedding has, under the names it knows them by; the others are left out.
 
         A band is found by its name or an alias, and where the embedding's sensor was named, else by its wavelength.
+
+        Args:
+            data: of any sensor.
+
+        Returns:
+            Images under the embedding's sensor and band names; `data` itself where nothing changes.
+
+        Raises:
+            ConfigError: no band of theirs has an embedding.
         """
         own = data.sensor
         names = self.embedding.candidates(own) if self.sensor is None else [self.sensor]
@@ -81,7 +90,11 @@ class SeparateBackbone(DofaBackbone):
         )
 
     def scaling(self, data: LabelledImages, stats: str | None = None, dataset: Scaling | None = None) -> Scaling:
-        """The embedding's own statistics, or those asked for."""
+        """The embedding's own statistics, or those asked for; arguments as of `Backbone.scaling`.
+
+        Raises:
+            ConfigError: there are none.
+        """
         try:
             return super().scaling(data, stats, dataset)
         except ConfigError as error:
@@ -213,7 +226,11 @@ class TorchGeoBackbone(_TimmFeatures):
         self._hold(model, name, int(cast(Any, model).pretrained_cfg["input_size"][1]))
 
     def take(self, data: LabelledImages) -> LabelledImages:
-        """The bands the weights name, in their order."""
+        """The bands the weights name, in their order.
+
+        Raises:
+            ConfigError: the images lack some.
+        """
         known = {n.lower(): band.name for band in data.sensor.bands for n in (band.name, *band.aliases)}
         if missing := [band for band in self.bands if band.lower() not in known]:
             raise ConfigError(f"{self.name} needs {', '.join(missing)}, which {data.sensor.name} does not have")
@@ -221,7 +238,11 @@ class TorchGeoBackbone(_TimmFeatures):
         return data if names == list(data.sensor.band_names) else data.select_bands(names)
 
     def scaling(self, data: LabelledImages, stats: str | None = None, dataset: Scaling | None = None) -> Scaling:
-        """Reflectance as it is, where the weights were trained so; else `dataset`."""
+        """Reflectance as it is, where the weights were trained so; else `dataset`; arguments as of `Backbone.scaling`.
+
+        Raises:
+            ConfigError: what the weights want is not known, and `stats` is not `dataset`.
+        """
         if stats == DATASET and dataset is not None:
             return dataset
         if stats is None and self.divides and data.scaling.unit == "reflectance":
@@ -233,13 +254,22 @@ class TorchGeoBackbone(_TimmFeatures):
 
 
 def open_separate(spec: str, name: str) -> Backbone:
-    """`FOLDER[#SENSOR]`: a model with one patch embedding a sensor, and the one to use."""
+    """`FOLDER[#SENSOR]`: a model with one patch embedding a sensor, and the one to use.
+
+    Args:
+        spec: what stands behind `separate:`.
+        name: what tables call it.
+    """
     folder, _, sensor = spec.partition("#")
     return SeparateBackbone(checkpoint.load(folder), name, sensor or None)
 
 
 def open_timm(spec: str, name: str) -> Backbone:
     """`NAME[#FILE]`: a model of timm, with its published weights or those of a file.
+
+    Args:
+        spec: what stands behind `timm:`.
+        name: what tables call it.
 
     Raises:
         ConfigError: timm is not installed, or has no such model.
@@ -260,6 +290,10 @@ def open_timm(spec: str, name: str) -> Backbone:
 
 def open_torchgeo(spec: str, name: str) -> Backbone:
     """`WEIGHTS`, such as `ViTSmall16_Weights.SENTINEL2_ALL_MOCO`: a model with weights of TorchGeo.
+
+    Args:
+        spec: what stands behind `torchgeo:`.
+        name: what tables call it.
 
     Raises:
         ConfigError: TorchGeo is not installed, has no such weights, or does not say their bands.

@@ -90,10 +90,21 @@ class Backbone(ABC):
 
     @abstractmethod
     def vectors(self, images: Tensor, sensor: Sensor, levels: Sequence[Block]) -> dict[Block, Tensor]:
-        """(B, D) for each level from one pass: the mean of a block's patch tokens, or the model's `pooled` vector."""
+        """(B, D) for each level from one pass: the mean of a block's patch tokens, or the model's `pooled` vector.
+
+        Args:
+            images: (B, C, H, W), normalised.
+            sensor: whose bands they are.
+            levels: numbers of blocks from 0, or `pooled`.
+        """
 
     def pooled(self, images: Tensor, sensor: Sensor) -> Tensor:
-        """(B, D), the model's own summary of an image."""
+        """(B, D), the model's own summary of an image.
+
+        Args:
+            images: (B, C, H, W), normalised.
+            sensor: whose bands they are.
+        """
         return self.vectors(images, sensor, ["pooled"])["pooled"]
 
 
@@ -159,7 +170,11 @@ class PictureBackbone(Backbone):
     std: Sequence[float]
 
     def take(self, data: LabelledImages) -> LabelledImages:
-        """Red, green and blue by the sensor's own rendering; a single band, as of radar, three times in `maps`."""
+        """Red, green and blue by the sensor's own rendering; a single band, as of radar, three times in `maps`.
+
+        Raises:
+            ConfigError: the sensor has no such rendering, and more than two bands.
+        """
         rgb = data.sensor.renderings.get("rgb")
         if rgb is not None:
             return data.select_bands(rgb)
@@ -288,7 +303,12 @@ def input_scaling(
 
 
 def random_encoder(config: EncoderConfig, seed: int) -> DOFA:
-    """The same architecture, never trained: what a frozen encoder has to beat. The caller's generator is untouched."""
+    """The same architecture, never trained: what a frozen encoder has to beat. The caller's generator is untouched.
+
+    Args:
+        config: of the encoder to stand beside; its classifier is left out.
+        seed: of the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DOFA(replace(config, num_classes=0))

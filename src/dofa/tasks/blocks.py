@@ -43,6 +43,11 @@ class Blocks:
         """First pixels of the chips along an axis (0 down, 1 right): cut from block to block, and one at each end.
 
         Chips at an end share pixels with their neighbours, so that no strip of a raster is lost.
+
+        Args:
+            length: of the raster along the axis, in pixels.
+            size: of a chip, in pixels.
+            axis: 0 or 1.
         """
         shift = (self.down, self.right)[axis]
         first = math.ceil(-shift % size) % size
@@ -162,6 +167,10 @@ def check_frames(scenes: Sequence[Grid], blocks: Sequence[Blocks], chips: Sequen
 
 def check_shares(val: float, test: float) -> None:
     """Refuse shares of validation and test that leave nothing to learn from, before any chip is cut.
+
+    Args:
+        val: share of the blocks for validation.
+        test: share for the test.
 
     Raises:
         ConfigError: a negative share, NaN, or 1 and more together.

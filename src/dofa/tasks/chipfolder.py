@@ -185,6 +185,10 @@ def _locked(stage: Path) -> int | None:
 def check_free(out: Path, overwrite: bool) -> None:
     """Refuse to write where something is that must not be replaced.
 
+    Args:
+        out: the folder.
+        overwrite: whether chips there may be replaced.
+
     Raises:
         ConfigError: chips without `overwrite`, or anything else.
     """

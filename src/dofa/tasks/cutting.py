@@ -54,7 +54,12 @@ class Reader:
         self.dtype = np.result_type(*kinds) if self._raw else np.dtype(np.float32)
 
     def read(self, scene: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """(C, h, w), 0 where there is no measurement, and (h, w)."""
+        """(C, h, w), 0 where there is no measurement, and (h, w).
+
+        Args:
+            scene: number of the scene.
+            window: pixels of it.
+        """
         if self._raw:
             (image,), valid = self._scenes[scene].read(window)
         else:
@@ -77,7 +82,15 @@ class Cutter:
         self.left_out: Counter[str] = Counter()
 
     def cut(self, number: int, scene: Scene, labels: Placed, ground: Blocks, size: int) -> Iterator[Chip]:
-        """The chips of one scene."""
+        """The chips of one scene.
+
+        Args:
+            number: of the scene among all.
+            scene: opened.
+            labels: placed on its pixels.
+            ground: which block each place belongs to.
+            size: of a chip, in pixels.
+        """
         rows, cols = ground.starts(scene.height, size, 0), ground.starts(scene.width, size, 1)
         windows = [Window(row, col, size, size) for row in rows for col in cols]
         grid = [(w, block) for w in windows if (block := ground.of(w)) is not None]

@@ -70,6 +70,12 @@ class Interval:
 def check_features(features: NDArray[np.floating], labels: Ints, sources: Sequence[str], what: str) -> None:
     """Refuse features a classifier would choke on or, worse, would not.
 
+    Args:
+        features: (N, D).
+        labels: (N,) or (N, K).
+        sources: (N,) where each row comes from.
+        what: the features' name, for messages.
+
     Raises:
         DataError: another number of rows than labels, or a NaN or infinity.
     """
@@ -189,6 +195,20 @@ def choose_penalty(
     From strong penalties to weak ones, which cost most, until two in a row fall short of the best; all rates are tried.
     Inner folds follow the places too, unless the rows come from a single one. What counts is accuracy, of labels
     (N, K) the micro-averaged precision.
+
+    Args:
+        features: (N, D) of training rows.
+        labels: (N,) classes, or (N, K) of 0 and 1.
+        penalties: inverse strengths C as scikit-learn counts them, or rates of LARS.
+        seed: of the inner folds, and of LARS.
+        places: (N,), for inner folds of whole places.
+        optimizer: `lbfgs` or `lars`.
+
+    Returns:
+        One of `penalties`.
+
+    Raises:
+        DataError: features on which a regression does not converge.
     """
     if len(penalties) == 1:
         return penalties[0]
@@ -228,7 +248,18 @@ def _merit(models: list[LinearModel], parts: list[Fold], features: NDArray[np.fl
 def fit(
     features: NDArray[np.floating], labels: Ints, penalty: float, seed: int = 0, optimizer: Optimizer = "lbfgs"
 ) -> LinearModel:
-    """A linear layer by either optimizer; see `fit_logistic` and `fit_lars`."""
+    """A linear layer by either optimizer; see `fit_logistic` and `fit_lars`.
+
+    Args:
+        features: (N, D).
+        labels: (N,) classes, or (N, K) of 0 and 1.
+        penalty: inverse strength C, or the rate of LARS.
+        seed: of LARS.
+        optimizer: `lbfgs` or `lars`.
+
+    Raises:
+        DataError: it does not converge.
+    """
     return (
         fit_logistic(features, labels, penalty) if optimizer == "lbfgs" else fit_lars(features, labels, penalty, seed)
     )
@@ -272,7 +303,17 @@ def knn_scores(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np
 
 
 def knn_predict(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np.floating], neighbours: int) -> Ints:
-    """(M,) labels by the votes of `knn_scores`, for classes that exclude each other."""
+    """(M,) labels by the votes of `knn_scores`, for classes that exclude each other.
+
+    Args:
+        train: (N, D).
+        train_labels: (N,).
+        test: (M, D).
+        neighbours: how many vote, at most N.
+
+    Raises:
+        ConfigError: more neighbours than training rows, or none.
+    """
     predicted: Ints = np.unique(train_labels)[knn_scores(train, train_labels, test, neighbours).argmax(1)]
     return predicted
 

@@ -64,7 +64,15 @@ class BandStatistics:
 
 
 def band_statistics(data: LabelledImages, cache: Path | None = None) -> BandStatistics:
-    """Reads every image once for its band means and spreads; cached like features."""
+    """Reads every image once for its band means and spreads; cached like features.
+
+    Args:
+        data: of one sensor.
+        cache: folder of the feature cache, None for none.
+
+    Returns:
+        Mean, spread and number of valid pixels of every band of every image, in physical values.
+    """
 
     def compute() -> dict[str, NDArray[Any]]:
         means, stds, counts = [], [], []
@@ -85,6 +93,11 @@ def band_statistics(data: LabelledImages, cache: Path | None = None) -> BandStat
 
 def prepare(data: LabelledImages, index: int, scaling: Scaling) -> Floats:
     """One image as the encoder takes it, (C, H, W).
+
+    Args:
+        data: whose image.
+        index: of the image.
+        scaling: what normalises it, in the model's unit.
 
     Raises:
         DataError: no valid pixel, or values that are not finite; the source is named.
@@ -163,6 +176,10 @@ def encode(
 
 def block_number(block: int | str, depth: int) -> Block:
     """A block as a user may write it (`pooled`, 11, "-1") as its number from 0, or `pooled`.
+
+    Args:
+        block: as the user wrote it.
+        depth: blocks of the model.
 
     Raises:
         ConfigError: there is none.

@@ -156,6 +156,10 @@ def split_words(spec: str, known: Sequence[str]) -> tuple[Path, list[str]]:
 
     A known word that ends in `=` takes a value.
 
+    Args:
+        spec: what stands behind `KIND:`.
+        known: the words, those with a value as `word=`.
+
     Raises:
         ConfigError: a word that is not known.
     """
@@ -169,6 +173,11 @@ def split_words(spec: str, known: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def value_of(words: Sequence[str], name: str) -> str | None:
-    """What `name=value` says among the words, None where it is not said."""
+    """What `name=value` says among the words, None where it is not said.
+
+    Args:
+        words: what `split_words` gave.
+        name: without the equals sign.
+    """
     found = [word.partition("=")[2] for word in words if word.partition("=")[0] == name]
     return found[-1] if found else None

@@ -97,6 +97,11 @@ class Labels(ABC):
     def on(self, grid: Grid, classes: Classes, scene: str) -> Placed:
         """Brought to the pixels of a scene.
 
+        Args:
+            grid: size, place and reference system of the scene.
+            classes: which values are classes, in their order.
+            scene: its name, for messages.
+
         Raises:
             DataError: they cannot be placed on it.
             ConfigError: a background, where there are no polygons that something lies outside of.
@@ -222,7 +227,16 @@ def named_crs(text: str) -> Any:
 
 
 def class_column(name: str, fields: Sequence[str], wanted: str | None) -> str:
-    """The field with the class: the one named, `class`, `label`, or the only one."""
+    """The field with the class: the one named, `class`, `label`, or the only one.
+
+    Args:
+        name: of the file, for messages.
+        fields: of the file.
+        wanted: as the user said, whatever the case; None where nothing was said.
+
+    Raises:
+        ConfigError: no such field, or several and none is usual.
+    """
     low = {f.lower(): f for f in fields}
     if wanted is not None:
         if wanted.lower() not in low:
@@ -237,7 +251,16 @@ def class_column(name: str, fields: Sequence[str], wanted: str | None) -> str:
 
 
 def class_value(value: Any, name: str, column: str) -> str | None:
-    """A class as text, whole numbers without a point; None where there is none."""
+    """A class as text, whole numbers without a point; None where there is none.
+
+    Args:
+        value: of a feature or a row.
+        name: of the file, for messages.
+        column: the field, for messages.
+
+    Raises:
+        DataError: a number with a fraction.
+    """
     if value is None or value != value:
         return None
     if isinstance(value, float):

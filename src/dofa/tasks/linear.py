@@ -92,7 +92,18 @@ class LogisticPath:
         self._bias = np.zeros(self._target.shape[1])
 
     def fit(self, penalty: float, tolerance: float = TOLERANCE) -> LinearModel:
-        """The optimum at one penalty; see `fit_logistic`."""
+        """The optimum at one penalty; see `fit_logistic`.
+
+        Args:
+            penalty: inverse strength C, as scikit-learn counts it.
+            tolerance: largest entry of the gradient that counts as an optimum.
+
+        Returns:
+            The layer on features as they came, not standardised.
+
+        Raises:
+            DataError: no optimum within the allowed steps.
+        """
         if self._target.shape[1] > (1 if self.exclusive else 0):
             # Of two classes scikit-learn penalises one vector w; here they are two rows, ± w/2, of half its square.
             two = self.exclusive and self._target.shape[1] == 2

@@ -17,7 +17,12 @@ LEFT = 0.45  # inches
 
 
 def similarity(path: Path, models: Mapping[str, Spectra]) -> Path:
-    """Cosine of every pair of wavelengths: encoded, corrected by the model, and of the kernels; one row a model."""
+    """Cosine of every pair of wavelengths: encoded, corrected by the model, and of the kernels; one row a model.
+
+    Args:
+        path: of the picture.
+        models: by the name shown.
+    """
     side, gap, top = 2.1, 0.42, 0.62
     width, height = LEFT + 0.35 + 3 * (side + gap) + 0.55, top + len(models) * (side + 0.5)
     with canvas(path, (width, height)) as figure:
@@ -52,6 +57,10 @@ def kernels(path: Path, models: Mapping[str, Spectra]) -> Path:
     """The channels of the kernels that change most along the axis; one block of rows a model, one column a wavelength.
 
     Each channel has one colour scale for all its wavelengths: what fades has less to say there.
+
+    Args:
+        path: of the picture.
+        models: by the name shown.
     """
     cell, top, gap, left = 0.42, 0.65, 0.3, LEFT + 0.2
     rows = {name: min(CHANNELS, s.kernel.shape[-1]) for name, s in models.items()}
@@ -82,7 +91,14 @@ def kernels(path: Path, models: Mapping[str, Spectra]) -> Path:
 def scatter(
     path: Path, maps: Mapping[str, NDArray[np.float64]], labels: NDArray[np.int64], classes: Sequence[str]
 ) -> Path:
-    """Points of each model's map in the colour and shape of their class, side by side."""
+    """Points of each model's map in the colour and shape of their class, side by side.
+
+    Args:
+        path: of the picture.
+        maps: (N, 2) a model, by the name shown.
+        labels: (N,) class of each point.
+        classes: names by label.
+    """
     side, gap, top, key = 2.9, 0.15, 0.55, 1.6
     width, height = 0.1 + len(maps) * (side + gap) + key, top + side + 0.1
     there = np.unique(labels)
@@ -121,9 +137,17 @@ def scatter(
 def lines(
     path: Path, found: Mapping[str, Sequence[BandScore]], title: str, x_label: str, ticks: Sequence[str] = ()
 ) -> Path:
-    """Accuracy in percent with intervals as bands of colour; one line a name, over the number of bands;
+    """Accuracy in percent over the number of bands, with intervals as bands of colour; one line a name.
 
-    of one model in one colour, dashed where bands were zeroed."""
+    Lines of one model have one colour, and are dashed where bands were zeroed.
+
+    Args:
+        path: of the picture.
+        found: scores from few bands to all, by the name shown.
+        title: above the picture.
+        x_label: under the axis.
+        ticks: names for the numbers of bands; none for the numbers themselves.
+    """
     with canvas(path, (7.2, 4.0 + 0.22 * len(found))) as figure:
         height = figure.get_size_inches()[1]
         foot = (0.6 if ticks else 0.48) + 0.19 * len(found)

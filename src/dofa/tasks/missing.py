@@ -166,7 +166,14 @@ def counts_missing(bands: int) -> list[int]:
 
 
 def draw_sets(bands: Sequence[str], missing: int, draws: int, seed: int) -> list[tuple[str, ...]]:
-    """Different sets of the bands that are left, each in the order given; fewer where there are not so many sets."""
+    """Different sets of the bands that are left, each in the order given; fewer where there are not so many sets.
+
+    Args:
+        bands: names.
+        missing: how many go.
+        draws: sets wanted.
+        seed: of the choice.
+    """
     rng = np.random.default_rng([seed, missing])
     found: dict[tuple[str, ...], None] = {}
     for _ in range(20 * draws):

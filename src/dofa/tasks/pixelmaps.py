@@ -36,7 +36,12 @@ class PixelFeatures(Protocol):
         """(row, (h, w, D)) of images, in the order asked."""
 
     def cells(self, length: int, axis: int) -> Ints:
-        """(length,) the row (axis 0) or column (axis 1) of the map that each row or column of pixels has."""
+        """(length,) the row (axis 0) or column (axis 1) of the map that each row or column of pixels has.
+
+        Args:
+            length: pixels along the axis.
+            axis: 0 down, 1 right.
+        """
 
 
 class TilePixels:
@@ -154,6 +159,13 @@ class EncoderPixels(TilePixels):
 
 def plan_of(backbone: Backbone, height: int, width: int, stride: int, tile: int | None = None) -> Plan:
     """How an image is cut for a model: tiles of the size it was trained at unless told, as scenes are.
+
+    Args:
+        backbone: whose patch, offset and image size count.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        stride: pixels between shifted passes.
+        tile: side in pixels, None for the model's.
 
     Raises:
         ConfigError: a stride that does not fit.

@@ -33,6 +33,10 @@ class MaskLabels(Labels):
     def read(cls, path: Path, told: Any) -> "MaskLabels":
         """Look through a mask once for the classes it holds.
 
+        Args:
+            path: of the mask.
+            told: reference system the user named, None for the file's own.
+
         Raises:
             DataError: several bands, numbers that are no classes, or pixels that cannot be decoded.
         """

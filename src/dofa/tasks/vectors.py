@@ -61,6 +61,14 @@ class VectorLabels(Labels):
     ) -> "VectorLabels":
         """From the shapes of a file and their values, whatever has no class or place left out with a note.
 
+        Args:
+            name: of the file, for messages.
+            shapes: (N,) geometries of shapely.
+            values: (N,) class as text, None where there is none.
+            crs: reference system of the shapes.
+            column: where the class stands, for messages.
+            colours: by class.
+
         Raises:
             DataError: lines, or nothing that is left.
         """
