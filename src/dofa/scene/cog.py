@@ -37,6 +37,11 @@ def write_cog(layout: Layout, values: "Values", target: Path) -> None:
     GDAL's driver copies a file into a COG, so the numbers and overviews lie in plain GeoTIFFs beside it for that while.
     The overviews are ours because GDAL goes through the file once a channel for them: minutes for 768.
 
+    Args:
+        layout: of the cells.
+        values: in swaths of rows.
+        target: file to write.
+
     Raises:
         OSError: no room, or what was written is not what is read back: a full disk makes no error in GDAL where the
             last bytes of a file are lost.
@@ -129,6 +134,10 @@ def halve(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
     """(K, h, w) stored numbers -> (K, h / 2, w / 2), rounded up: the mean of the valid ones, or their commonest class.
 
     The mean is of float32 and in one order, so that a file made again is the same file.
+
+    Args:
+        layout: of the cells.
+        stored: as they lie in the file.
     """
     channels, height, width = stored.shape
     shape = -(-height // 2), -(-width // 2)

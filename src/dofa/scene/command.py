@@ -200,6 +200,11 @@ class Bar:
         return self._bar
 
     def advance(self, tiles: int, nbytes: int) -> None:
-        """So many more tiles, of so many bytes of pixels."""
+        """So many more tiles, of so many bytes of pixels.
+
+        Args:
+            tiles: done.
+            nbytes: of their pixels in the files.
+        """
         if self._bar is not None:
             self._bar.advance(tiles, nbytes)

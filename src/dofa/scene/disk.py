@@ -9,6 +9,10 @@ from pathlib import Path
 def allocate(descriptor: int, size: int) -> None:
     """Give a file its whole size and all of its place on the disk; what it holds stays.
 
+    Args:
+        descriptor: of the file, open to write.
+        size: in bytes.
+
     Raises:
         OSError: there is no such place.
     """

@@ -25,7 +25,13 @@ CELL_BYTES = WKB.itemsize + 4 * 8 + 2 * 4  # of a row beside its vector
 
 
 def write_geoparquet(layout: Layout, values: "Values", target: Path) -> None:
-    """Write the valid cells of (H, W, K) numbers in row-major order, some rows of cells a row group."""
+    """Write the valid cells of (H, W, K) numbers in row-major order, some rows of cells a row group.
+
+    Args:
+        layout: of the cells.
+        values: in swaths of rows.
+        target: file to write.
+    """
     item = pa.from_numpy_dtype(layout.numpy_dtype)
     schema = pa.schema(
         [

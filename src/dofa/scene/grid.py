@@ -93,16 +93,31 @@ class Axis:
         return whole if same else None
 
     def centres(self, first: int, count: int) -> NDArray[np.float64]:
-        """(n,) where the centres of the grid's pixels lie, in the file's pixels."""
+        """(n,) where the centres of the grid's pixels lie, in the file's pixels.
+
+        Args:
+            first: pixel of the grid.
+            count: n.
+        """
         return np.asarray(self.shift + (np.arange(first, first + count) + 0.5) * self.scale, np.float64)
 
     def nearest(self, first: int, count: int) -> NDArray[np.int64]:
-        """(n,) the file's pixel under each centre, which may lie outside."""
+        """(n,) the file's pixel under each centre, which may lie outside.
+
+        Args:
+            first: pixel of the grid.
+            count: n.
+        """
         # A centre on an edge belongs to the right; its last bits must not decide.
         return np.floor(self.centres(first, count) + 1e-6).astype(np.int64)
 
     def taps(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The file's pixels that make each pixel of the grid: (n, k) numbers and weights, 0 for those outside."""
+        """The file's pixels that make each pixel of the grid: (n, k) numbers and weights, 0 for those outside.
+
+        Args:
+            first: pixel of the grid.
+            count: n.
+        """
         centre, radius = self.centres(first, count), max(1.0, self.scale)
         begin = np.floor(centre - radius - 0.5).astype(np.int64) + 1
         index = begin[:, None] + np.arange(math.ceil(2 * radius))

@@ -143,7 +143,12 @@ class Layout:
         return {"standard_name": f"projection_{axis}_coordinate", "units": crs.linear_units}
 
     def side(self, least: int, most: int, itemsize: int = 0) -> int:
-        """Cells a side of a square tile or chunk of about CHUNK_BYTES, a power of two."""
+        """Cells a side of a square tile or chunk of about CHUNK_BYTES, a power of two.
+
+        Args:
+            least, most: powers of two that it stays between.
+            itemsize: bytes a number, 0 for those of the layout.
+        """
         room = CHUNK_BYTES / (self.channels * (itemsize or self.numpy_dtype.itemsize))
         side = most
         while side > least and side * side > 2 * room:
@@ -237,7 +242,13 @@ def _affine(numbers: Sequence[float]) -> Affine:
 
 
 def pieces(height: int, width: int, side: int, cell_bytes: int) -> Iterator[Window]:
-    """Windows of `side` rows and whole tiles of `side` columns that cover a grid, small enough to be held in memory."""
+    """Windows of `side` rows and whole tiles of `side` columns that cover a grid, small enough to be held in memory.
+
+    Args:
+        height, width: of the grid, in cells.
+        side: of a tile, in cells.
+        cell_bytes: of all channels of a cell.
+    """
     step = side * max(1, PIECE_BYTES // (side * side * cell_bytes))
     for row in range(0, height, side):
         for col in range(0, width, step):
@@ -246,6 +257,10 @@ def pieces(height: int, width: int, side: int, cell_bytes: int) -> Iterator[Wind
 
 def parse_meta(path: Path, told: Any) -> Layout:
     """The layout in a file's DOFA_META, its text or its JSON.
+
+    Args:
+        path: of the file, for messages.
+        told: what the file has there, None for nothing.
 
     Raises:
         DataError: there is none, or it cannot be read.

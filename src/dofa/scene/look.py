@@ -25,6 +25,10 @@ def has_zero_border(stack: Stack, height: int, width: int) -> bool:
     """Whether a corner of a part without any word on missing pixels is 0 in all bands.
 
     A single 8-bit band is never taken so: 0 is dark water or shadow there.
+
+    Args:
+        stack: files of one part.
+        height, width: of the part, in pixels.
     """
     rasters: list[Raster] = [layer.raster for layer in stack.layers]
     alone = len(stack.part.sensor.bands) == 1 and stack.dtype == np.uint8
@@ -38,7 +42,11 @@ def has_zero_border(stack: Stack, height: int, width: int) -> bool:
 
 
 def sample_windows(height: int, width: int) -> list[Window]:
-    """A small scene whole, a few windows of a larger one, the centre first."""
+    """A small scene whole, a few windows of a larger one, the centre first.
+
+    Args:
+        height, width: of the scene, in pixels.
+    """
     if max(height, width) <= 2 * SIDE:
         return [Window(0, 0, height, width)]
     rows, cols = min(SIDE, height), min(SIDE, width)

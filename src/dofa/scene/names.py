@@ -34,7 +34,12 @@ def tokens(path: str) -> list[str]:
 
 
 def band_by_name(path: str, sensor: Sensor) -> str | None:
-    """The band that a file's name tells."""
+    """The band that a file's name tells.
+
+    Args:
+        path: or address, of which only the last name counts.
+        sensor: whose bands are looked through.
+    """
     found = (match(text, sensor) for text in tokens(path))
     return next((band.name for band in found if band is not None), None)
 

@@ -116,7 +116,12 @@ def draw(
 
 
 def fitted(words: str, letters: int) -> str:
-    """Words in so many letters, the middle left out where they are too many."""
+    """Words in so many letters, the middle left out where they are too many.
+
+    Args:
+        words: as they are.
+        letters: at most.
+    """
     if len(words) <= letters:
         return words
     head = (letters - 1) * 2 // 3
@@ -225,7 +230,12 @@ def _right_of(figure: "Figure", text: "Text") -> float:
 
 
 def ramp_picture(values: "np.ndarray[Any, Any]", ramp: Ramp) -> Picture:
-    """(h, w) values in the colours of a ramp, grey where they are not finite."""
+    """(h, w) values in the colours of a ramp, grey where they are not finite.
+
+    Args:
+        values: of one thing.
+        ramp: its colours and their ends.
+    """
     from matplotlib import colormaps
 
     share = np.clip((np.nan_to_num(values) - ramp.low) / (ramp.high - ramp.low), 0, 1)

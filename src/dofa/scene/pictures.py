@@ -50,7 +50,12 @@ def _size(scene: Scene) -> tuple[int, int]:
 
 
 def fine_stride(config: EncoderConfig, height: int, width: int) -> int:
-    """A stride that shows no grid of patches: a quarter of the patch, where its cells can be seen and cost seconds."""
+    """A stride that shows no grid of patches: a quarter of the patch, where its cells can be seen and cost seconds.
+
+    Args:
+        config: of the encoder.
+        height, width: of what is shown, in pixels.
+    """
     patch = config.patch
     finer = [s for s in range(1, patch // 2 + 1) if patch % s == 0 and 4 * s >= patch] or [1]
     tokens = 2.25 * height * width / patch**2  # tiles overlap by a third
@@ -62,13 +67,24 @@ def fine_stride(config: EncoderConfig, height: int, width: int) -> int:
 
 
 def captions(part: Scene, whole: Scene, window: Window) -> dict[str, Any]:
-    """What every picture of a part of a scene says: further arguments of `draw`."""
+    """What every picture of a part of a scene says: further arguments of `draw`.
+
+    Args:
+        part: what is shown.
+        whole: the scene it was cut from.
+        window: of the whole.
+    """
     where = None if _size(part) == _size(whole) else (window, _size(whole))
     return {"title": whole.name, "subtitle": describe(part, whole), "ground": ground(part), "where": where}
 
 
 def describe(scene: Scene, whole: Scene) -> str:
-    """What a picture shows, in a line: sensor, size, place."""
+    """What a picture shows, in a line: sensor, size, place.
+
+    Args:
+        scene: what is shown.
+        whole: the scene it was cut from.
+    """
     words = [" + ".join(part.sensor.name for part in scene.parts)]
     words.append(
         f"{scene.height} × {scene.width} pixels" if _size(scene) == _size(whole)
@@ -205,6 +221,11 @@ def preview(
 def check_out(out: Path, overwrite: bool, suffixes: Sequence[str] = (".png",)) -> None:
     """Refuse what cannot be written, before anything is computed.
 
+    Args:
+        out: of the picture.
+        overwrite: whether a file there may be replaced.
+        suffixes: that are written.
+
     Raises:
         ConfigError: a name of another kind, or a file that is there.
     """
@@ -215,7 +236,12 @@ def check_out(out: Path, overwrite: bool, suffixes: Sequence[str] = (".png",)) -
 
 
 def part_note(scene: Scene, shown: Window) -> list[str]:
-    """What to say where not all of a scene is shown."""
+    """What to say where not all of a scene is shown.
+
+    Args:
+        scene: the whole.
+        shown: window of it.
+    """
     if (shown.height, shown.width) == (scene.height, scene.width):
         return []
     return [

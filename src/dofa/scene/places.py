@@ -77,7 +77,12 @@ def pixel_at(scene: Scene, lon: float, lat: float) -> Pixel:
 
 
 def lonlat(scene: Scene, row: float, col: float) -> tuple[float, float] | None:
-    """(longitude, latitude) of a point counted in pixels from the scene's corner; None without a place."""
+    """(longitude, latitude) of a point counted in pixels from the scene's corner; None without a place.
+
+    Args:
+        scene: with or without a place.
+        row, col: in pixels, with fractions.
+    """
     return gdal.point_lonlat(scene.crs, gdal.at(scene.transform, col, row))
 
 

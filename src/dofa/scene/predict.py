@@ -76,7 +76,15 @@ class Prediction:
         return Job(self.inputs, self.plan, self.tiles)
 
     def output(self, path: Path, wanted: Wanted) -> Output:
-        """The file that is made of it."""
+        """The file that is made of it.
+
+        Args:
+            path: of the file; its suffix says the form.
+            wanted: `classes` or `probabilities`; a regression has neither and gives its values.
+
+        Raises:
+            ConfigError: classes that do not exclude each other, or that do not fit in 8 bits.
+        """
         scene, head = self.inputs.scene, self.tiles.head
         classes = head.task != "regression" and wanted == "classes"
         if classes and head.task == "multilabel":
@@ -173,6 +181,11 @@ def predict_all(
 
 def check_gsd(scene: Scene, head: Head, force: bool) -> None:
     """Refuse a scene whose pixels have another size than those the head was trained on.
+
+    Args:
+        scene: with its pixels' size, or none.
+        head: with the size it was trained at.
+        force: the user accepts it.
 
     Raises:
         ConfigError: they differ by more than 1.5 ×, and nobody accepted that.

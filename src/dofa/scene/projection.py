@@ -34,6 +34,10 @@ class Projection(nn.Module):
     def fit(cls, features: NDArray[Any], components: int) -> "Projection":
         """Fit to (n, D) features.
 
+        Args:
+            features: (n, D).
+            components: kept.
+
         Raises:
             ConfigError: fewer features or dimensions than components.
         """

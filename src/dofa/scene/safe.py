@@ -64,6 +64,10 @@ def read_safe(path: Path) -> Product:
 def parse_xml(data: bytes, what: str) -> Element:
     """An XML document as a tree; one that declares its own grammar or entities is refused, unread.
 
+    Args:
+        data: the document.
+        what: its name, for messages.
+
     Raises:
         DataError: damaged, too large, or not plain.
     """

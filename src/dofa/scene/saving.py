@@ -144,7 +144,14 @@ def save(
 def output_of(
     embedding: Embedding, path: Path, dtype: Dtype, scale: NDArray[Any] | None = None, zero: NDArray[Any] | None = None
 ) -> Output:
-    """The file of one scene's features."""
+    """The file of one scene's features.
+
+    Args:
+        embedding: of the scene.
+        path: of the file; its suffix says the form.
+        dtype: of the stored numbers.
+        scale, zero: (K,) of 8-bit numbers, None for others.
+    """
     plan, scene = embedding.plan, embedding.inputs.scene
     key = {
         "scene": scene.fingerprint,
@@ -169,7 +176,13 @@ def output_of(
 
 
 def stored_as(layout: Layout, values: Float, valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """(K, h, w) values to the numbers that are stored, nodata where not valid."""
+    """(K, h, w) values to the numbers that are stored, nodata where not valid.
+
+    Args:
+        layout: of the file.
+        values: (K, h, w).
+        valid: (h, w).
+    """
     if layout.scale is not None and layout.zero is not None:
         steps = np.rint((values - layout.zero[:, None, None]) / layout.scale[:, None, None])
         return np.where(valid, np.clip(steps, -127, 127), INT8_NODATA).astype(np.int8)

@@ -52,7 +52,12 @@ class Similarity:
     wanted: Float
 
     def of(self, values: Float, valid: NDArray[np.bool_]) -> Float:
-        """(D, h, w) features and validity to (1, h, w) similarity, NaN where not valid."""
+        """(D, h, w) features and validity to (1, h, w) similarity, NaN where not valid.
+
+        Args:
+            values: of cells.
+            valid: (h, w).
+        """
         apart = values - self.mean[:, None, None]
         length = np.sqrt(np.einsum("dhw,dhw->hw", apart, apart))
         cosine = np.einsum("d,dhw->hw", self.wanted, apart) / np.maximum(length, 1e-12)
@@ -121,6 +126,10 @@ def similarity(
 
 def feature_at(one: Embedding, place: Pixel) -> Float:
     """(D,) feature of the cell that holds a pixel: the one that the whole run gives, from the tiles it needs.
+
+    Args:
+        one: of a scene.
+        place: of the pixel.
 
     Raises:
         DataError: no measurement there.

@@ -77,6 +77,10 @@ class Group:
 def grouped(sources: Sequence[str | Path], sensor: Sensor | str | Sequence[Sensor | str] | None) -> list[Group]:
     """Which sources belong together: a product by itself, files by the sensor told for them.
 
+    Args:
+        sources: files, folders, addresses.
+        sensor: for all of them, or one for each; None for what they say.
+
     Raises:
         ConfigError: a sensor nobody knows, or not one for each source.
     """
@@ -111,6 +115,10 @@ def is_product(source: str) -> bool:
 def share(groups: Sequence[Group], say: Words) -> list[Words]:
     """What the user's words mean for each group.
 
+    Args:
+        groups: what belongs together.
+        say: the user's words.
+
     Raises:
         ConfigError: words about one sensor's files, of several.
     """
@@ -138,6 +146,10 @@ def _fitting(nodata: float, source: str) -> float | None:
 def open_group(group: Group, say: Words) -> Opened:
     """Open what one sensor took.
 
+    Args:
+        group: of one sensor.
+        say: the user's words about it.
+
     Raises:
         DataError: files that cannot be read, or that say too little or something else; one line with the cure.
         ConfigError: an unknown band, or words that do not go together.
@@ -162,6 +174,11 @@ def open_group(group: Group, say: Words) -> Opened:
 
 def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
     """Open a product whose metadata say everything, with the user's words over theirs.
+
+    Args:
+        product: with its metadata read.
+        sensor: as told, None for what the metadata say.
+        say: the user's words.
 
     Raises:
         DataError: a file cannot be read, or the product is another sensor's.

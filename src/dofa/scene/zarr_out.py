@@ -23,6 +23,11 @@ def write_zarr(layout: Layout, values: "Values", target: Path) -> None:
 
     The attributes follow the CF conventions as rioxarray writes them. A rotated grid has no coordinates of one
     axis: its place is in the GeoTransform of `spatial_ref` alone.
+
+    Args:
+        layout: of the cells.
+        values: in swaths of rows.
+        target: folder to write.
     """
     side = layout.side(16, 1024)
     group = zarr.create_group(store=target, zarr_format=3, attributes={"DOFA_META": layout.to_json()})

@@ -45,7 +45,13 @@ def draw_window(
 
 
 def resize(image: Float, valid: NDArray[np.bool_] | None, side: int) -> tuple[Float, NDArray[np.bool_] | None]:
-    """(C, h, w) to (C, side, side), bicubic with antialiasing; a pixel that an invalid one reached is invalid."""
+    """(C, h, w) to (C, side, side), bicubic with antialiasing; a pixel that an invalid one reached is invalid.
+
+    Args:
+        image: normalised.
+        valid: (h, w), None where every pixel is valid.
+        side: in pixels.
+    """
     if image.shape[1:] == (side, side):
         return image, valid
 
@@ -69,7 +75,14 @@ def resize(image: Float, valid: NDArray[np.bool_] | None, side: int) -> tuple[Fl
 def flip(
     rng: np.random.Generator, image: Float, valid: NDArray[np.bool_] | None, axes: str
 ) -> tuple[Float, NDArray[np.bool_] | None]:
-    """Mirror left to right, and for `both` top to bottom too, each with probability ½."""
+    """Mirror left to right, and for `both` top to bottom too, each with probability ½.
+
+    Args:
+        rng: source of the draw.
+        image: (C, h, w).
+        valid: (h, w), None where every pixel is valid.
+        axes: `none`, `horizontal` or `both`.
+    """
     across, down = rng.random(2) < 0.5
     steps = (
         slice(None, None, -1 if down and axes == "both" else 1),
@@ -103,7 +116,12 @@ def draw_bands(
 
 
 def keep_bands(rng: np.random.Generator, count: int, least: float) -> NDArray[np.int64]:
-    """A random subset of at least the share `least` of the bands, in their order."""
+    """A random subset of at least the share `least` of the bands, in their order.
+
+    Args:
+        rng: source of the draw.
+        count: of the bands.
+    """
     kept = int(rng.integers(int(np.ceil(least * count - 1e-9)), count + 1))
     return np.sort(rng.permutation(count)[:kept])
 
@@ -145,7 +163,12 @@ def _basis(wavelengths_um: tuple[float, ...], smooth_um: float) -> Float:
 
 
 def jitter_basis(bands: Sequence[Band], jitter: JitterConfig) -> Float | None:
-    """(C, C) that turns independent draws into smooth curves of unit variance, for hyperspectral bands; else None."""
+    """(C, C) that turns independent draws into smooth curves of unit variance, for hyperspectral bands; else None.
+
+    Args:
+        bands: of the sensor.
+        jitter: its share and smoothness.
+    """
     wavelengths = [b.wavelength_um for b in bands]
     if jitter.share == 0 or len(wavelengths) <= HYPERSPECTRAL or any(w is None for w in wavelengths):
         return None

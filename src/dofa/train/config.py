@@ -311,6 +311,10 @@ class PretrainConfig:
 def from_dict(data: dict[str, Any], origin: str = "configuration") -> PretrainConfig:
     """A configuration from nested mappings; what is absent has its default.
 
+    Args:
+        data: as YAML gives them.
+        origin: where they come from, for messages.
+
     Raises:
         ConfigError: a key nobody knows (the nearest known one is said), a value of another type, settings that do not
             hold together, or a format version from the future.

@@ -174,7 +174,13 @@ class Cost:
 
 
 def linear(rows: float, inside: float, out: float) -> float:
-    """FLOPs of rows × inside by inside × out: two for each multiply-and-add."""
+    """FLOPs of rows × inside by inside × out: two for each multiply-and-add.
+
+    Args:
+        rows: vectors that are multiplied.
+        inside: their width.
+        out: width of the results.
+    """
     return 2 * rows * inside * out
 
 
@@ -182,6 +188,10 @@ def block(tokens: float, width: int) -> float:
     """FLOPs of a Transformer block on one image, forward.
 
     24·T·D² for queries, keys, values (3·D²), projection (D²) and MLP (8·D²); 4·T²·D for scores and their mixture.
+
+    Args:
+        tokens: T, of an image.
+        width: D.
     """
     return linear(tokens, width, 12 * width) + 2 * linear(tokens, tokens, width)
 
@@ -204,7 +214,13 @@ def kernels(bands: float, dim: int, out: int, bias: int = 0) -> float:
 
 
 def teacher_flops(teacher: TeacherSize, blocks: Sequence[int], patches: int) -> float:
-    """FLOPs of one picture through a frozen teacher, as deep as its deepest block of those named."""
+    """FLOPs of one picture through a frozen teacher, as deep as its deepest block of those named.
+
+    Args:
+        teacher: its size.
+        blocks: numbers asked for, negative from the end.
+        patches: of a picture.
+    """
     embed = linear(patches, 3 * teacher.patch**2, teacher.width)
     return embed + _deepest(blocks, teacher.depth, "teacher") * block(patches + 1, teacher.width)
 

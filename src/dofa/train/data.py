@@ -142,6 +142,11 @@ def make_mixture(sources: dict[str, Source], config: PretrainConfig, known: Coll
 def rehearse(weights: Mapping[str, float], known: Collection[str], config: PretrainConfig) -> dict[str, float]:
     """The weights with a share of `data.rehearsal` for known sensors together, the rest for new ones.
 
+    Args:
+        weights: of all sensors, by name.
+        known: sensors that the model knew before.
+        config: of the run.
+
     Raises:
         ConfigError: `model.init` is not set, or there are only known sensors, or only new ones.
     """
@@ -210,7 +215,13 @@ class MicroBatches(Dataset[dict[str, Any]]):
         return self.make(update, order, self.mixture.plan(update)[order])
 
     def make(self, update: int, order: int, planned: MicroBatch) -> dict[str, Any]:
-        """Read and augment one micro-batch of an update."""
+        """Read and augment one micro-batch of an update.
+
+        Args:
+            update: number of the update.
+            order: of the micro-batch in it, over all ranks.
+            planned: its sensor and samples.
+        """
         config, seed = self.config, self.config.run.seed
         source = self.sources[planned.sensor]
         everything = np.arange(source.shape[0])
@@ -258,7 +269,14 @@ class MicroBatches(Dataset[dict[str, Any]]):
     def fixed_crop(
         self, source: Source, index: int, crop: int, bands: NDArray[np.int64]
     ) -> tuple[Float, NDArray[np.bool_] | None]:
-        """One of the crops that are the same throughout a run (`distill.crops`), normalised and flipped."""
+        """One of the crops that are the same throughout a run (`distill.crops`), normalised and flipped.
+
+        Args:
+            source: of the image.
+            index: of the image among those to train on.
+            crop: number of the crop.
+            bands: numbers of the bands read.
+        """
         seed = self.config.run.seed
         return self._crop(generator(seed, int(source.train[index]), crop, 5), source, index, bands)
 
@@ -287,7 +305,12 @@ class MicroBatches(Dataset[dict[str, Any]]):
         return f"sensor {batch['sensor']}, sources {', '.join(sources[:8])}{more}"
 
     def loader(self, start: int, updates: int) -> "DataLoader[dict[str, Any]]":
-        """A loader of the updates from `start` to the end, in order, whatever the number of workers."""
+        """A loader of the updates from `start` to the end, in order, whatever the number of workers.
+
+        Args:
+            start: first update.
+            updates: of the whole run.
+        """
         workers = self.config.run.workers
         return DataLoader(
             self,

@@ -127,6 +127,20 @@ def evaluate(
     """`evaluate_store` for any callable that gives the errors of a batch, (B,).
 
     Images without a valid pixel under their masks are left out.
+
+    Args:
+        judge: takes a batch with `image`, `noise` and `valid`.
+        store: of the sensor.
+        source: how its images are cut and normalised.
+        indices: (n,) images in the store.
+        patch: side in pixels.
+        ratio: share of hidden patches.
+        masks: of each image.
+        batch: samples at once.
+        seed: of the masks.
+
+    Raises:
+        DataError: no image has a valid pixel to judge.
     """
     errors, floors = [], []
     step = max(1, batch // masks)
@@ -144,7 +158,12 @@ def evaluate(
 
 
 def place_interval(values: NDArray[np.float64], places: Sequence[str]) -> tuple[float, float] | None:
-    """95 % interval of a mean by bootstrap over places, whose images are not independent; None below three places."""
+    """95 % interval of a mean by bootstrap over places, whose images are not independent; None below three places.
+
+    Args:
+        values: (n,) one an image.
+        places: (n,) of the images.
+    """
     names = sorted(set(places))
     if len(names) < 3:
         return None

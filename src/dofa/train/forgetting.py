@@ -197,7 +197,14 @@ def begin(
 
 
 def finish(report: Report, mae: MaskedAutoencoder, stores: Mapping[str, SensorStore], updates: int) -> Report:
-    """Measure the model a run leaves behind on the images and masks it began with."""
+    """Measure the model a run leaves behind on the images and masks it began with.
+
+    Args:
+        report: of the beginning of the run.
+        mae: as the run left it.
+        stores: by sensor.
+        updates: made.
+    """
     changes = [
         c if c.share is None else replace(c, after=_measure(mae, stores[c.sensor], c, report.limit, report.seed))
         for c in report.changes
@@ -206,7 +213,12 @@ def finish(report: Report, mae: MaskedAutoencoder, stores: Mapping[str, SensorSt
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write forgetting.json into a run folder, whole or not at all."""
+    """Write forgetting.json into a run folder, whole or not at all.
+
+    Args:
+        folder: of the run.
+        report: finished or not.
+    """
     record = {
         "format_version": FORMAT_VERSION,
         "init": report.init,

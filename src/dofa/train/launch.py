@@ -35,7 +35,12 @@ def launch(run: RunConfig) -> Fabric:
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Shard parameters over the processes, block by block: each gathers one block at a time."""
+    """Shard parameters over the processes, block by block: each gathers one block at a time.
+
+    Args:
+        module: the objective, or a part of it; parts are left whole.
+        mesh: of the processes.
+    """
     if not isinstance(module, Pretraining):
         raise TypeError(f"cannot shard {type(module).__name__}")
     for block in (*module.mae.encoder.blocks, *module.mae.decoder_blocks):

@@ -148,7 +148,12 @@ def train(
 
 
 def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> float:
-    """The norm of all gradients together, which are scaled down to `clip` where it is larger."""
+    """The norm of all gradients together, which are scaled down to `clip` where it is larger.
+
+    Args:
+        parameters: with gradients.
+        clip: None for no limit.
+    """
     norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 

@@ -193,6 +193,11 @@ class Pretraining(nn.Module):
 def named_blocks(setting: str, blocks: Sequence[int], depth: int) -> list[int]:
     """Block numbers from 0, of a setting that an error names.
 
+    Args:
+        setting: its name.
+        blocks: negative from the end.
+        depth: blocks of the model.
+
     Raises:
         ConfigError: there is no such block.
     """
@@ -203,7 +208,12 @@ def named_blocks(setting: str, blocks: Sequence[int], depth: int) -> list[int]:
 
 
 def freeze_unused(mae: MaskedAutoencoder, blocks: Sequence[int]) -> None:
-    """No gradients for the decoder and for what lies behind the last distilled block: no loss reaches them."""
+    """No gradients for the decoder and for what lies behind the last distilled block: no loss reaches them.
+
+    Args:
+        mae: changed in place.
+        blocks: that are distilled, from 0.
+    """
     for name, parameter in mae.named_parameters():
         if not name.startswith("encoder."):
             parameter.requires_grad_(False)
@@ -259,6 +269,12 @@ def learn_sensors(
 
     A sensor the model knows keeps the wavelengths and statistics it was trained with; a new one gets the catalogue's
     wavelengths and the store's statistics, or with `display` those of its pictures in the teacher's normalisation.
+
+    Args:
+        mae: changed in place.
+        stores: by sensor.
+        statistics: `corpus` or `display`.
+        teacher: whose normalisation `display` takes.
 
     Returns:
         How each sensor's raw values are normalised.

@@ -100,7 +100,12 @@ def _groups(module: nn.Module, weight_decay: float, factor: Mapping[str, float])
 
 
 def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the groups of `parameter_groups`; create it after the module is sharded."""
+    """AdamW over the groups of `parameter_groups`; create it after the module is sharded.
+
+    Args:
+        module: what is trained.
+        config: rates, decay and betas.
+    """
     generator_lr = 1.0 if config.generator_lr is None else config.generator_lr  # a run's configuration has the number
     groups = parameter_groups(module, config.weight_decay, config.encoder_lr, generator_lr)
     # One pass over the memory instead of several: 4 to 6 times faster on a CPU, where it is a tenth of a tiny step.

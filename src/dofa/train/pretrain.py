@@ -184,6 +184,13 @@ def assemble(
 ) -> Pretraining:
     """The objective, with its teacher in the run's precision where it is asked in every step.
 
+    Args:
+        mae: to be trained.
+        sources: by sensor.
+        config: of the run.
+        teacher: None for none.
+        fabric: of the run.
+
     Raises:
         ConfigError: an anchor without a teacher of the student's width and patch, or blocks that are not there.
     """
@@ -212,7 +219,18 @@ def learn_answers(
     say: Callable[[str], None],
     anew: bool,
 ) -> None:
-    """Have the teacher answer what can be answered before training: fixed crops, and the spread of its features."""
+    """Have the teacher answer what can be answered before training: fixed crops, and the spread of its features.
+
+    Args:
+        objective: told what the teacher says.
+        teacher: frozen.
+        data: whose crops it sees.
+        config: of the run.
+        digests: of the stores, by sensor.
+        fabric: of the run.
+        say: prints a line.
+        anew: whether the run starts here, and does not resume.
+    """
     assert objective.distillation is not None
     if config.distill.crops:
         settings = config.to_dict()
@@ -245,6 +263,10 @@ def copied(module: nn.Module) -> dict[str, torch.Tensor]:
 def find_checkpoint(config: PretrainConfig, resume: bool) -> Path | None:
     """The newest checkpoint to continue from; None to start anew.
 
+    Args:
+        config: of the run.
+        resume: whether the user said so.
+
     Raises:
         ConfigError: the run folder holds a run and `resume` was not asked for, or its settings are others.
     """
@@ -268,6 +290,10 @@ def find_checkpoint(config: PretrainConfig, resume: bool) -> Path | None:
 def check_stores(before: dict[str, str], now: dict[str, str]) -> None:
     """Refuse to continue on other data.
 
+    Args:
+        before: digests by sensor, as the checkpoint says.
+        now: those of this start.
+
     Raises:
         ConfigError: a sensor came, went, or has other images, splits or statistics.
     """
@@ -282,6 +308,10 @@ def check_stores(before: dict[str, str], now: dict[str, str]) -> None:
 def check_teacher(before: str | None, now: Teacher | None) -> None:
     """Refuse to continue with another teacher, whatever its name; the same one may have moved.
 
+    Args:
+        before: its digest, as the checkpoint says; None for none.
+        now: of this start.
+
     Raises:
         ConfigError: its file has another digest.
     """
@@ -293,7 +323,12 @@ def check_teacher(before: str | None, now: Teacher | None) -> None:
 
 
 def due(update: int, every: int) -> bool:
-    """Whether something done every so many updates is done now; 0 is never."""
+    """Whether something done every so many updates is done now; 0 is never.
+
+    Args:
+        update: number, from 1.
+        every: updates.
+    """
     return bool(every) and update % every == 0
 
 
@@ -312,7 +347,12 @@ class Window:
             self.means[name].append(value)
 
     def row(self, last: Step, epoch: float) -> dict[str, float]:
-        """Means over the window, and the rate and gradient of its last update."""
+        """Means over the window, and the rate and gradient of its last update.
+
+        Args:
+            last: the last update of the window.
+            epoch: how many have passed.
+        """
         return {
             "epoch": epoch,
             "lr": last.lr,
@@ -323,7 +363,12 @@ class Window:
 
 
 def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
-    """Of log.csv."""
+    """Of log.csv.
+
+    Args:
+        sensors: names.
+        parts: of the loss, beside their sum.
+    """
     kinds = ("loss", *parts, "held_out", "floor", "difference")
     return [
         "update",
@@ -336,7 +381,15 @@ def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
 
 
 def introduce(sources: dict[str, Source], updates: int, per_epoch: float, done: int, fabric: Fabric) -> str:
-    """What the run is about to do, in a line for each sensor."""
+    """What the run is about to do, in a line for each sensor.
+
+    Args:
+        sources: by sensor.
+        updates: of the whole run.
+        per_epoch: updates of an epoch.
+        done: updates made before.
+        fabric: of the run.
+    """
     lines = [
         f"{updates} updates ({updates / per_epoch:.2f} epochs) on {fabric.world_size} × {fabric.device.type}"
         + (f", continuing after {done}" if done else "")

@@ -98,6 +98,10 @@ def sole_run(fabric: Fabric, folder: Path) -> Iterator[None]:
 
     A killed torchrun may leave its workers running for a while: they must not write beside those of the next start.
 
+    Args:
+        fabric: of the run; its first process holds the folder.
+        folder: of the run.
+
     Raises:
         ConfigError: another run holds the folder; on all processes alike.
     """
@@ -147,6 +151,11 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 
 def load_state(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint's tensors into a module and an optimiser; every process reads.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        module: filled in place.
+        optimizer: filled in place.
 
     Returns:
         its `read_facts`.

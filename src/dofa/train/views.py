@@ -45,7 +45,13 @@ class View:
         return three
 
     def show(self, image_chw: Float, scaling: Scaling, valid_hw: NDArray[np.bool_] | None) -> Float:
-        """(R, 3, h, w): every picture as the teacher is shown it, from all the sensor's normalised bands."""
+        """(R, 3, h, w): every picture as the teacher is shown it, from all the sensor's normalised bands.
+
+        Args:
+            image_chw: (C, H, W), normalised.
+            scaling: that normalised it.
+            valid_hw: (H, W), None where every pixel is valid.
+        """
         if self.maps is None:
             return np.stack([self.proxy(image_chw)])
         wanted = sorted({band for three in self.pictures for band in three})
@@ -62,6 +68,10 @@ class View:
 
 def plan_view(sensor: Sensor, config: DistillConfig) -> View:
     """Which bands of a sensor make the pictures.
+
+    Args:
+        sensor: with its bands.
+        config: what the teacher is to be shown.
 
     Raises:
         ConfigError: a proxy names a band the sensor lacks, the sensor has no rendering, or no display map fits it.
@@ -88,6 +98,10 @@ def plan_view(sensor: Sensor, config: DistillConfig) -> View:
 
 def plan_views(sensors: Mapping[str, Sensor], config: DistillConfig) -> dict[str, View]:
     """`plan_view` for every sensor of a run.
+
+    Args:
+        sensors: by name.
+        config: what the teacher is to be shown.
 
     Raises:
         ConfigError: `distill.proxies` names a sensor that is neither here nor catalogued (a recipe names those of its

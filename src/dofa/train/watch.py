@@ -27,6 +27,13 @@ def measure(
     """Held-out error, floor and their paired difference for every sensor that has held-out images.
 
     Every process measures everything: the forward pass of sharded parameters needs all of them.
+
+    Args:
+        objective: the model in training.
+        fabric: of the run.
+        stores: by sensor.
+        sources: by sensor.
+        config: of the run.
     """
     row: dict[str, float] = {}
     mae = objective.mae
@@ -65,7 +72,16 @@ def draw(
     config: PretrainConfig,
     path: Path,
 ) -> None:
-    """Original, masked and reconstructed pictures of one held-out (or else training) image of each sensor."""
+    """Original, masked and reconstructed pictures of one held-out (or else training) image of each sensor.
+
+    Args:
+        objective: the model in training.
+        fabric: of the run.
+        stores: by sensor.
+        sources: by sensor.
+        config: of the run.
+        path: of the picture.
+    """
     patch, ratio = objective.mae.encoder.config.patch, objective.mae.mask_config.ratio
     rows = []
     objective.eval()
