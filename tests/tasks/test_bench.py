@@ -196,6 +196,8 @@ def test_cells_are_named_by_content_not_by_place(weights, tmp_path) -> None:
         ({"models": {"a": {"weights": "x", "on": {"strips": {}}}}}, "on: no data set 'strips': did you mean stripes"),
         ({"models": {"a": {}}}, "models: a: weights is missing"),
         ({"seeds": [-1]}, "seeds"),
+        ({"protocols": {"L": {"call": "probe", "seeds": {"our": [1]}}}}, "seeds: no model 'our'"),
+        ({"protocols": {"L": {"call": "probe", "seeds": {"{name}": [-1]}}}}, "a list of whole numbers"),
         ({"protocols": {"L": {"call": "prove"}}}, "call is 'prove'"),
         ({"protocols": {"L": {"call": "probe", "data": ["strips"]}}}, "did you mean stripes"),
         ({"protocols": {"L": {"call": "probe", "fractions": [0]}}}, "fractions"),
@@ -220,6 +222,16 @@ def test_a_row_of_its_own_stands_for_its_weights_alone_with_its_own_settings(tmp
     assert suite.rows(["mine=/a", "large=/b"]) == ["mine", "large"]
     (large, *_) = [cell for cell in suite.cells(["mine=/a", "large=/b"]) if cell.model == "large"]
     assert (large.weights, large.settings["size"]) == ("random:/b#0", 112)
+
+
+def test_a_protocol_may_give_single_models_seeds_of_their_own(tmp_path) -> None:
+    protocols = {"Linear": {**SMALL["protocols"]["Linear"], "seeds": {"{name}, random": [0, 1, 2]}}}
+    cells = load_suite(written(tmp_path / "s.yaml", protocols=protocols, seeds=[4])).cells(["ours=/a"])
+    assert [(c.model, c.seed, c.weights) for c in cells] == [
+        ("ours", 4, "/a"),
+        *(("ours, random", seed, f"random:/a#{seed}") for seed in (0, 1, 2)),
+        ("band statistics", 4, "statistics"),
+    ]
 
 
 def test_a_suite_of_nothing_but_given_weights_asks_for_them(folder, tmp_path) -> None:

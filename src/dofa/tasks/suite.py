@@ -73,7 +73,7 @@ class Protocol:
         call: probe or finetune.
         settings: its keywords; those of the data set win, those of the model over both.
         fractions: shares of the training labels, a cell each.
-        seeds: of its cells; the suite's where absent.
+        seeds: of its cells, or of the models named; the suite's where absent.
         classifier: of a probe's two, the one this table shows.
         models: names of those it is for; all where absent.
         data: names of the data sets it is for; all where absent.
@@ -84,7 +84,7 @@ class Protocol:
     call: Call
     settings: dict[str, Any] = field(default_factory=dict)
     fractions: tuple[float, ...] = (1.0,)
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | dict[str, list[int]] | None = None
     classifier: Literal["linear", "k-NN"] = "linear"
     models: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
@@ -210,11 +210,15 @@ class Suite:
                 settings = {**protocol.settings, **getattr(data, protocol.call), **getattr(model, protocol.call)}
                 settings |= model.on.get(column, {})
                 for fraction in protocol.fractions:
-                    for seed in self.seeds if protocol.seeds is None else protocol.seeds:
+                    for seed in self._seeds(protocol, key):
                         spec = model.weights.replace(SEED, str(seed))
                         yield Cell(
                             row, column, title, fraction, seed, protocol.call, spec, data.data, settings, identity(spec)
                         )
+
+    def _seeds(self, protocol: Protocol, model: str) -> Sequence[int]:
+        own = protocol.seeds.get(model) if isinstance(protocol.seeds, dict) else protocol.seeds
+        return self.seeds if own is None else own
 
 
 def _asked_for(model: Model) -> list[str]:
@@ -323,7 +327,12 @@ def _check(name: str, protocol: Protocol, parts: dict[str, dict[str, Any]], orig
                 raise ConfigError(f"{where}: {key} has no {wanted!r}: {nearest(str(wanted), parts[key])}")
     if not protocol.fractions or not all(0 < fraction <= 1 for fraction in protocol.fractions):
         raise ConfigError(f"{where}: fractions are shares of the training labels, above 0 and up to 1")
-    if protocol.seeds is not None:
+    if isinstance(protocol.seeds, dict):
+        for wanted, seeds in protocol.seeds.items():
+            if wanted not in parts["models"]:
+                raise ConfigError(f"{where}: seeds: no model {wanted!r}: {nearest(str(wanted), parts['models'])}")
+            _seeds(seeds, f"{where}: {wanted}")
+    elif protocol.seeds is not None:
         _seeds(protocol.seeds, where)
     _own(protocol.settings, where)
 
