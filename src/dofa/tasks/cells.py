@@ -118,7 +118,12 @@ class Cells:
         return record
 
     def write(self, name: str, record: dict[str, Any]) -> None:
-        """Keep what came of a cell: all of it, or nothing."""
+        """Keep what came of a cell: all of it, or nothing.
+
+        Args:
+            name: of the cell.
+            record: what a table needs of it, plain JSON.
+        """
         whole = {"format_version": FORMAT_VERSION, "name": name, **record, "host": _host(), "finished": _now()}
         write_atomically(self.folder / f"{name}.json", (json.dumps(whole) + "\n").encode())
 

@@ -49,7 +49,12 @@ def slug(name: str) -> str:
 
 
 def bars(table: Table, path: Path) -> Path:
-    """One panel a data set: a bar a model with its interval, published numbers as diamonds."""
+    """One panel a data set: a bar a model with its interval, published numbers as diamonds.
+
+    Args:
+        table: of a suite.
+        path: of the picture.
+    """
     columns = [c for c in table.columns if any(table.entry(row, c) for row in table.rows)]
     theirs = [(row, scores) for row, scores in table.beside() if scores.keys() & {*columns}]
     names = [*table.rows, *(f"{row.model} ({row.source})" for row, _ in theirs)]
@@ -98,7 +103,12 @@ def bars(table: Table, path: Path) -> Path:
 
 
 def against_labels(table: Table, path: Path) -> Path:
-    """One panel a data set: the score over the labelled share, a line a model, its interval shaded."""
+    """One panel a data set: the score over the labelled share, a line a model, its interval shaded.
+
+    Args:
+        table: of a suite with several shares of labels.
+        path: of the picture.
+    """
     columns = [c for c in table.columns if any(table.entry(r, c, f) for r in table.rows for f in table.fractions)]
     legend = 0.24 * -(-len(table.rows) // 2) + 0.1
     down = -(-len(columns) // ACROSS)
@@ -135,7 +145,13 @@ def against_labels(table: Table, path: Path) -> Path:
 
 
 def confusions(table: Table, column: str, path: Path) -> Path:
-    """One matrix a model: shares of each true class (rows) by what was answered (columns)."""
+    """One matrix a model: shares of each true class (rows) by what was answered (columns).
+
+    Args:
+        table: of a suite.
+        column: its data set.
+        path: of the picture.
+    """
     known = [(row, counts) for row in table.rows if (counts := _counts(table, row, column)) is not None]
     classes = _classes(table, column, len(known[0][1]))
     named = len(classes) <= NAMED

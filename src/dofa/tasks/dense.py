@@ -40,7 +40,11 @@ class Sample:
         return len(self.image)
 
     def choose(self, allowed: NDArray[np.bool_], pixels: int) -> Ints:
-        """(m,) numbers of at most `pixels` of the allowed ones, classes alike."""
+        """(m,) numbers of at most `pixels` of the allowed ones, classes alike.
+
+        Args:
+            allowed: (n,) which pixels of the sample may be taken.
+        """
         found = [np.flatnonzero(allowed & (self.label == label)) for label in np.unique(self.label[allowed])]
         each = pixels // max(len(found), 1)
         return np.sort(np.concatenate([f[self.key[f].argsort()[:each]] for f in found] or [np.zeros(0, np.int64)]))
@@ -48,6 +52,10 @@ class Sample:
 
 def label_map(data: LabelledImages, row: int) -> NDArray[np.int64]:
     """(H, W) classes of an image, NONE where nothing is known or nothing was measured.
+
+    Args:
+        data: a segmentation.
+        row: number of the image.
 
     Raises:
         DataError: a mask of another size than its image, or labels outside the classes.
@@ -109,7 +117,12 @@ def _lowest(held: list[NDArray[np.float64]], count: int) -> NDArray[np.float64]:
 
 
 def gather(features: PixelFeatures, sample: Sample, shape: tuple[int, int]) -> Floats:
-    """(n, D) features of a sample's pixels; `shape` is (H, W) of the label maps."""
+    """(n, D) features of a sample's pixels; `shape` is (H, W) of the label maps.
+
+    Args:
+        features: of the images.
+        sample: the pixels wanted.
+    """
     down, across = features.cells(shape[0], 0), features.cells(shape[1], 1)
     out: list[Floats] = []
     images, first = np.unique(sample.image, return_index=True)
@@ -134,7 +147,12 @@ class Ground:
     gap: int
 
     def free(self, sample: Sample, judged: Ints) -> NDArray[np.bool_]:
-        """(n,) whether each pixel of a sample is far enough from the images judged."""
+        """(n,) whether each pixel of a sample is far enough from the images judged.
+
+        Args:
+            sample: pixels.
+            judged: numbers of the images or blocks that are judged.
+        """
         allowed = ~np.isin(sample.image, judged)
         if not self.across:
             return allowed
@@ -227,6 +245,11 @@ class PixelTask:
 
     def learn(self, features: Floats, train: Ints, judged: Ints) -> LinearModel:
         """A layer on (n, D) features of the sample, from images that may be learned from.
+
+        Args:
+            features: of the sample's pixels.
+            train: numbers of the images to learn from.
+            judged: those to keep away from.
 
         Raises:
             DataError: fewer than two classes to learn.

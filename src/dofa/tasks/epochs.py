@@ -190,6 +190,14 @@ def features_once(
     """Frozen features of all images that a run looks at, with their targets, by row: (D, h, w) a level, on the CPU.
 
     Pooled vectors are kept in the feature cache, maps in memory.
+
+    Args:
+        learner: with a frozen backbone.
+        samples: the images as the model takes them.
+        tuning: settings of the run.
+        rows: images to learn from, to choose by and to test.
+        device: where the encoder runs.
+        cache: folder of pooled vectors.
     """
     data, wanted = samples.data, np.concatenate([rows.train, rows.val, rows.test])
     bf16 = tuning.precision == "bf16"

@@ -68,7 +68,13 @@ class Learner(nn.Module):
             return [self.backbone.pooled(images, self.sensor)[:, :, None, None]]
 
     def answer(self, maps: Sequence[Tensor], shape: tuple[int, int], head: nn.Module) -> Tensor:
-        """Logits (B, K), or (B, K, H, W) of images of that shape."""
+        """Logits (B, K), or (B, K, H, W) of images of that shape.
+
+        Args:
+            maps: (B, D, h, w) a level, or pooled vectors as maps of one place.
+            shape: (H, W).
+            head: the decoder, or the auxiliary head.
+        """
         if not self.dense:
             return cast(Tensor, head(maps, (1, 1)))[:, :, 0, 0]
         covered = self.backbone.patch * maps[0].shape[-2], self.backbone.patch * maps[0].shape[-1]
@@ -79,7 +85,12 @@ class Learner(nn.Module):
         return self.answer(self.maps(images), (images.shape[-2], images.shape[-1]), self.decoder).float()
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The task's."""
+        """The task's.
+
+        Args:
+            logits: as `answer` gives them.
+            label: (B,), (B, K) of 0 and 1, or (B, H, W).
+        """
         if self.task == "multilabel":
             return soft_margin(logits, label)
         if self.dense and logits.shape[-2:] != label.shape[-2:]:  # features of resized images, masks as they came
@@ -108,6 +119,10 @@ class Learner(nn.Module):
 def levels(depth: int, tuning: Tuning) -> list[int]:
     """The blocks a segmentation reads, from 0.
 
+    Args:
+        depth: blocks of the encoder.
+        tuning: blocks and decoder as the user said.
+
     Raises:
         ConfigError: no such block, or not four for upernet and dpt.
     """
@@ -124,6 +139,11 @@ def levels(depth: int, tuning: Tuning) -> list[int]:
 
 def adapt(encoder: nn.Module, name: str, tuning: Tuning) -> None:
     """Freeze an encoder, give it adapters, or let all of it learn.
+
+    Args:
+        encoder: changed in place.
+        name: what messages call it.
+        tuning: method and its settings.
 
     Raises:
         ConfigError: it cannot.

@@ -76,7 +76,15 @@ class ProbeResult:
     head: Head | None = None
 
     def row(self, features: str, classifier: Classifier | None = None) -> Row:
-        """The row of that name; of the linear classifier unless another is named."""
+        """The row of that name; of the linear classifier unless another is named.
+
+        Args:
+            features: `pooled`, `block 5`, `band statistics`, …
+            classifier: None for the linear one.
+
+        Raises:
+            ConfigError: there is none.
+        """
         for row in self.rows:
             if row.features == features and (row.classifier == classifier if classifier else row.classifier != "k-NN"):
                 return row

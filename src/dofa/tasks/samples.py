@@ -104,14 +104,24 @@ class Samples:
 
 
 def bilinear(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    """An image (C, H, W) at another size, with antialiasing."""
+    """An image (C, H, W) at another size, with antialiasing.
+
+    Args:
+        x: (C, H, W).
+        shape: (H, W) wanted.
+    """
     if tuple(x.shape[-2:]) == shape:
         return x
     return F.interpolate(x[None], shape, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def nearest(x: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A mask (1, H, W) at another size: classes keep their numbers."""
+    """A mask (1, H, W) at another size: classes keep their numbers.
+
+    Args:
+        x: (1, H, W).
+        shape: (H, W) wanted.
+    """
     return F.interpolate(x[None], shape, mode="nearest-exact")[0]
 
 
@@ -162,7 +172,15 @@ def training_batches(
 
 
 def micro_batch(data: LabelledImages, images: Tensor, targets: Tensor, rows: Ints, part: int) -> dict[str, Any]:
-    """What `train.loop` takes."""
+    """What `train.loop` takes.
+
+    Args:
+        data: the images are of.
+        images: (B, C, H, W).
+        targets: (B, …) labels or masks.
+        rows: (B,) numbers of the images.
+        part: which of the update's micro-batches it is.
+    """
     return {
         "sensor": data.sensor.name,
         "image": images,
@@ -173,7 +191,14 @@ def micro_batch(data: LabelledImages, images: Tensor, targets: Tensor, rows: Int
 
 
 def order(rows: Ints, batch: int, update: int, seed: int) -> Ints:
-    """(batch,) the images of an update: every pass its own permutation, its last images left out if they fill none."""
+    """(batch,) the images of an update: every pass its own permutation, its last images left out if they fill none.
+
+    Args:
+        rows: (n,) training images.
+        batch: images an update, at most n.
+        update: number from 0.
+        seed: of the permutations.
+    """
     epoch, place = divmod(update, len(rows) // batch)
     shuffled = np.random.default_rng([seed, epoch]).permutation(rows)
     return shuffled[place * batch : (place + 1) * batch]
