@@ -19,9 +19,11 @@ from dofa.errors import ConfigError
 from dofa.model import checkpoint
 from dofa.tasks import bench as room
 from dofa.tasks.bench import bench, check_settings
+from dofa.tasks.evaluation import DRAWS
 from dofa.tasks.probe import probe
-from dofa.tasks.suite import identity, load_suite, named, suites
+from dofa.tasks.suite import Cell, identity, load_suite, named, suites, tuning_of
 from dofa.tasks.tables import published
+from dofa.tasks.tuning import settle
 
 CLASSES = ("AnnualCrop", "Forest", "River")
 QUICK: dict[str, Any] = {"folds": 3, "neighbours": 3, "stats": "dataset", "penalties": [0.1]}
@@ -212,6 +214,13 @@ def test_a_suite_that_does_not_hold_together_is_refused_before_anything_runs(cha
     assert not (tmp_path / "out" / "cells").exists()
 
 
+def test_a_recipe_that_is_not_there_is_refused_before_anything_runs(folder, weights, tmp_path) -> None:
+    suite = written(tmp_path / "s.yaml", protocols={"Tuned": {"call": "finetune", "settings": {"recipe": "upernett"}}})
+    with pytest.raises(ConfigError, match=r"stripes · Tuned .*did you mean upernet"):
+        bench(suite=suite, data=str(folder), out=str(tmp_path / "out"), weights=[f"ours={weights}"])
+    assert not (tmp_path / "out" / "cells").exists()
+
+
 def test_a_row_of_its_own_stands_for_its_weights_alone_with_its_own_settings(tmp_path) -> None:
     models = {
         "{name}": {"weights": "{weights}"},
@@ -232,6 +241,108 @@ def test_a_protocol_may_give_single_models_seeds_of_their_own(tmp_path) -> None:
         *(("ours, random", seed, f"random:/a#{seed}") for seed in (0, 1, 2)),
         ("band statistics", 4, "statistics"),
     ]
+
+
+def test_weights_that_cannot_be_opened_are_refused_before_any_cell(folder, weights, tmp_path) -> None:
+    suite, out = written(tmp_path / "s.yaml"), tmp_path / "out"
+    for typo, told in ((f"{weights}x", "minex"), (f"teacher:{weights}/no.safetensors", "no.safetensors")):
+        with pytest.raises(ConfigError, match=f"--weights other: .*{re.escape(told)}") as refused:
+            bench(suite=suite, data=str(folder), out=str(out), weights=[f"mine={weights}", f"other={typo}"])
+        assert "\n" not in str(refused.value)
+    assert not out.exists()
+
+
+def test_weights_under_a_name_that_no_row_takes_are_refused(folder, weights, tmp_path) -> None:
+    models = {"large": {"weights": "{large}"}, "band statistics": {"weights": "statistics"}}
+    suite, out = written(tmp_path / "s.yaml", models=models), tmp_path / "out"
+    with pytest.raises(ConfigError, match="--weights larg=: no row of the suite takes it: did you mean large"):
+        bench(suite=suite, data=str(folder), out=str(out), weights=[f"larg={weights}"])
+    assert not out.exists()
+
+
+def test_without_weights_it_says_what_is_judged_all_the_same(folder, tmp_path, capsys) -> None:
+    result = bench(suite=written(tmp_path / "s.yaml"), data=str(folder), out=str(tmp_path / "out"))
+    assert "no --weights: nothing but band statistics is judged" in capsys.readouterr().err
+    assert result.counts["done"] == 1
+
+
+def test_fine_tuned_cells_are_compared_on_the_same_draws(folder, weights, tmp_path) -> None:
+    models = {key: SMALL["models"][key] for key in ("{name}", "{name}, random")}
+    protocols = {"Linear": {"call": "finetune", "settings": {"epochs": 2, "stats": "dataset"}}}
+    suite, out = written(tmp_path / "s.yaml", models=models, protocols=protocols), tmp_path / "out"
+    assert bench(suite=suite, data=str(folder), out=str(out), weights=[f"ours={weights}"]).counts["done"] == 2
+    for record in records(out):
+        (row,) = record["rows"]
+        assert len(row["drawn"]) == DRAWS
+        ends = np.quantile(row["drawn"], [0.025, 0.975])
+        assert ends == pytest.approx([row["score"]["low"], row["score"]["high"]], abs=1e-6)
+    assert "ours less the others, in points" in (out / "table.md").read_text()
+
+
+def test_the_suite_of_the_paper_fine_tunes_by_the_recipes_that_are_its_own() -> None:
+    """Settings of dofa.md, section 5; what a suite says over a recipe is named here."""
+    cells = [cell for cell in load_suite("paper").cells(["mine=/nowhere"]) if cell.call == "finetune"]
+    over = {
+        "Frozen encoder, UPerNet": ("upernet", {}),
+        "Full fine-tuning, classes": ("full", {"size": 224}),
+        "Full fine-tuning, maps": ("full-upernet", {"size": 224, "epochs": 71, "warmup_epochs": 1.33}),
+    }
+    assert {cell.protocol for cell in cells} == {*over}
+    for cell in cells:
+        recipe, said = over[cell.protocol]
+        blocks = {"blocks": [2, 5, 8, 11]} if cell.data == "SegMunich" and cell.model.endswith("B, released") else {}
+        blocks = blocks if cell.model.startswith("DOFA") else {}
+        assert tuning_of(cell.settings) == settle(recipe, said | blocks)
+    seg, full, maps = (next(tuning_of(c.settings) for c in cells if c.protocol == name) for name in over)
+    assert (seg.channels, seg.auxiliary, seg.epochs, seg.warmup_epochs, seg.batch, seg.rate, seg.crop) == (
+        512, 0.4, 20, 3, 64, 5e-3, 1.0,
+    )  # fmt: skip
+    assert (full.rate, full.weight_decay, full.batch, full.epochs, full.warmup_epochs) == (6.25e-5, 0.05, 256, 100, 20)
+    assert (maps.rate, maps.weight_decay, maps.batch, maps.size) == (6e-5, 0.01, 28, 224)
+    learned_from = 39_402 * 4 // 5
+    assert maps.epochs * learned_from / 28 == pytest.approx(80_000, rel=0.005)
+    assert maps.warmup_epochs * learned_from / 28 == pytest.approx(1_500, rel=0.005)
+
+
+def test_a_recipe_from_a_file_enters_by_content(tmp_path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    protocols = {"Tuned": {"call": "finetune", "settings": {"recipe": str(recipe), "epochs": 3}}}
+    suite = written(tmp_path / "s.yaml", protocols=protocols)
+
+    def cell() -> Cell:
+        return load_suite(suite).cells(["ours=/a"])[0]
+
+    recipe.write_text("method: full\nlr: 1.0e-4\nepochs: 9")
+    before = cell()
+    assert tuning_of(before.settings) == settle(recipe, {"epochs": 3})
+    assert "recipe" not in before.settings
+    recipe.write_text("method: full\nlr: 2.0e-4\nepochs: 9")
+    assert cell().name != before.name
+    recipe.write_text("method: fully")
+    with pytest.raises(ConfigError, match="method 'fully'"):
+        cell()
+
+
+def test_a_table_may_stand_beside_several_published_protocols_and_says_which(folder, weights, tmp_path) -> None:
+    data = {
+        "stripes": {"data": "eurosat-rgb:stripes", "published": "m-eurosat"},
+        "more": {"data": "eurosat-rgb:more", "published": "resisc45"},
+    }
+    protocols = {"Linear": {**SMALL["protocols"]["Linear"], "published": ["linear", "frozen"]}}
+    out = tmp_path / "out"
+    suite = written(tmp_path / "s.yaml", data=data, protocols=protocols)
+    bench(suite=suite, data=str(folder), out=str(out))
+    page = (out / "table.md").read_text()
+    assert "| *DOFA-B, the paper, linear [H]* | 93.9 |  |" in page
+    assert "| *DOFA-B, the paper, frozen [H]* |  | 91.3 |" in page
+    told = next(line for line in page.splitlines() if line.startswith("Published numbers"))
+    assert "linear: frozen encoder, linear layer by LARS" in told
+    assert "frozen: frozen encoder" in told
+
+
+def test_the_linear_probe_of_the_paper_shows_resisc45_of_a_frozen_encoder() -> None:
+    for name, protocol in load_suite("paper").protocols.items():
+        assert (protocol.beside == ("linear", "frozen")) == name.startswith("Linear probe")
 
 
 def test_a_suite_of_nothing_but_given_weights_asks_for_them(folder, tmp_path) -> None:

@@ -6,7 +6,7 @@ the pages.
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -14,14 +14,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from dofa.errors import ConfigError, DofaError, nearest
 from dofa.tasks.cells import Cells, Holder
+from dofa.tasks.judging import drawn_scores
 from dofa.tasks.rendering import render
 from dofa.tasks.result import ProbeResult
-from dofa.tasks.suite import STATISTICS, Call, Cell, Suite, load_suite
+from dofa.tasks.suite import STATISTICS, Call, Cell, Suite, load_suite, named, tuning_of
+from dofa.version import code_version
 
 Rows = list[dict[str, Any]]
 # What one cell may die of while the others go on: mistakes in its input, memory, a bug. Interrupts end everything.
@@ -74,7 +75,7 @@ def bench(*, suite: str, data: str, out: str, weights: Sequence[str] = (), retry
         How far it came; `print` says it.
 
     Raises:
-        ConfigError: a suite that does not hold together, or a folder that is not there.
+        ConfigError: a suite that does not hold together, weights that cannot be opened, a folder that is not there.
         DataError: a record in `out` that cannot be read.
     """
     plan = load_suite(suite)
@@ -82,12 +83,16 @@ def bench(*, suite: str, data: str, out: str, weights: Sequence[str] = (), retry
     for cell in plan.cells(weights):
         cells.setdefault(cell.name, cell)  # two tables may show the same one
     check_settings(cells.values())
+    check_weights(weights, plan)
     folder, target = Path(data), Path(out)
     if not folder.is_dir():
         raise ConfigError(f"--data {data}: there is no such folder; the data sets of suite {suite} lie in it")
     kept = Cells(target / "cells")
     console = Console(stderr=True)
     console.print(f"{plan.title}: {len(cells)} cells", highlight=False)
+    if not weights:
+        rows = ", ".join(plan.rows())
+        console.print(f"no --weights: nothing but {rows} is judged", markup=False, highlight=False, soft_wrap=True)
     while _pass(cells, kept, folder, target, retry, console):
         retry = False  # once is enough
     page = _render_whole(plan, weights, kept, target)
@@ -138,8 +143,6 @@ def run_cell(cell: Cell, folder: Path, target: Path) -> dict[str, Any]:
     Returns:
         status `done` with rows, `missing` or `failed` with the reason; plain values.
     """
-    from dofa.train.objective import code_version
-
     facts = {"code": code_version()}
     spec = located(cell.spec, folder)
     try:
@@ -169,7 +172,7 @@ def _probe(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
         settings["fraction"] = cell.fraction
     result: ProbeResult = probe(weights, spec, seed=cell.seed, baselines=floor, cache=target / "cache", **settings)
     rows = [
-        {**row.to_dict(), "drawn": _drawn(row.judged, cell.seed)}
+        {**row.to_dict(), "drawn": drawn_scores(row.judged, cell.seed)}
         for row in result.rows
         if not floor or row.features == "band statistics"
     ]
@@ -184,29 +187,17 @@ def _finetune(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]
     result = finetune(cell.weights, spec, seed=cell.seed, out=work, cache=target / "cache", resume=True, **settings)
     found = result.to_dict()
     row = {"features": f"{found['method']}, {found['decoder']}", "classifier": "finetune", "metric": found["metric"],
-           "score": found["score"], "confusion": found["confusion"]}  # fmt: skip
+           "score": found["score"], "confusion": found["confusion"], "drawn": list(result.drawn)}  # fmt: skip
     classes = {entry["name"]: entry["count"] for entry in found["classes"]}
     data = {"judged": found["images"], "unit": "image", "classes": classes}
     return [row], {"data": data, "notes": found["notes"], "epoch": found["epoch"]}
 
 
-def _drawn(runs: Sequence[Any], seed: int) -> list[float]:
-    """Scores of the bootstrap's draws: two cells with the same units have the same draws, so differences are paired."""
-    from dofa.tasks.evaluation import MIN_UNITS, bootstrap_score
+def check_settings(cells: Iterable[Cell]) -> None:
+    """Refuse keywords that the functions do not have and recipes that do not hold together, before any computing.
 
-    kept: list[Any] = []
-
-    def score(times: Any) -> Any:
-        kept.append(np.mean([run.scores(times) for run in runs], axis=0))
-        return kept[-1]
-
-    units = runs[0].units
-    bootstrap_score(score, units, seed)
-    return [] if units < MIN_UNITS else [round(float(value), 6) for value in np.concatenate(kept[1:])]
-
-
-def check_settings(cells: Any) -> None:
-    """Refuse keywords that the functions do not have, before anything is computed.
+    Args:
+        cells: of a suite.
 
     Raises:
         ConfigError: the nearest keywords are named.
@@ -216,10 +207,41 @@ def check_settings(cells: Any) -> None:
         for key in cell.settings:
             if key not in known:
                 raise ConfigError(f"{cell.title}: {cell.call} has no setting {key!r}: {nearest(key, known)}")
+        if cell.call == "finetune":
+            try:
+                tuning_of(cell.settings)
+            except ConfigError as error:
+                raise ConfigError(f"{cell.title}: {error}") from None
+
+
+def check_weights(weights: Sequence[str], plan: Suite) -> None:
+    """Refuse weights that cannot be opened or that no row takes, before any cell.
+
+    Args:
+        weights: given on the command line.
+        plan: the suite.
+
+    Raises:
+        ConfigError: which, and why.
+    """
+    from dofa.tasks.backbones import open_backbone
+
+    for name, spec in map(named, weights):
+        if name in plan.unused(weights):
+            raise ConfigError(f"--weights {name}=: no row of the suite takes it: {nearest(name, plan.asked)}")
+        try:
+            open_backbone(spec)
+        except DofaError as error:
+            raise ConfigError(f"--weights {name}: {error}") from None
 
 
 def located(spec: str, folder: Path) -> str:
-    """A data set of a suite as `open_labelled` takes it: relative paths start in the folder."""
+    """A data set of a suite as `open_labelled` takes it: relative paths start in the folder.
+
+    Args:
+        spec: as the suite writes it.
+        folder: the one of `--data`.
+    """
     from dofa.tasks.datasets import KINDS
 
     kind, colon, rest = spec.partition(":")

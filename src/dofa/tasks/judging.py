@@ -119,6 +119,11 @@ class Ranked:
 def interval(runs: Sequence[Judged], seed: int, against: Sequence[Judged] = ()) -> Interval:
     """The mean score of runs (seeds of random weights) with its interval; less that of others, on the same draws.
 
+    Args:
+        runs: of one method, a seed each.
+        seed: of the draws.
+        against: runs of another method on the same units; none for the score itself.
+
     Raises:
         ConfigError: they were not judged on the same units.
     """
@@ -132,6 +137,27 @@ def interval(runs: Sequence[Judged], seed: int, against: Sequence[Judged] = ()) 
         return mean(runs, times) - mean(against, times) if against else mean(runs, times)
 
     return bootstrap_score(score, runs[0].units, seed)
+
+
+def drawn_scores(runs: Sequence[Judged], seed: int) -> list[float]:
+    """Scores of the draws that `interval` takes: two results with the same units have the same draws.
+
+    Args:
+        runs: to average.
+        seed: of the draws.
+
+    Returns:
+        A score a draw, rounded to six digits; empty where there are too few units for an interval.
+    """
+    kept: list[Floats] = []
+
+    def score(times: Floats) -> Floats:
+        kept.append(np.asarray(np.mean([run.scores(times) for run in runs], axis=0)))
+        return kept[-1]
+
+    bootstrap_score(score, runs[0].units, seed)
+    # The first call scores every unit once; the draws follow.
+    return [round(float(value), 6) for value in np.concatenate([np.zeros(0), *kept[1:]])]
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,10 @@ def _grid(table: Table) -> tuple[list[str], list[tuple[str, list[str], bool]]]:
         for row in table.rows
     ]
     sources = published()[1]["sources"]
+    several = len({row.protocol for row, _ in table.beside()}) > 1
     for row, scores in table.beside():
-        name = f"{row.model}, {sources[row.source]['title']} [{row.confidence}]"
+        how = f", {row.protocol}" if several else ""
+        name = f"{row.model}, {sources[row.source]['title']}{how} [{row.confidence}]"
         rows.append((name, [f"{scores[c]:.1f}" if c in scores and f == 1 else "" for c, f in places], True))
     return header, rows
 
@@ -172,7 +174,7 @@ def _sources(tables: Sequence[Table]) -> list[str]:
         return []
     told = published()[1]
     where = "; ".join(f"{told['sources'][s]['title']}: {told['sources'][s]['where']}" for s in shown)
-    how = {table.protocol.published: None for table in tables if table.beside()}
+    how = {row.protocol: None for table in tables for row, _ in table.beside()}
     protocols = "; ".join(f"{name}: {told['protocols'][name]}" for name in how)
     marks = ", ".join(f"[{mark}] {meaning}" for mark, meaning in CONFIDENCE.items())
     return [f"Published numbers are others' ({where}; {marks}). Their protocols: {protocols}.", ""]

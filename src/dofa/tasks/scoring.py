@@ -15,7 +15,7 @@ from torch import Tensor
 from dofa.errors import DataError
 from dofa.figures import canvas
 from dofa.tasks.evaluation import Interval
-from dofa.tasks.judging import Classes, Judged, Pixels, Ranked, interval
+from dofa.tasks.judging import Classes, Judged, Pixels, Ranked, drawn_scores, interval
 from dofa.tasks.labelled import IGNORE, LabelledImages, Task
 from dofa.tasks.metrics import Counts, binary_counts, confusion, f1, iou, multilabel_f1
 from dofa.tasks.result import Metric
@@ -36,6 +36,7 @@ class Score:
             `iou`. NaN is None: a class that neither occurs nor is predicted.
         confusion: (K, K) counts, rows true and columns predicted; of a multilabel task (K, 2, 2).
         images: judged.
+        drawn: scores of the bootstrap's draws, for paired differences; empty where units are too few.
     """
 
     metric: Metric
@@ -43,6 +44,7 @@ class Score:
     classes: tuple[dict[str, Any], ...]
     confusion: Counts = field(repr=False)
     images: int
+    drawn: tuple[float, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for JSON."""
@@ -120,7 +122,8 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
             table = _table(data.class_names, counts.sum(1), {"iou": iou(counts), "f1": f1(counts)})
         else:
             judged = Classes(np.trace(each, axis1=1, axis2=2).astype(np.float64), unit)
-    return Score(METRICS[data.task], interval([judged], seed), table, counts, len(rows))
+    draws = tuple(drawn_scores([judged], seed))
+    return Score(METRICS[data.task], interval([judged], seed), table, counts, len(rows), draws)
 
 
 def logits_of(
@@ -153,7 +156,13 @@ def logits_of(
 
 
 def draw_confusion(score: Score, path: Path, title: str) -> Path:
-    """A picture of the confusion matrix: shares of each true class (rows) by what was answered (columns)."""
+    """A picture of the confusion matrix: shares of each true class (rows) by what was answered (columns).
+
+    Args:
+        score: with its matrix and classes.
+        path: of the picture.
+        title: above it.
+    """
     names = [row["name"] for row in score.classes]
     share = score.confusion / np.maximum(score.confusion.sum(1, keepdims=True), 1)
     label = 0.3 + 0.075 * max(map(len, names)) if len(names) <= NAMED else 0.4

@@ -18,6 +18,7 @@ import yaml
 
 from dofa.errors import ConfigError, nearest
 from dofa.tasks.labelled import digest
+from dofa.tasks.tuning import Tuning, settle
 
 Call = Literal["probe", "finetune"]
 CALLS: tuple[Call, ...] = get_args(Call)
@@ -77,7 +78,7 @@ class Protocol:
         classifier: of a probe's two, the one this table shows.
         models: names of those it is for; all where absent.
         data: names of the data sets it is for; all where absent.
-        published: which published protocol its numbers stand beside.
+        published: which published protocols its numbers stand beside, one or several.
         note: told under the table.
     """
 
@@ -88,8 +89,13 @@ class Protocol:
     classifier: Literal["linear", "k-NN"] = "linear"
     models: tuple[str, ...] | None = None
     data: tuple[str, ...] | None = None
-    published: str | None = None
+    published: str | tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the published protocols."""
+        return (self.published,) if isinstance(self.published, str) else self.published
 
 
 @dataclass(frozen=True)
@@ -177,12 +183,25 @@ class Suite:
         """Names of the models, those that stand for weights given once for each."""
         return [row for _, row, _ in self._models(weights)]
 
+    @cached_property
+    def asked(self) -> list[str]:
+        """Names of the weights that rows of their own stand for."""
+        return list(dict.fromkeys(name for model in self.models.values() for name in _asked_for(model)))
+
+    def unused(self, weights: Sequence[str]) -> list[str]:
+        """Names of weights that no row takes.
+
+        Args:
+            weights: as for `cells`.
+        """
+        takes_all = any(GIVEN in model.weights for model in self.models.values())
+        return [name for name, _ in map(named, weights) if not takes_all and name not in self.asked]
+
     def _models(self, weights: Sequence[str]) -> Iterator[tuple[str, str, Model]]:
         """Key, row and weights: a row of its own takes its name out of those that `{weights}` stands for."""
         given = dict(pairs := [named(word) for word in weights])
         if len(given) < len(pairs):
             raise ConfigError("two of the weights have the same name: call them NAME=FOLDER")
-        own = {name for model in self.models.values() for name in _asked_for(model)}
         for key, model in self.models.items():
             if names := _asked_for(model):
                 if all(name in given for name in names):
@@ -194,7 +213,7 @@ class Suite:
                 yield key, key, model
             else:
                 for name, spec in given.items():
-                    if name not in own:
+                    if name not in self.asked:
                         yield key, key.replace(NAME, name), replace(model, weights=model.weights.replace(GIVEN, spec))
 
     def _of(self, title: str, protocol: Protocol, weights: Sequence[str]) -> Iterator[Cell]:
@@ -209,6 +228,8 @@ class Suite:
                     continue
                 settings = {**protocol.settings, **getattr(data, protocol.call), **getattr(model, protocol.call)}
                 settings |= model.on.get(column, {})
+                if "recipe" in settings and Path(str(settings["recipe"])).is_file():
+                    settings = plain_settings(settings)  # by content: the file may change, and with it the cell's name
                 for fraction in protocol.fractions:
                     for seed in self._seeds(protocol, key):
                         spec = model.weights.replace(SEED, str(seed))
@@ -224,6 +245,35 @@ class Suite:
 def _asked_for(model: Model) -> list[str]:
     """Names of the weights that a row of its own stands for."""
     return [name for name in re.findall(r"\{(\w+)\}", model.weights) if f"{{{name}}}" not in (GIVEN, SEED)]
+
+
+def tuning_of(settings: Mapping[str, Any]) -> Tuning:
+    """What the keywords of a `finetune` come to: its recipe with what is said over it.
+
+    Args:
+        settings: of a cell.
+
+    Raises:
+        ConfigError: no such recipe, or values that do not hold together.
+    """
+    known = {f.name for f in fields(Tuning)}
+    return settle(settings.get("recipe"), {key: value for key, value in settings.items() if key in known})
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a `finetune` with the recipe's own numbers in place of the recipe.
+
+    Args:
+        settings: of a cell.
+
+    Raises:
+        ConfigError: as `tuning_of`; or the recipe takes a share of the labels, which a protocol decides.
+    """
+    found = tuning_of(settings).to_dict()
+    if found.pop("fraction") != 1:
+        raise ConfigError(f"recipe {settings['recipe']}: leave fraction out, a protocol names its fractions")
+    rest = {key: value for key, value in settings.items() if key != "recipe" and key not in found}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()} | rest
 
 
 def named(word: str) -> tuple[str, str]:

@@ -90,7 +90,13 @@ def published() -> tuple[list[Published], dict[str, Any]]:
 
 
 def found_in(suite: Suite, cell: Cell, record: dict[str, Any] | None) -> list[Found]:
-    """The rows of a record that its table shows: of a probe those of one classifier, one for each kind of features."""
+    """The rows of a record that its table shows: of a probe those of one classifier, one for each kind of features.
+
+    Args:
+        suite: with its protocols.
+        cell: of the table.
+        record: what came of it, None where it is not there yet.
+    """
     if record is None or record["status"] != "done":
         return [Found(cell, cell.model, record, None)]
     nearest = suite.protocols[cell.protocol].classifier == "k-NN"
@@ -121,7 +127,13 @@ class Table:
         self.rows = [row for row in self.rows if row in told or not any(name.startswith(f"{row}, ") for name in told)]
 
     def entry(self, row: str, column: str, fraction: float | None = None) -> Entry | None:
-        """Seeds together, at the largest share of labels unless another is named."""
+        """Seeds together, at the largest share of labels unless another is named.
+
+        Args:
+            row: a model.
+            column: a data set.
+            fraction: of the labels.
+        """
         share = self.fractions[-1] if fraction is None else fraction
         scores = [f.score for f in self._at(row, column, share) if f.score is not None]
         if not scores:
@@ -133,7 +145,13 @@ class Table:
         return Entry(float(np.mean(values)), low, high, spread, len(values), scores[0]["metric"])
 
     def difference(self, row: str, other: str, column: str) -> tuple[float, float, float] | None:
-        """Mean paired difference of two rows and its 95 % interval, None unless both were judged on the same draws."""
+        """Mean paired difference of two rows and its 95 % interval, None unless both were judged on the same draws.
+
+        Args:
+            row: a model.
+            other: the model it is compared with.
+            column: a data set.
+        """
         pairs = []
         theirs = {f.cell.seed: f for f in self._at(other, column, self.fractions[-1])}
         for mine in self._at(row, column, self.fractions[-1]):
@@ -151,7 +169,13 @@ class Table:
         return float(np.mean([gap for gap, _ in pairs])), float(low), float(high)
 
     def state(self, row: str, column: str, fraction: float | None = None) -> str:
-        """What stands where there is no number."""
+        """What stands where there is no number.
+
+        Args:
+            row: a model.
+            column: a data set.
+            fraction: of the labels, None for the largest.
+        """
         share = self.fractions[-1] if fraction is None else fraction
         kinds = {("…" if f.record is None else f.record["status"]) for f in self._at(row, column, share)}
         return next((kind for kind in ("failed", "missing", "…") if kind in kinds), "")
@@ -159,10 +183,10 @@ class Table:
     def beside(self) -> list[tuple[Published, dict[str, float]]]:
         """Published rows of this protocol that have a number for one of the columns, by column."""
         out = []
-        for row in published()[0] if self.protocol.published else ():
+        for row in published()[0] if self.protocol.beside else ():
             names = {column: self.suite.data[column].published for column in self.columns}
             scores = {column: row.scores[name] for column, name in names.items() if name in row.scores}
-            if row.protocol == self.protocol.published and scores:
+            if row.protocol in self.protocol.beside and scores:
                 out.append((row, scores))
         return out
 

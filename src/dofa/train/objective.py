@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-import dofa
 from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore
 from dofa.errors import ConfigError
@@ -358,8 +357,3 @@ def store_digest(store: SensorStore) -> str:
     for split in get_args(Split):
         digest.update(store.indices(split).tobytes())
     return digest.hexdigest()
-
-
-def code_version() -> str:
-    """The version of this package, for the provenance of weights."""
-    return f"dofa {dofa.__version__}"

@@ -30,7 +30,6 @@ from dofa.train.objective import (
     Pretraining,
     brings_decoder,
     build_model,
-    code_version,
     learn_sensors,
     named_blocks,
     save_model,
@@ -40,6 +39,7 @@ from dofa.train.optim import adamw, learning_rate
 from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
 from dofa.train.views import plan_views
 from dofa.train.watch import draw, measure
+from dofa.version import code_version
 
 TERMINATED = 143  # exit status after SIGTERM, 128 + 15 as a shell says it: saved, not finished, to be resumed
 STANDARD_BATCHES = 32  # micro-batches whose teacher's features are standardised by
