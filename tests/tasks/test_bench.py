@@ -214,6 +214,19 @@ def test_a_suite_that_does_not_hold_together_is_refused_before_anything_runs(cha
     assert not (tmp_path / "out" / "cells").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"protocols": {"L": {"call": "probe", "published": ["linear", "frosen"]}}}, "protocols: L: .*mean frozen"),
+        ({"data": {"a": {"data": "x:y", "published": "m-eurosatt"}}}, "data: a: .*mean m-eurosat"),
+    ],
+)
+def test_published_names_that_nobody_published_are_refused(changes, told, folder, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        bench(suite=written(tmp_path / "s.yaml", **changes), data=str(folder), out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_that_is_not_there_is_refused_before_anything_runs(folder, weights, tmp_path) -> None:
     suite = written(tmp_path / "s.yaml", protocols={"Tuned": {"call": "finetune", "settings": {"recipe": "upernett"}}})
     with pytest.raises(ConfigError, match=r"stripes · Tuned .*did you mean upernet"):

@@ -22,6 +22,7 @@ from dofa.tasks.judging import drawn_scores
 from dofa.tasks.rendering import render
 from dofa.tasks.result import ProbeResult
 from dofa.tasks.suite import STATISTICS, Call, Cell, Suite, load_suite, named, tuning_of
+from dofa.tasks.tables import published
 from dofa.version import code_version
 
 Rows = list[dict[str, Any]]
@@ -83,6 +84,7 @@ def bench(*, suite: str, data: str, out: str, weights: Sequence[str] = (), retry
     for cell in plan.cells(weights):
         cells.setdefault(cell.name, cell)  # two tables may show the same one
     check_settings(cells.values())
+    check_published(plan)
     check_weights(weights, plan)
     folder, target = Path(data), Path(out)
     if not folder.is_dir():
@@ -212,6 +214,21 @@ def check_settings(cells: Iterable[Cell]) -> None:
                 tuning_of(cell.settings)
             except ConfigError as error:
                 raise ConfigError(f"{cell.title}: {error}") from None
+
+
+def check_published(plan: Suite) -> None:
+    """Refuse published protocols and data sets that nobody published: their rows would just be absent.
+
+    Raises:
+        ConfigError: the nearest names are named.
+    """
+    rows, told = published()
+    columns = {name for row in rows for name in row.scores}
+    words = [(f"protocols: {key}", word, told["protocols"]) for key, p in plan.protocols.items() for word in p.beside]
+    words += [(f"data: {key}", d.published, columns) for key, d in plan.data.items() if d.published is not None]
+    for where, word, known in words:
+        if word not in known:
+            raise ConfigError(f"{where}: published has no {word!r}: {nearest(word, known)}")
 
 
 def check_weights(weights: Sequence[str], plan: Suite) -> None:
