@@ -11,6 +11,7 @@ from dofa.progress import Progress
 from dofa.scene.engine import Job, Precision
 from dofa.scene.features import What, embed_all
 from dofa.scene.layout import FORMATS, Format
+from dofa.scene.opening import opening_words
 from dofa.scene.saving import save
 from dofa.scene.scene import open_scene
 
@@ -127,32 +128,6 @@ def embed_command(
         done = save(embeddings, paths, dtype=dtype, kind=format, overwrite=overwrite)
     notes = tuple(w for e in embeddings for w in e.inputs.scene.warnings)
     return Written(tuple(paths), tuple(p for p in paths if p not in done), notes)
-
-
-def opening_words(
-    *,
-    sensor: str | None,
-    bands: Sequence[str] | None,
-    wavelengths: Sequence[float] | None,
-    dn_offset: float | None,
-    nodata: float | None,
-    gsd: float | None,
-    mask: str | None,
-    mask_values: Sequence[int | str] | None,
-    strict: bool,
-) -> dict[str, Any]:
-    """The command line's words as arguments of `open_scene`."""
-    return {
-        "sensor": sensor,
-        "bands": None if bands is None else [None if b == "-" else b for b in bands],
-        "wavelengths_um": wavelengths,
-        "dn_offset": dn_offset,
-        "nodata": nodata,
-        "gsd_m": gsd,
-        "mask": mask,
-        "mask_values": mask_values,
-        "strict": strict,
-    }
 
 
 def output_paths(names: Sequence[str], out: Path, format: Format | None) -> list[Path]:

@@ -18,10 +18,11 @@ from dofa.model.encoder import DOFA
 from dofa.pixels import Float
 from dofa.scene import engine
 from dofa.scene.colours import colour_panel
-from dofa.scene.command import Bar, Written, opening_words
+from dofa.scene.command import Bar, Written
 from dofa.scene.engine import Precision
 from dofa.scene.features import Embedding, embed, sample
 from dofa.scene.layout import FORMATS
+from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout
 from dofa.scene.panels import Panel, Ramp, draw, ramp_picture
 from dofa.scene.pictures import captions, check_out, fine_stride, part_note, part_of

@@ -18,7 +18,7 @@ from rich.table import Table
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import RunningStats, Scaling
 from dofa.raster import gdal
-from dofa.scene.command import opening_words
+from dofa.scene.opening import opening_words
 from dofa.scene.scene import Scene, open_scene
 from dofa.sensors import Sensor
 from dofa.tasks.blocks import SPLITS, check_frames, check_shares, deal, lay_blocks

@@ -188,11 +188,13 @@ class _Picture:
     def hold(self, height: int, width: int) -> None:
         """Nothing to do: all of it is in memory."""
 
-    def normalised(self, window: Window) -> tuple[Floats, NDArray[np.bool_]]:
-        """The last row and column repeated beyond the border, as of scenes."""
+    def normalised(self, window: Window, out: Floats | None = None) -> tuple[Floats, NDArray[np.bool_]]:
+        """As `Inputs.normalised`: the last row and column repeated beyond the border, written to `out` where given."""
         rows, cols = (np.arange(w, w + n) for w, n in ((window.row, window.height), (window.col, window.width)))
         inside = self._image[:, rows.clip(0, self.height - 1)][:, :, cols.clip(0, self.width - 1)]
-        return inside, self.valid(window)
+        if out is not None:
+            out[:] = inside
+        return inside if out is None else out, self.valid(window)
 
     def valid(self, window: Window) -> NDArray[np.bool_]:
         """False outside."""
