@@ -166,7 +166,12 @@ def run(
 
 
 def in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether a model runs under autocast to bf16."""
+    """Whether a model runs under autocast to bf16.
+
+    Args:
+        precision: as the user said; `auto` asks the device.
+        device: where the model runs.
+    """
     return precision == "bf16" or (precision == "auto" and fast_bf16(device))
 
 
@@ -178,7 +183,14 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
-    """Pixels across a swath, so that decoded rows and unfinished cells stay within BUDGET, if not too narrow by it."""
+    """Pixels across a swath, so that decoded rows and unfinished cells stay within BUDGET, if not too narrow by it.
+
+    Args:
+        inputs: of the scene.
+        tile: side in pixels.
+        model: with its patch and channels.
+        stride: pixels between shifted passes.
+    """
     rows = tile + 2 * inputs.chunks.side[0]
     cells = (tile + model.patch) / stride**2
     column = inputs.scene.pixel_bytes * rows + 8 * model.channels * cells
@@ -186,19 +198,32 @@ def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
 
 
 def read(inputs: Inputs, window: Window) -> Float | None:
-    """A normalised tile, or None where it holds no measurement."""
+    """A normalised tile, or None where it holds no measurement.
+
+    Args:
+        inputs: of the scene.
+        window: pixels of it.
+    """
     image, valid = inputs.normalised(window)
     return image if valid.any() else None
 
 
 def nbytes(jobs: Sequence[Job], items: Sequence[Item]) -> int:
-    """Bytes of pixels that tiles cover in their files."""
+    """Bytes of pixels that tiles cover in their files.
+
+    Args:
+        jobs: of the run.
+        items: tiles.
+    """
     windows = [(i.tile.window, jobs[i.job].inputs.scene.pixel_bytes) for i in items]
     return sum(window.height * window.width * pixel for window, pixel in windows)
 
 
 def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Item]]:
     """Tiles of one shape for one model, at most `size`; always the same ones, whatever is finished already.
+
+    Args:
+        jobs: of the run.
 
     Raises:
         ConfigError: a size below one.
@@ -233,7 +258,14 @@ def _items(jobs: Sequence[Job]) -> Iterator[Item]:
 
 @torch.inference_mode()
 def answer(model: TileModel, images: Sequence[Float | None], device: torch.device, low: bool) -> list[Float | None]:
-    """(h, w, K) float32 an image, None for those without a measurement."""
+    """(h, w, K) float32 an image, None for those without a measurement.
+
+    Args:
+        model: on the device.
+        images: (B, C, h, w), normalised.
+        device: where the model runs.
+        low: under autocast to bf16.
+    """
     full = [image for image in images if image is not None]
     if not full:
         return [None] * len(images)
@@ -256,6 +288,10 @@ class Joint:
 
     def add(self, items: Sequence[Item], answers: Sequence[Float | None]) -> list[Block]:
         """Blocks that are finished by these answers.
+
+        Args:
+            items: tiles, in the order of `batches`.
+            answers: (h, w, K) of each, None where nothing was measured.
 
         Raises:
             DataError: answers that are not finite; the scene and the place are named.

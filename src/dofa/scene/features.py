@@ -240,7 +240,10 @@ def embed_all(
     progress: Callable[[int, int], None] = lambda tiles, read: None,
     **opening: Any,
 ) -> list[Embedding]:
-    """Features of several scenes: like `embed`, with one projection and, for `--stats dataset`, one statistics."""
+    """Features of several scenes: like `embed`, with one projection and, for `--stats dataset`, one statistics.
+
+    Beside `scenes`, arguments as of `embed`.
+    """
     model = model if isinstance(model, DOFA) else load(model)
     opened = [scene if isinstance(scene, Scene) else open_scene(scene, **opening) for scene in scenes]
     measured = measure(opened, stats)
@@ -279,6 +282,11 @@ def embed_all(
 def tile_side(inputs: Inputs, model: DOFA, tile: int | None) -> int:
     """Pixels a side of a tile: as told, or as trained; no more than the scene's whole patches.
 
+    Args:
+        inputs: of the scene.
+        model: with its patch and image size.
+        tile: side in pixels as told, None for the model's.
+
     Raises:
         ConfigError: not a multiple of the patch.
     """
@@ -292,7 +300,15 @@ def tile_side(inputs: Inputs, model: DOFA, tile: int | None) -> int:
 def specialised(
     model: DOFA, inputs: Inputs, device: str | None, compile: bool, precision: Precision = "auto"
 ) -> StaticViT:
-    """The encoder with the kernel of these bands, its matrices in the precision it will run in."""
+    """The encoder with the kernel of these bands, its matrices in the precision it will run in.
+
+    Args:
+        model: an encoder.
+        inputs: whose wavelengths it will see.
+        device: as told, None for the best there is.
+        compile: through torch.compile.
+        precision: it will run in.
+    """
     target = choose(device)
     low = engine.in_bf16(precision, target)
     vit = model.specialize(inputs.wavelengths, precision=torch.bfloat16 if low else None).eval().to(target)
@@ -305,6 +321,13 @@ def specialised(
 
 def plan_of(inputs: Inputs, tiles: engine.TileModel, side: int, stride: int | None, overlap: int | None) -> Plan:
     """How a scene is cut for a model.
+
+    Args:
+        inputs: of the scene.
+        tiles: the model with its patch and cell.
+        side: of a tile, in pixels.
+        stride: pixels between shifted passes, None for one pass.
+        overlap: pixels that tiles share, None for a third of a tile.
 
     Raises:
         ConfigError: a stride or an overlap that does not fit.
@@ -355,7 +378,16 @@ def sample(embeddings: Sequence[Embedding]) -> NDArray[np.float32]:
 
 
 def describe(inputs: Inputs, model: DOFA, digest: str, plan: Plan, level: What, tiles: EncoderTiles) -> dict[str, Any]:
-    """What a file of features says of itself; plain JSON."""
+    """What a file of features says of itself; plain JSON.
+
+    Args:
+        inputs: of the scene.
+        model: whose features they are.
+        digest: of its weights.
+        plan: how the scene is cut.
+        level: what has a vector: patch, pixel or tile.
+        tiles: the blocks read.
+    """
     return {
         "dofa": dofa.__version__,
         "encoder_sha256": digest,
@@ -378,7 +410,12 @@ def describe(inputs: Inputs, model: DOFA, digest: str, plan: Plan, level: What, 
 
 
 def measure(scenes: Sequence[Scene], stats: str | None) -> list[Any]:
-    """Statistics of each scene's parts, where they are asked for."""
+    """Statistics of each scene's parts, where they are asked for.
+
+    Args:
+        scenes: of one run.
+        stats: `scene`, `dataset`, or anything else for none.
+    """
     from dofa.scene.statistics import scene_statistics
 
     if stats == "scene":
