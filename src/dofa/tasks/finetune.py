@@ -17,7 +17,6 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-import dofa
 from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.files import write_atomically
 from dofa.model import checkpoint
@@ -41,6 +40,7 @@ from dofa.tasks.scoring import Score, percent
 from dofa.tasks.threeway import split
 from dofa.tasks.tuning import DecoderName, Method, Precision, Tuning, settle
 from dofa.train.state import checkpoints, read_facts, sole_run
+from dofa.version import code_version
 
 FORMAT_VERSION = 1
 RESULT, HEAD, MODEL = "finetune.json", "head", "model"
@@ -59,6 +59,7 @@ class FinetuneResult:
         seconds: it took, interruptions left out.
         notes: what the reader of the numbers should know.
         folder: with `head`, and `model` where the encoder has changed.
+        drawn: scores of the test's bootstrap draws: those of two models on the same images are paired.
     """
 
     test: dict[str, Any]
@@ -69,6 +70,7 @@ class FinetuneResult:
     seconds: float
     notes: tuple[str, ...]
     folder: Path
+    drawn: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for JSON; scores are shares, 0–1."""
@@ -78,7 +80,7 @@ class FinetuneResult:
             "seed": self.seed,
             "epoch": self.epoch,
             "validation": list(self.validation),
-            "code": dofa.__version__,
+            "code": code_version(),
             "seconds": self.seconds,
             **self.setting,
             "notes": list(self.notes),
@@ -249,8 +251,9 @@ def finetune(
             seconds=round(seconds + time.perf_counter() - began, 3),
             notes=tuple(notes),
             folder=folder,
+            drawn=score.drawn,
         )
-        record = result.to_dict() | {"digest": digest}
+        record = result.to_dict() | {"digest": digest, "drawn": list(score.drawn)}
         write_atomically(folder / RESULT, (json.dumps(record, indent=1) + "\n").encode())
         _clear(folder)
     return result
@@ -301,6 +304,7 @@ def _found(folder: Path, digest: dict[str, Any], resume: bool, overwrite: bool) 
         seconds=record["seconds"],
         notes=tuple(record["notes"]),
         folder=folder,
+        drawn=tuple(record.get("drawn", ())),
     )
 
 
