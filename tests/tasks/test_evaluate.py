@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from dofa.scene import engine
 from dofa.scene.predict import predict_all
 from dofa.scene.reading import open_features
 from dofa.scene.saving import write_all
-from dofa.tasks.evaluate import Answers, evaluate
+from dofa.tasks.answers import Answers
+from dofa.tasks.evaluate import evaluate
 from dofa.tasks.finetune import finetune
 from dofa.tasks.probe import probe
 from dofa.tasks.samples import Samples
@@ -231,3 +234,26 @@ def test_targets_are_read_once_with_their_images():
     counted = replace(data, read=lambda index: calls.append(index) or data.read(index))
     Samples(counted, data.scaling.with_stats([0.0] * 3, [1.0] * 3, "user")).batch([0, 1])
     assert calls == [0, 1]
+
+
+@pytest.mark.parametrize("weights", ["random:w#1", "teacher:vit.pth", "timm:resnet50", "torchgeo:dofa"])
+def test_weights_that_no_head_belongs_to_are_refused_in_one_line(weights, tmp_path, capsys):
+    assert main(["evaluate", "--head", str(tmp_path), "--weights", weights, "--data", "eurosat-ms:none.zip"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"dofa: --weights {weights}: a head belongs to the DOFA encoder it was trained on")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["finetune", "evaluate"])
+def test_help_needs_no_torch_and_under_half_a_second(verb):
+    code = f"""
+import sys, time
+from dofa.cli import main
+try: main(['{verb}', '--help'])
+finally: print(time.process_time(), 'torch' in sys.modules, file=sys.stderr)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, torch_there = told.stderr.split()
+    assert "--weights" in told.stdout
+    assert torch_there == "False"
+    assert float(seconds) < 0.5

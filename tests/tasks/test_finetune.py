@@ -27,7 +27,7 @@ from dofa.tasks.labelled import LabelledImages
 from dofa.tasks.learner import Learner, levels
 from dofa.tasks.samples import Samples, order
 from dofa.tasks.scoring import judge
-from dofa.tasks.threeway import split
+from dofa.tasks.threeway import split, unseen
 from dofa.tasks.tuning import Tuning, recipes, settle
 
 from ..vit_files import write_vit
@@ -311,6 +311,22 @@ def test_published_splits_are_kept_and_others_are_drawn_by_place(make_images):
         split(replace(masked(4), find_splits=lambda: None), seed=0)
 
 
+def test_classes_that_no_training_image_shows_are_told(weights, tmp_path, make_images):
+    data = tinted()
+    without = replace(
+        data, find_splits=lambda: tuple("test" if k == 1 else s for k, s in zip(data.labels, data.splits, strict=True))
+    )
+    found = finetune(weights, without, out=tmp_path / "run", epochs=1, batch=8, **FAST)
+    assert f"no training image shows {data.class_names[1]}: it cannot be learned" in found.notes
+    flags = np.stack([data.labels == 0, data.labels == 1, np.zeros_like(data.labels)], 1).astype(np.int64)
+    several = replace(data, task="multilabel", labels=flags)
+    assert unseen(several, np.arange(len(data))) == [data.class_names[2]]
+    maps = masked(6)
+    dark = replace(maps, read_mask=lambda index: np.where(maps.read_mask(index) == 1, 200, maps.read_mask(index)))
+    assert unseen(dark, np.arange(6)) == ["square"]
+    assert unseen(maps, np.arange(6)) == []
+
+
 def test_the_loss_passes_over_what_has_no_label(encoder):
     data = masked()
     learner = Learner(open_backbone(encoder), data, Tuning(decoder="linear")).eval()
@@ -372,6 +388,16 @@ def test_a_recipe_that_is_no_text_is_one_line(data, tmp_path):
         ({"fraction": 0.01, "batch": 64, "accumulate": 4}, "fewer than a batch needs"),
         ({"blocks": [40]}, "for segmentation"),
         ({"stats": "moon"}, "moon"),
+        ({"channels": 0}, "channels is 0; a whole number above 0"),
+        ({"size": 0}, "size is 0; a whole number above 0"),
+        ({"epochs": 2.5}, r"epochs is 2\.5; a whole number above 0"),
+        ({"batch": -4}, "batch is -4; a whole number above 0"),
+        ({"clip": 0.0}, r"clip is 0\.0; above 0"),
+        ({"layer_decay": 1.5, "method": "full"}, r"layer_decay is 1\.5; above 0 and at most 1"),
+        ({"drop_path": 1.0, "method": "full"}, r"drop_path is 1\.0; a probability"),
+        ({"weight_decay": -0.1}, r"weight_decay is -0\.1; at least 0"),
+        ({"recipe": "upernet", "epochs": 2}, "3 epochs of warm-up do not fit in 2: pass --warmup-epochs 0"),
+        ({"seed": -1}, "seed is -1: at least 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(weights, tmp_path, make_images, settings, message):

@@ -1,46 +1,21 @@
-"""`dofa finetune`: adapt a model to a task, keep what does best on validation, test that once.
+"""`dofa finetune`: what it is asked, and what it found. The run is in `finetuning`, imported when there is one."""
 
-From top to bottom: images and their split, the model with its decoder, epochs of `train.loop` with a validation after
-each, the test, and the folders. A run that is killed goes on from its last epoch to the same bits.
-"""
-
-import json
-import shutil
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 
-from dofa.errors import CheckpointError, ConfigError, DataError
-from dofa.files import write_atomically
-from dofa.model import checkpoint
-from dofa.model.decoders import LinearDecoder
-from dofa.model.devices import choose
-from dofa.model.encoder import DOFA
-from dofa.model.heads import Head, Kind, palette, split_decoder
-from dofa.model.lora import merge_lora
-from dofa.pixels import unit_map
-from dofa.tasks.backbones import DATASET, Backbone, DofaBackbone, open_backbone
-from dofa.tasks.datasets import open_labelled
-from dofa.tasks.dense import cut_blocks
-from dofa.tasks.epochs import BEST, STATE, Epochs, features_once
-from dofa.tasks.evaluation import Interval, fewer_labels
-from dofa.tasks.features import band_statistics
+from dofa.errors import ConfigError
 from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.learner import Learner, freeze_unreached, transformer
-from dofa.tasks.linear import Ints
-from dofa.tasks.samples import Samples
-from dofa.tasks.scoring import Score, percent
-from dofa.tasks.threeway import split
-from dofa.tasks.tuning import DecoderName, Method, Precision, Tuning, settle
-from dofa.train.state import checkpoints, read_facts, sole_run
+from dofa.tasks.tuning import DecoderName, Method, Precision, settle
 from dofa.version import code_version
+
+if TYPE_CHECKING:
+    from dofa.model.encoder import DOFA
+else:
+    DOFA = Any  # torch takes seconds, and --help needs none
 
 FORMAT_VERSION = 1
 RESULT, HEAD, MODEL = "finetune.json", "head", "model"
@@ -88,9 +63,12 @@ class FinetuneResult:
 
     def print(self) -> None:
         """The score, notes and where things lie, to the terminal."""
+        from dofa.tasks.evaluation import Interval
+        from dofa.tasks.scoring import percent
+
         console, data = Console(), self.setting["data"]
-        score = Interval(**self.test["score"])
-        told = f"{data['name']}: test {self.test['metric']} {percent(score)}, {data['test']} images, epoch {self.epoch}"
+        score = percent(Interval(**self.test["score"]))
+        told = f"{data['name']}: test {self.test['metric']} {score}, {data['test']} images, epoch {self.epoch}"
         console.print(told, highlight=False)
         for note in self.notes:
             console.print(f"note: {note}", highlight=False)
@@ -184,178 +162,18 @@ def finetune(
         "augment": augment, "crop": crop, "size": size, "fraction": fraction, "stats": stats,
         "checkpointing": checkpointing, "precision": precision,
     }  # fmt: skip
-    tuning, folder = settle(recipe, said), Path(out)
-    backbone = open_backbone(weights)
-    images = open_labelled(data) if isinstance(data, str) else data
-    images = backbone.take(images if bands is None else images.select_bands(bands))
-    if images.task == "segmentation" and len(images) == 1:
-        images, _ = cut_blocks(images)
-    if tuning.size is not None and images.shape[1] != images.shape[2]:
-        raise ConfigError(f"size {tuning.size} would distort images of {images.shape[1]} × {images.shape[2]}")
-    rows = split(images, seed)
-    rows = replace(rows, train=fewer_labels(images.labels, rows.train, tuning.fraction, seed))
-    batch_size = min(tuning.batch, len(rows.train)) // tuning.accumulate * tuning.accumulate
-    if batch_size < 2 * tuning.accumulate:
-        raise DataError(f"{images.name}: {len(rows.train)} training images are fewer than a batch needs: label more")
-    dataset = None
-    if tuning.stats == DATASET:
-        mean, std = band_statistics(images, None if cache is None else Path(cache)).over(rows.train)
-        dataset = images.scaling.with_stats(mean.tolist(), std.tolist(), "user")
-    scaling = backbone.scaling(images, tuning.stats, dataset)
-    notes = [*images.notes, *rows.notes]
-    if scaling.unit != images.scaling.unit:
-        mapped = unit_map(images.scaling.unit, scaling.unit, images.sensor.platform)
-        notes.append(f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}")
-    samples = Samples(images, scaling, None if tuning.size is None else (tuning.size, tuning.size))
-    setting = {
-        "method": tuning.method,
-        "decoder": tuning.decoder,
-        "model": {"name": backbone.name, "sha256": backbone.sha256},
-        "data": {
-            "name": images.name, "fingerprint": images.fingerprint, "sensor": images.sensor.name,
-            "bands": list(images.sensor.band_names), "shape": list(images.shape),
-            "train": len(rows.train), "val": len(rows.val), "test": len(rows.test),
-        },
-        "settings": {**tuning.to_dict(), "lr": tuning.rate, "batch": batch_size},
-    }  # fmt: skip
-    digest = json.loads(json.dumps({**setting, "seed": seed, "scaling": scaling.to_dict()}))
-
-    target = choose(device)
-    fabric = Fabric(
-        accelerator=target.type,
-        devices=1 if target.index is None or target.type == "cpu" else [target.index],
-        precision="bf16-mixed" if tuning.precision == "bf16" else "32-true",
-    )
-    fabric.launch()
-    with sole_run(fabric, folder):
-        finished = _found(folder, digest, resume, overwrite)
-        if finished is not None:
-            return finished
-        learner = _learner(backbone, images, tuning, seed, samples, rows.train)
-        run = Epochs(fabric, learner, samples, rows, tuning, batch_size, seed, folder, digest)
-        if tuning.cached:
-            kept = folder / "cache" if cache is None else Path(cache)
-            run.cache = features_once(learner, samples, tuning, rows, target, kept)
-        validation, epoch, seconds = run.learn()
-        began = time.perf_counter()
-        if tuning.method == "lora" and (vit := transformer(learner.encoder)) is not None:
-            merge_lora(vit)
-        score = run.score(rows.test)
-        notes += _save(folder, backbone, learner, samples, tuning, score, setting | {"seed": seed}, str(weights))
-        result = FinetuneResult(
-            test=score.to_dict(),
-            validation=tuple(validation),
-            epoch=epoch,
-            setting=setting,
-            seed=seed,
-            seconds=round(seconds + time.perf_counter() - began, 3),
-            notes=tuple(notes),
-            folder=folder,
-            drawn=score.drawn,
-        )
-        record = result.to_dict() | {"digest": digest, "drawn": list(score.drawn)}
-        write_atomically(folder / RESULT, (json.dumps(record, indent=1) + "\n").encode())
-        _clear(folder)
-    return result
-
-
-def _learner(
-    backbone: Backbone, images: LabelledImages, tuning: Tuning, seed: int, samples: Samples, rows: Ints
-) -> Learner:
-    """The model with its decoder, whose weights the seed decides; the caller's generator is untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        learner = Learner(backbone, images, tuning)
-    two = [samples.augmented(int(row), np.random.default_rng(seed), None) for row in rows[:2]]
-    freeze_unreached(learner, *(torch.stack(parts) for parts in zip(*two, strict=True)))
-    return learner.train()
-
-
-def _found(folder: Path, digest: dict[str, Any], resume: bool, overwrite: bool) -> FinetuneResult | None:
-    """What is finished already; the folder is made ready for the rest.
-
-    Raises:
-        ConfigError: it holds a run, and nobody said what to do with it, or one of other settings.
-    """
-    finished, begun = folder / RESULT, checkpoints(folder / STATE)
-    if overwrite and not resume:
-        finished.unlink(missing_ok=True)
-        _clear(folder)
-        return None
-    if not (finished.is_file() or begun):
-        return None
-    if not resume:
-        raise ConfigError(f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another")
-    record = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else read_facts(begun[-1])
-    before = record.get("digest")
-    if before != digest:
-        changed = [key for key in digest if not isinstance(before, dict) or before.get(key) != digest[key]]
-        raise ConfigError(f"{folder} holds a run of another {', '.join(changed)}: name another folder, or --overwrite")
-    if not finished.is_file():
-        return None
-    if record["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{finished} has format_version {record['format_version']}: update dofa")
-    return FinetuneResult(
-        test={key: record[key] for key in ("metric", "score", "images", "classes", "confusion")},
-        validation=tuple(record["validation"]),
-        epoch=record["epoch"],
-        setting={key: record[key] for key in ("method", "decoder", "model", "data", "settings")},
-        seed=record["seed"],
-        seconds=record["seconds"],
-        notes=tuple(record["notes"]),
-        folder=folder,
-        drawn=tuple(record.get("drawn", ())),
-    )
-
-
-def _clear(folder: Path) -> None:
-    """Remove what only a continuation needs."""
-    shutil.rmtree(folder / STATE, ignore_errors=True)
-    for file in folder.glob(f"*.{BEST}"):
-        file.unlink()
-
-
-def _save(
-    folder: Path,
-    backbone: Backbone,
-    learner: Learner,
-    samples: Samples,
-    tuning: Tuning,
-    score: Score,
-    about: dict[str, Any],
-    weights: str,
-) -> list[str]:
-    """Write the head folder, and the encoder where it is another than before; what has to be said of it."""
-    if not isinstance(backbone, DofaBackbone) or type(backbone.module) is not DOFA:
-        return [f"no head is saved: dofa predict maps with DOFA encoders, not with {backbone.name}"]
-    data, model = samples.data, backbone.module
-    if tuning.method != "frozen" or weights.startswith("random:"):
-        model.requires_grad_(True)
-        checkpoint.save(model, folder / MODEL, provenance={"finetune": about})
-    decoder, height = learner.decoder.cpu(), data.shape[1]
-    before = None
-    if isinstance(decoder, LinearDecoder):
-        weight, bias = (tensor.numpy() for tensor in decoder.folded())
-    else:
-        kind: Kind = "upernet" if tuning.decoder == "upernet" else "dpt"
-        before, weight, bias = split_decoder(decoder, kind)
-    side = samples.shape[0]
-    Head(
-        task=data.task,
-        class_names=data.class_names,
-        colours=palette(len(data.class_names)) if data.colours is None else data.colours,
-        encoder_sha256=checkpoint.encoder_sha256(model),
-        levels=tuple(learner.levels) if learner.dense else ("pooled",),
-        sensor=replace(data.sensor, scaling=data.scaling),
-        scaling=samples.scaling,
-        patch_offset=backbone.patch_offset,
-        tile_size=side,
-        gsd_m=data.sensor.gsd_m * height / side,
-        weight=weight,
-        bias=bias,
-        validation={"metric": score.metric, "score": score.to_dict()["score"], "images": score.images, "of": "test",
-                    "method": tuning.method, "decoder": tuning.decoder, "seed": about["seed"]},
-        ignore=data.ignore,
-        decoder=before,
-    ).save(folder / HEAD)  # fmt: skip
-    return []
+    tuning = settle(recipe, said)
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}: at least 0")
+    try:
+        from dofa.tasks.finetuning import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "lightning_fabric":
+            raise
+        raise ConfigError(
+            f'fine-tuning needs {error.name}, which is not installed: pip install "dofa[train]"'
+        ) from None
+    return run(
+        weights, data, Path(out), tuning, bands=bands, seed=seed, device=device,
+        cache=None if cache is None else Path(cache), resume=resume, overwrite=overwrite,
+    )  # fmt: skip

@@ -14,7 +14,14 @@ FIFTHS = 5  # without a published split: three to learn from, one to choose by, 
 
 @dataclass(frozen=True)
 class Split:
-    """Which images are learned from, chosen by, and tested; (n,) rows each."""
+    """Which images are for what.
+
+    Attributes:
+        train: (n,) rows to learn from.
+        val: (n,) rows that choose the epoch.
+        test: (n,) rows to test, once.
+        notes: how they were found.
+    """
 
     train: Ints
     val: Ints
@@ -26,6 +33,13 @@ def split(images: LabelledImages, seed: int) -> Split:
     """Rows to learn from, to choose by and to test: as published, or drawn where there is no such word.
 
     Whole places stay on one side where there are enough of them.
+
+    Args:
+        images: with their published split, if there is one.
+        seed: of what is drawn.
+
+    Returns:
+        Three parts that share no image.
 
     Raises:
         DataError: too few images, or an empty part.
@@ -63,9 +77,27 @@ def split(images: LabelledImages, seed: int) -> Split:
     for name, rows in (("train", train), ("test", test)):
         if not len(rows):
             raise DataError(f"{images.name} has no {name} images in its split: there is nothing to {name} on")
-    if images.task == "classification":
-        unseen = sorted(set(images.labels.tolist()) - set(images.labels[train].tolist()))
-        if unseen:
-            told = ", ".join(images.class_names[label] for label in unseen)
-            notes.append(f"no training image shows {told}: it cannot be learned")
     return Split(train, val, test, tuple(notes))
+
+
+def unseen(images: LabelledImages, rows: Ints) -> list[str]:
+    """The classes that no image of some rows shows: they cannot be learned from these.
+
+    Args:
+        images: of any task; masks are read until every class was seen.
+        rows: (n,) those to learn from.
+
+    Returns:
+        Names, in the order of the classes.
+    """
+    left = set(range(len(images.class_names)))
+    if images.read_mask is None:
+        labels = images.labels[rows]
+        left -= set((labels if images.task == "classification" else np.nonzero(labels)[1]).tolist())
+    else:
+        for row in rows.tolist():
+            if not left:
+                break
+            shown = images.read_mask(row)
+            left -= set(np.unique(shown if images.ignore is None else shown[shown != images.ignore]).tolist())
+    return [images.class_names[k] for k in sorted(left)]

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
+from math import inf
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -30,8 +32,7 @@ class Tuning:
         epochs: passes over the training images.
         batch: images an update.
         accumulate: micro-batches an update is computed in.
-        lr: highest learning rate; None for 5e-3 (frozen; 5e-2 under linear), 1e-4 (full), 1e-3
-            (lora).
+        lr: highest learning rate; None for 5e-3 (frozen; 5e-2 under linear), 1e-4 (full), 1e-3 (lora).
         warmup_epochs: over which it grows; half a cosine follows.
         weight_decay: of matrices.
         layer_decay: factor on the rate from block to block towards the input; 1 for none.
@@ -76,18 +77,30 @@ class Tuning:
         for name in ("method", "decoder", "precision"):
             if (said := getattr(self, name)) not in get_args(hints[name]):
                 raise ConfigError(f"{name} {said!r}: {nearest(str(said), get_args(hints[name]))}")
-        if self.epochs < 1 or self.accumulate < 1 or self.rank < 1 or (self.channels or 1) < 1 or (self.size or 1) < 1:
-            raise ConfigError("epochs, accumulate, rank, channels and size are whole numbers above 0")
+        for name in ("epochs", "batch", "accumulate", "rank", "channels", "size"):
+            said = getattr(self, name)
+            if said is not None and (not isinstance(said, Integral) or isinstance(said, bool) or said < 1):
+                raise ConfigError(f"{name} is {said}; a whole number above 0")
         if self.batch < 2 * self.accumulate:
             raise ConfigError(
                 f"batch {self.batch} in {self.accumulate} parts: at least two images each, for batch norm"
             )
-        if self.lr is not None and not self.lr > 0:
-            raise ConfigError(f"lr is {self.lr}; above 0")
+        for name in ("lr", "clip"):
+            if (said := getattr(self, name)) is not None and not 0 < said < inf:
+                raise ConfigError(f"{name} is {said}; above 0")
+        for name in ("auxiliary", "weight_decay"):
+            if not 0 <= (said := getattr(self, name)) < inf:
+                raise ConfigError(f"{name} is {said}; at least 0")
+        for name in ("crop", "fraction", "layer_decay"):
+            if not 0 < (said := getattr(self, name)) <= 1:
+                raise ConfigError(f"{name} is {said}; above 0 and at most 1")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path is {self.drop_path}; a probability, from 0 to below 1")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ConfigError(f"warmup_epochs is {self.warmup_epochs}; from 0 to below the {self.epochs} epochs")
-        if not 0 < self.crop <= 1 or not 0 < self.fraction <= 1 or self.auxiliary < 0:
-            raise ConfigError("crop and fraction are above 0 and at most 1, auxiliary is at least 0")
+            raise ConfigError(
+                f"{self.warmup_epochs:g} epochs of warm-up do not fit in {self.epochs}: pass --warmup-epochs 0, or "
+                "more --epochs"
+            )
         if self.method == "frozen" and (self.drop_path or self.layer_decay != 1 or self.checkpointing):
             raise ConfigError("a frozen encoder takes no drop_path, layer_decay or checkpointing: leave them out")
 
@@ -114,6 +127,9 @@ def settle(recipe: str | Path | None, said: dict[str, Any]) -> Tuning:
     Args:
         recipe: a YAML file, or the name of one that comes with the package; None for the defaults.
         said: settings that win; None stands for not said.
+
+    Returns:
+        The settings, checked.
 
     Raises:
         ConfigError: no such recipe or setting, or values that do not hold together.
