@@ -79,7 +79,7 @@ class Tuning:
                 raise ConfigError(f"{name} {said!r}: {nearest(str(said), get_args(hints[name]))}")
         for name in ("epochs", "batch", "accumulate", "rank", "channels", "size"):
             said = getattr(self, name)
-            if said is not None and (not isinstance(said, Integral) or isinstance(said, bool) or said < 1):
+            if said is not None and (isinstance(said, bool) or not isinstance(said, Integral) or said < 1):
                 raise ConfigError(f"{name} is {said}; a whole number above 0")
         if self.batch < 2 * self.accumulate:
             raise ConfigError(
