@@ -61,8 +61,9 @@ def test_evaluate_gives_the_score_that_was_tested(tmp_path, upernet, decoder):
     assert found.score.confusion.tolist() == tested["confusion"]
     written = json.loads((tmp_path / "judged" / "evaluate.json").read_text())
     assert written["score"]["value"] == found.score.score.value
-    with rasterio.open(tmp_path / "judged" / "confusion.png") as picture:
-        assert min(picture.shape) > 200
+    for name in ("confusion.png", "panels.png"):
+        with rasterio.open(tmp_path / "judged" / name) as picture:
+            assert min(picture.shape) > 200
 
 
 @pytest.mark.parametrize(("stride", "size", "offset"), [(2, None, 0), (4, 48, 1)])

@@ -25,12 +25,13 @@ from dofa.tasks.backbones import DofaBackbone
 from dofa.tasks.datasets import open_labelled
 from dofa.tasks.evaluate import Evaluation, Part
 from dofa.tasks.labelled import LabelledImages
+from dofa.tasks.panels import draw_panels
 from dofa.tasks.pixelmaps import TilePixels, plan_of
 from dofa.tasks.samples import Samples
-from dofa.tasks.scoring import draw_confusion, judge, logits_of
+from dofa.tasks.scoring import ANSWERED, draw_confusion, judge, logits_of
 from dofa.tasks.tuning import Precision
 
-RESULT, PICTURE = "evaluate.json", "confusion.png"
+RESULT, PICTURE, PANELS = "evaluate.json", "confusion.png", "panels.png"
 
 
 def judge_head(
@@ -87,6 +88,8 @@ def judge_head(
         write_atomically(folder / RESULT, (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
         if images.task != "multilabel":
             draw_confusion(score, folder / PICTURE, f"{images.name}, {split}")
+        if score.panels is not None:
+            draw_panels(folder / PANELS, {ANSWERED: (score.panels, ANSWERED)}, f"{images.name}, {split}")
     return evaluation
 
 

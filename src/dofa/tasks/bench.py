@@ -7,7 +7,7 @@ the pages.
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any
 from rich.console import Console
 
 from dofa.errors import ConfigError, DofaError, nearest
-from dofa.tasks.cells import Cells, Holder
+from dofa.tasks.cells import CELLS, Cells, Holder, panels_file
+from dofa.tasks.finetune import PANELS
 from dofa.tasks.judging import drawn_scores
+from dofa.tasks.panels import Panels
 from dofa.tasks.rendering import render
 from dofa.tasks.result import ProbeResult
 from dofa.tasks.suite import STATISTICS, Call, Cell, Suite, load_suite, named, tuning_of
@@ -89,7 +91,7 @@ def bench(*, suite: str, data: str, out: str, weights: Sequence[str] = (), retry
     folder, target = Path(data), Path(out)
     if not folder.is_dir():
         raise ConfigError(f"--data {data}: there is no such folder; the data sets of suite {suite} lie in it")
-    kept = Cells(target / "cells")
+    kept = Cells(target / CELLS)
     console = Console(stderr=True)
     console.print(f"{plan.title}: {len(cells)} cells", highlight=False)
     if not weights:
@@ -178,6 +180,8 @@ def _probe(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
         for row in result.rows
         if not floor or row.features == "band statistics"
     ]
+    if result.panels is not None:
+        result.panels.save(panels_file(target / CELLS, cell.name))
     return rows, {"data": result.setting["data"], "notes": list(result.warnings)}
 
 
@@ -190,6 +194,10 @@ def _finetune(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]
     found = result.to_dict()
     row = {"features": f"{found['method']}, {found['decoder']}", "classifier": "finetune", "metric": found["metric"],
            "score": found["score"], "confusion": found["confusion"], "drawn": list(result.drawn)}  # fmt: skip
+    panels = Panels.load(result.folder / PANELS)
+    if panels is not None:
+        (answers,) = panels.answers.values()
+        replace(panels, answers={row["features"]: answers}).save(panels_file(target / CELLS, cell.name))
     classes = {entry["name"]: entry["count"] for entry in found["classes"]}
     data = {"judged": found["images"], "unit": "image", "classes": classes}
     return [row], {"data": data, "notes": found["notes"], "epoch": found["epoch"]}

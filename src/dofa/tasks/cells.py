@@ -1,7 +1,8 @@
 """Cells on a shared folder: who works on which, and what came of it. No server; files that are there or not.
 
-`NAME.json` is a result, written whole. `NAME.claim.0` says that a process works on it; it is created with O_EXCL, so
-one process wins, and touched while the process lives. A claim that nobody touches any more is never removed by another:
+`NAME.json` is a result, written whole; `NAME.npz`, where there is one, was written before and has judged images.
+`NAME.claim.0` says that a process works on it; it is created with O_EXCL, so one process wins, and touched while the
+process lives. A claim that nobody touches any more is never removed by another:
 whoever wants to take over creates the next generation, `NAME.claim.1`, and again one wins. The newest claim counts.
 """
 
@@ -20,10 +21,21 @@ from uuid import uuid4
 from dofa.errors import DataError
 from dofa.files import write_atomically
 
+CELLS = "cells"  # the folder's name in that of a bench
 HEARTBEAT = 15.0  # seconds between two signs of life
 STALE = 180.0  # seconds without one after which a claim is given up; network file systems may tell a minute late
 FORMAT_VERSION = 1
 _PROCESS = uuid4().hex  # tells this process from an earlier one of the same number
+
+
+def panels_file(folder: Path, name: str) -> Path:
+    """Where the pictures of a cell lie.
+
+    Args:
+        folder: of the cells.
+        name: of the cell.
+    """
+    return folder / f"{name}.npz"
 
 
 class Claim:

@@ -1,4 +1,4 @@
-"""Pictures of a bench's tables: bars with intervals, scores against labelled shares, confusion matrices."""
+"""Pictures of a bench's tables: bars with intervals, scores against labelled shares, confusions, judged images."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dofa.figures import COLOURS, canvas
+from dofa.tasks.cells import panels_file
+from dofa.tasks.panels import Panels, draw_panels
 from dofa.tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -18,12 +20,13 @@ ACROSS = 2  # panels beside each other
 NAMED = 20  # classes of a confusion matrix whose names still fit
 
 
-def draw(tables: Sequence[Table], folder: Path) -> dict[str, list[Path]]:
+def draw(tables: Sequence[Table], folder: Path, cells: Path) -> dict[str, list[Path]]:
     """Every picture that the tables have numbers for, as PNG.
 
     Args:
         tables: of the bench.
         folder: for the files.
+        cells: folder of the results, with judged images beside them.
 
     Returns:
         Files by the name of the table.
@@ -39,6 +42,10 @@ def draw(tables: Sequence[Table], folder: Path) -> dict[str, list[Path]]:
         for column in table.columns if len(table.fractions) == 1 else ():
             if any(_counts(table, row, column) is not None for row in table.rows):
                 files.append(confusions(table, column, folder / f"{name}-{slug(column)}-confusion.png"))
+        for column in table.columns:
+            shown = _panels(table, column, cells)
+            if shown:
+                files.append(draw_panels(folder / f"{name}-{slug(column)}-panels.png", shown, column))
         out[table.name] = files
     return out
 
@@ -182,6 +189,20 @@ def confusions(table: Table, column: str, path: Path) -> Path:
             for spine in axes.spines.values():
                 spine.set_color(FAINT)
     return path
+
+
+def _panels(table: Table, column: str, cells: Path) -> dict[str, tuple[Panels, str]]:
+    """Judged images of the first seed that has some, by row; a row that was judged on others is left out."""
+    found: dict[str, tuple[Panels, str]] = {}
+    there = [f for f in table.found if (f.cell.data, f.cell.fraction) == (column, table.fractions[-1]) and f.score]
+    for f in sorted(there, key=lambda f: f.cell.seed):
+        panels = None if f.row in found else Panels.load(panels_file(cells, f.cell.name))
+        if panels is None or f.score is None or f.score["features"] not in panels.answers:
+            continue
+        first = next(iter(found.values()), (panels, ""))[0]
+        if panels.names == first.names and np.array_equal(panels.labels, first.labels):
+            found[f.row] = (panels, f.score["features"])
+    return {row: found[row] for row in table.rows if row in found}
 
 
 def _counts(table: Table, row: str, column: str) -> Any:

@@ -231,6 +231,7 @@ class PixelTask:
         candidates: for C or the rate.
         optimizer: of the linear layer.
         seed: of inner folds.
+        shown: numbers of the images whose answers are kept to be looked at.
     """
 
     data: LabelledImages
@@ -242,6 +243,7 @@ class PixelTask:
     candidates: Sequence[float]
     optimizer: Optimizer
     seed: int
+    shown: frozenset[int] = frozenset()
 
     def learn(self, features: Floats, train: Ints, judged: Ints) -> LinearModel:
         """A layer on (n, D) features of the sample, from images that may be learned from.
@@ -282,6 +284,7 @@ class PixelTask:
         gathered: dict[int, Floats] = {}
         counts: list[list[Counts]] = []
         chosen: list[tuple[float, ...]] = []
+        answers: dict[int, dict[int, Ints]] = {}  # by level, by image
         for part, features in zip(self.parts, of_folds, strict=True):
             if id(features) not in gathered:
                 gathered = {id(features): gather(features, self.sample, shape)}
@@ -295,10 +298,12 @@ class PixelTask:
             for image, found in features.maps(part.test.tolist()):
                 truth = label_map(self.data, image)
                 counts.append([])
-                for layer, level in zip(layers, slices, strict=True):
+                for number, (layer, level) in enumerate(zip(layers, slices, strict=True)):
                     flat = found[..., level].reshape(-1, width)
                     predicted = layer.predict(flat).reshape(found.shape[:2])[np.ix_(down, across)]
                     counts[-1].append(confusion(predicted, truth, classes, NONE))
+                    if image in self.shown:
+                        answers.setdefault(number, {})[image] = predicted
         judged = np.array(counts)  # (M, levels, K, K)
         ends = np.cumsum([len(part.test) for part in self.parts])[:-1]
         out = []
@@ -307,5 +312,6 @@ class PixelTask:
             units = np.zeros((int(self.units.max()) + 1, classes, classes), np.int64)
             np.add.at(units, self.units, of_level)
             per_fold = tuple(float(mean_iou(fold.sum(0))) for fold in np.split(of_level, ends))
-            out.append(Run(Pixels(units), per_fold, tuple(of_fold[number] for of_fold in chosen), of_level.sum(0)))
+            values = tuple(of_fold[number] for of_fold in chosen)
+            out.append(Run(Pixels(units), per_fold, values, of_level.sum(0), answers.get(number, {})))
         return out

@@ -78,7 +78,8 @@ def evaluate(
         split: which part of the published split; all judges every image.
         stride: of a linear segmentation head: pixels between the shifted passes that are averaged, a divisor of the
             patch; what the probe judged it with unless said, and one pass where a fine-tuning saved it.
-        out: folder for evaluate.json and, of one class an image or pixel, confusion.png.
+        out: folder for evaluate.json and, of one class an image or pixel, confusion.png; of pixels panels.png, too: a
+            few images, their labels, and what was answered.
         batch: images at a time.
         precision: float32 or bf16.
         seed: of the bootstrap.

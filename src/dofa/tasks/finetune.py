@@ -18,7 +18,7 @@ else:
     DOFA = Any  # torch takes seconds, and --help needs none
 
 FORMAT_VERSION = 1
-RESULT, HEAD, MODEL = "finetune.json", "head", "model"
+RESULT, HEAD, MODEL, PANELS = "finetune.json", "head", "model", "panels.npz"
 
 
 @dataclass(frozen=True)

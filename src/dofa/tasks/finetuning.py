@@ -29,7 +29,7 @@ from dofa.tasks.dense import cut_blocks
 from dofa.tasks.epochs import BEST, STATE, Epochs, features_once
 from dofa.tasks.evaluation import fewer_labels
 from dofa.tasks.features import band_statistics
-from dofa.tasks.finetune import FORMAT_VERSION, HEAD, MODEL, RESULT, FinetuneResult
+from dofa.tasks.finetune import FORMAT_VERSION, HEAD, MODEL, PANELS, RESULT, FinetuneResult
 from dofa.tasks.labelled import LabelledImages
 from dofa.tasks.learner import Learner, freeze_unreached, transformer
 from dofa.tasks.linear import Ints
@@ -124,6 +124,8 @@ def run(
             folder=folder,
             drawn=score.drawn,
         )
+        if score.panels is not None:
+            score.panels.save(folder / PANELS)
         record = result.to_dict() | {"digest": digest, "drawn": list(score.drawn)}
         write_atomically(folder / RESULT, (json.dumps(record, indent=1) + "\n").encode())
         _clear(folder)

@@ -1,7 +1,7 @@
 """What out-of-sample answers are worth: scores that a bootstrap over images, places or blocks can draw again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -169,12 +169,14 @@ class Run:
         per_fold: score of each fold.
         chosen: what the sweep chose in each fold.
         confusion: (K, K) counts of all folds; None where classes do not exclude each other.
+        answers: (h, w) classes of the images to be shown, by number; of pixels alone.
     """
 
     judged: Judged
     per_fold: tuple[float, ...]
     chosen: tuple[float, ...]
     confusion: Counts | None
+    answers: dict[int, Ints] = field(default_factory=dict, repr=False)
 
 
 def judge_images(

@@ -22,11 +22,12 @@ from dofa.model.heads import Block, Head, palette
 from dofa.pixels import Scaling, unit_map
 from dofa.tasks.backbones import DATASET, Backbone, open_backbone, random_encoder
 from dofa.tasks.datasets import LabelledImages, open_labelled
-from dofa.tasks.dense import Ground, PixelTask, cut_blocks, draw_sample, gather
+from dofa.tasks.dense import Ground, PixelTask, cut_blocks, draw_sample, gather, label_map
 from dofa.tasks.evaluation import PENALTIES, RATES, LinearModel, Optimizer, check_features, choose_penalty, fit
 from dofa.tasks.features import Floats, Precision, band_statistics, block_number, encode
 from dofa.tasks.judging import Run, interval, judge_images
 from dofa.tasks.linear import Ints
+from dofa.tasks.panels import choose, make_panels
 from dofa.tasks.parts import By, Parts, share_out
 from dofa.tasks.pixelmaps import BandPixels, EncoderPixels
 from dofa.tasks.result import Classifier, Difference, Metric, ProbeResult, Row
@@ -209,7 +210,9 @@ def probe(
         if dense:
             sample = draw_sample(images, shared.groups, pixels, seed)
             ground = Ground(across, images.shape[1:], gap if across else 0)
-            task = PixelTask(images, parts, shared.units, sample, ground, pixels, candidates, optimizer, seed)
+            judged = sorted({int(row) for part in parts for row in part.test})
+            shown = frozenset(judged if across else choose(images, judged))
+            task = PixelTask(images, parts, shared.units, sample, ground, pixels, candidates, optimizer, seed, shown)
             for before, title, encoder in contenders:
                 found = task.judge(pixels_of(encoder, title, scalings), encoder.width, title)
                 for level, run in zip(levels, found, strict=True):
@@ -256,7 +259,11 @@ def probe(
             "precision": precision,
             "statistics": stats or scalings[0].stats_source,
         }
-        result = ProbeResult(setting, rows, _differences(rows, levels, seed), tuple(notes))
+        panels = None
+        if dense:
+            answers = {name: of_name[0].answers for (name, _), of_name in runs.items()}
+            panels = make_panels(images, {row: label_map(images, row) for row in sorted(shown)}, answers, across)
+        result = ProbeResult(setting, rows, _differences(rows, levels, seed), tuple(notes), panels=panels)
         if out is None:
             return result
         if isinstance(backbone.module, DOFA):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dofa.files import write_atomically
 from dofa.tasks import charts
+from dofa.tasks.cells import CELLS
 from dofa.tasks.suite import Suite
 from dofa.tasks.tables import CONFIDENCE, Found, Records, Table, found_in, published
 
@@ -34,7 +35,7 @@ def render(suite: Suite, weights: Sequence[str], records: Records, target: Path)
     found = [f for cell in suite.cells(weights) for f in found_in(suite, cell, records[cell.name])]
     write_atomically(target / "results.csv", _csv(found).encode())
     tables = [Table(suite, name, [f for f in found if f.cell.protocol == name]) for name in suite.protocols]
-    pictures = charts.draw(tables, target / "figures")
+    pictures = charts.draw(tables, target / "figures", target / CELLS)
     foot = _remarks(suite, found)
     write_atomically(target / "table.md", _markdown(suite, tables, foot, pictures).encode())
     page = target / "table.html"

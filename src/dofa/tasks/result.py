@@ -10,6 +10,7 @@ from dofa.errors import ConfigError, nearest
 from dofa.model.heads import Head
 from dofa.tasks.evaluation import Interval
 from dofa.tasks.judging import Judged
+from dofa.tasks.panels import Panels
 
 Classifier = Literal["logistic", "LARS", "k-NN"]
 Metric = Literal["accuracy", "micro AP", "mIoU"]
@@ -67,6 +68,7 @@ class ProbeResult:
         differences: of the encoder's features against each baseline.
         warnings: what the reader of the numbers should know.
         head: on all images, of the best level; None unless a folder was asked for.
+        panels: a few judged images with the answers of each kind of features; None where pixels are not judged.
     """
 
     setting: dict[str, Any]
@@ -74,6 +76,7 @@ class ProbeResult:
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
     head: Head | None = None
+    panels: Panels | None = field(default=None, repr=False)
 
     def row(self, features: str, classifier: Classifier | None = None) -> Row:
         """The row of that name; of the linear classifier unless another is named.

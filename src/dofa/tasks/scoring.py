@@ -18,10 +18,12 @@ from dofa.tasks.evaluation import Interval
 from dofa.tasks.judging import Classes, Judged, Pixels, Ranked, drawn_scores, interval
 from dofa.tasks.labelled import IGNORE, LabelledImages, Task
 from dofa.tasks.metrics import Counts, binary_counts, confusion, f1, iou, multilabel_f1
+from dofa.tasks.panels import Panels, choose, make_panels
 from dofa.tasks.result import Metric
 
 METRICS: dict[Task, Metric] = {"classification": "accuracy", "multilabel": "micro AP", "segmentation": "mIoU"}
 NAMED = 40  # classes whose names still fit beside a confusion matrix
+ANSWERED = "answered"  # by the model that is judged
 NUMBERED = 16  # classes whose shares are written into it
 
 
@@ -37,6 +39,7 @@ class Score:
         confusion: (K, K) counts, rows true and columns predicted; of a multilabel task (K, 2, 2).
         images: judged.
         drawn: scores of the bootstrap's draws, for paired differences; empty where units are too few.
+        panels: a few of the images with what was answered; None where pixels are not judged.
     """
 
     metric: Metric
@@ -45,6 +48,7 @@ class Score:
     confusion: Counts = field(repr=False)
     images: int
     drawn: tuple[float, ...] = field(repr=False)
+    panels: Panels | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for JSON."""
@@ -94,6 +98,9 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
     unit = np.unique(where, return_inverse=True)[1].astype(np.int64)
     single: list[Counts] = []
     scores, truths = [], []
+    shown = choose(data, rows.tolist()) if data.task == "segmentation" else []
+    labels: dict[int, NDArray[np.int64]] = {}
+    maps: dict[int, NDArray[np.int64]] = {}
     for logits, target in answers:
         if not bool(torch.isfinite(logits).all()):
             raise DataError(f"{data.name}: the model answers NaN or infinite values: lower the learning rate")
@@ -105,6 +112,9 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
             logits = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
         predicted, true = logits.argmax(1).cpu().numpy(), target.cpu().numpy()
         ignore = IGNORE if data.task == "segmentation" else None
+        for row, one, mask in zip(rows[len(single) :], predicted, true, strict=False):
+            if row in shown:
+                maps[int(row)], labels[int(row)] = one, np.where(mask == IGNORE, -1, mask)
         single += [confusion(np.array(p), np.array(t), classes, ignore) for p, t in zip(predicted, true, strict=True)]
     judged: Judged
     if data.task == "multilabel":
@@ -123,7 +133,8 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
         else:
             judged = Classes(np.trace(each, axis1=1, axis2=2).astype(np.float64), unit)
     draws = tuple(drawn_scores([judged], seed))
-    return Score(METRICS[data.task], interval([judged], seed), table, counts, len(rows), draws)
+    panels = make_panels(data, labels, {ANSWERED: maps})
+    return Score(METRICS[data.task], interval([judged], seed), table, counts, len(rows), draws, panels)
 
 
 def logits_of(
