@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dofa.errors import DataError
 from dofa.scene.chunks import Chunks
-from dofa.scene.engine import Job, run
+from dofa.scene.engine import Job, Room, answer, run
 from dofa.scene.tiles import Plan, Window
 
 from .conftest import ArrayScene, LocalModel, array_inputs
@@ -115,6 +115,32 @@ def test_jobs_share_batches_and_come_one_after_another():
     assert model.calls == 2
     for image, block in zip(images, blocks, strict=True):
         np.testing.assert_array_equal(block.values, whole(image, model, 4))
+
+
+def test_answers_outlive_the_memory_of_their_images():
+    class Echo(LocalModel):
+        def __call__(self, images):
+            return images
+
+    images = np.full((3, 2, 4, 4), 1, np.float32)
+    found = answer(Echo(2, 4, 1), images, [True, True, True], torch.device("cpu"), False)
+    images[:] = 2  # the next batch
+    for one in found:
+        np.testing.assert_array_equal(one, np.ones((4, 4, 2)))
+    assert answer(Echo(2, 4, 1), images, [True, False, True], torch.device("cpu"), False)[1] is None
+
+
+def test_memory_of_a_batch_is_used_again_for_others_of_its_size_and_smaller():
+    room = Room()
+    first = room.take((4, 2, 8, 8))
+    place = first.ctypes.data
+    room.give_back(first)
+    again = room.take((3, 2, 8, 8))
+    assert again.ctypes.data == place
+    assert again.shape == (3, 2, 8, 8)
+    assert not np.shares_memory(again, room.take((3, 2, 8, 8)))
+    room.give_back(again)
+    assert room.take((5, 2, 8, 8)).shape == (5, 2, 8, 8)
 
 
 def test_an_answer_that_is_not_finite_names_the_scene_and_the_place():

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 import dofa
@@ -306,7 +307,7 @@ class _Here:
                 self._scenes.popitem(last=False)  # closed when the last task lets go of it
             return self._scenes[recipe]
 
-    def answer(self, model: _Model, images: Sequence[Float | None], how: _How) -> list[Float | None]:
+    def answer(self, model: _Model, images: Float, seen: Sequence[bool], how: _How) -> list[Float | None]:
         """One batch after another, in one thread, however many tasks the worker runs at a time."""
         from distributed import get_worker
 
@@ -315,10 +316,12 @@ class _Here:
             if self._computing is None:
                 threads = how.threads or worker.state.nthreads
                 self._computing = ThreadPoolExecutor(1, "dofa-model", torch.set_num_threads, (threads,))
-        return self._computing.submit(self._answer, model, images, _device(how.device, worker.name), how).result()
+        return self._computing.submit(
+            self._answer, model, images, seen, _device(how.device, worker.name), how
+        ).result()  # fmt: skip
 
     def _answer(
-        self, model: _Model, images: Sequence[Float | None], device: torch.device, how: _How
+        self, model: _Model, images: Float, seen: Sequence[bool], device: torch.device, how: _How
     ) -> list[Float | None]:
         if self._model is None or self._model[0] != model.key:
             tiles = model.tiles
@@ -328,7 +331,7 @@ class _Here:
                     if isinstance(module, VisionTransformer):
                         compiled(module)
             self._model = model.key, tiles
-        return engine.answer(self._model[1], images, device, model.low)
+        return engine.answer(self._model[1], images, seen, device, model.low)
 
 
 _here = _Here()
@@ -350,7 +353,10 @@ def _work(
     """The answers of one batch."""
     _check(how)
     scenes = [_here.inputs(recipe) for recipe in recipes]
-    return _here.answer(model, [engine.read(scenes[number], window) for number, window in tiles], how)
+    first, window = tiles[0]
+    images = np.empty((len(tiles), scenes[first].count, window.height, window.width), np.float32)
+    seen = [engine.read(scenes[number], window, image) for (number, window), image in zip(tiles, images, strict=True)]
+    return _here.answer(model, images, seen, how)
 
 
 def _check(how: _How) -> None:

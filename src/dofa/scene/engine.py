@@ -4,6 +4,7 @@ What is joined does not depend on threads, nor on where an interrupted run went 
 each time, and a block that is finished is the same to the last bit.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -103,7 +104,8 @@ class Item:
 
 class _Reading(NamedTuple):
     items: list[Item]
-    images: "list[Future[Float | None]]"
+    images: Float
+    seen: "list[Future[bool]]"
 
 
 def run(
@@ -142,17 +144,21 @@ def run(
         widest = max((job.plan.pixels_of(block).width for block in job.plan.blocks), default=0)
         job.inputs.chunks.hold(job.plan.tile, widest + job.plan.tile)
     with ThreadPoolExecutor(threads, "dofa-read") as readers, ThreadPoolExecutor(1, "dofa-join") as joiner:
-        joint = Joint(jobs)
+        joint, room = Joint(jobs), Room()
         try:
             while True:
-                while len(ahead) < 3 and (items := next(todo, None)) is not None:
-                    images = [readers.submit(read, jobs[i.job].inputs, i.tile.window) for i in items]
-                    ahead.append(_Reading(items, images))
+                # One batch is read while the model runs another: two of a hyperspectral sensor are over a gigabyte.
+                while len(ahead) < 2 and (items := next(todo, None)) is not None:
+                    images = room.take(shape_of(jobs, items))
+                    tiles = zip(items, images, strict=True)
+                    seen = [readers.submit(read, jobs[i.job].inputs, i.tile.window, image) for i, image in tiles]
+                    ahead.append(_Reading(items, images, seen))
                 if not ahead:
                     break
                 group = ahead.popleft()
                 model = jobs[group.items[0].job].model
-                answers = answer(model, [image.result() for image in group.images], target, low)
+                answers = answer(model, group.images, [seen.result() for seen in group.seen], target, low)
+                room.give_back(group.images)
                 joined.append(joiner.submit(joint.add, group.items, answers))
                 progress(len(group.items), nbytes(jobs, group.items))
                 while joined and (joined[0].done() or len(joined) > 2):
@@ -161,8 +167,8 @@ def run(
                 yield from joined.popleft().result()
         finally:
             for waiting in ahead:
-                for image in waiting.images:
-                    image.cancel()
+                for one in waiting.seen:
+                    one.cancel()
 
 
 def in_bf16(precision: Precision, device: torch.device) -> bool:
@@ -197,15 +203,45 @@ def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
     return max(2 * tile, NARROWEST, int(BUDGET / column) // model.patch * model.patch)
 
 
-def read(inputs: Inputs, window: Window) -> Float | None:
-    """A normalised tile, or None where it holds no measurement.
+class Room:
+    """Memory for batches that is used again: fresh pages from the system cost more than the numbers put there."""
+
+    def __init__(self) -> None:
+        self._free: list[Float] = []
+
+    def take(self, shape: tuple[int, ...]) -> Float:
+        """An array of this shape, whatever it holds."""
+        count = math.prod(shape)
+        flat = self._free.pop() if self._free else np.empty(count, np.float32)
+        if flat.size < count:
+            flat = np.empty(count, np.float32)
+        return flat[:count].reshape(shape)
+
+    def give_back(self, array: Float) -> None:
+        """What was taken and is not looked at any more."""
+        self._free.append(array.reshape(-1))
+
+
+def shape_of(jobs: Sequence[Job], items: Sequence[Item]) -> tuple[int, int, int, int]:
+    """(B, C, h, w) of a batch.
+
+    Args:
+        jobs: of the run.
+        items: tiles of one shape for one model.
+    """
+    window = items[0].tile.window
+    return len(items), jobs[items[0].job].inputs.count, window.height, window.width
+
+
+def read(inputs: Inputs, window: Window, into: Float) -> bool:
+    """Write a normalised tile (C, h, w) to its place in a batch; whether it holds a measurement.
 
     Args:
         inputs: of the scene.
         window: pixels of it.
+        into: (C, h, w), written in place.
     """
-    image, valid = inputs.normalised(window)
-    return image if valid.any() else None
+    return bool(inputs.normalised(window, into)[1].any())
 
 
 def nbytes(jobs: Sequence[Job], items: Sequence[Item]) -> int:
@@ -257,23 +293,28 @@ def _items(jobs: Sequence[Job]) -> Iterator[Item]:
 
 
 @torch.inference_mode()
-def answer(model: TileModel, images: Sequence[Float | None], device: torch.device, low: bool) -> list[Float | None]:
-    """(h, w, K) float32 an image, None for those without a measurement.
+def answer(
+    model: TileModel, images: Float, seen: Sequence[bool], device: torch.device, low: bool
+) -> list[Float | None]:
+    """(h, w, K) float32 an image of (B, C, h, w), None for those in which no measurement was seen.
 
     Args:
         model: on the device.
         images: (B, C, h, w), normalised.
+        seen: (B,) whether each holds a measurement.
         device: where the model runs.
         low: under autocast to bf16.
     """
-    full = [image for image in images if image is not None]
-    if not full:
-        return [None] * len(images)
-    stacked = torch.from_numpy(np.stack(full)).to(device)
+    if not any(seen):
+        return [None] * len(seen)
+    full = torch.from_numpy(images if all(seen) else images[list(seen)])
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
-        found = model(stacked)
-    values = iter(found.permute(0, 2, 3, 1).float().cpu().numpy())
-    return [None if image is None else next(values) for image in images]
+        found = model(full.to(device))
+    answers = found.permute(0, 2, 3, 1).float().cpu()
+    if answers.untyped_storage().data_ptr() == full.untyped_storage().data_ptr():
+        answers = answers.clone()  # of a model that gives back what it was given, whose memory is used again
+    values = iter(answers.numpy())
+    return [next(values) if one else None for one in seen]
 
 
 class Joint:
@@ -349,11 +390,11 @@ class Joint:
     def _finished(self, item: Item, job: Job, window: Window) -> Block:
         weight = self._weight[: window.height]
         valid = _valid_cells(job.inputs, job.plan, window) & (weight > 0)
-        values = np.empty((job.model.channels, window.height, window.width), np.float32)
-        total = self._sum[: window.height].transpose(2, 0, 1)
-        np.divide(total, np.maximum(weight, 1), out=values, casting="same_kind")  # rounded once, without copies
-        values[:, ~valid] = 0
-        return Block(item.job, item.block, window, values, valid)
+        cells = np.empty((window.height, window.width, job.model.channels), np.float32)
+        total = self._sum[: window.height]
+        np.divide(total, np.maximum(weight, 1)[..., None], out=cells, casting="same_kind")  # rounded once, no copies
+        cells[~valid] = 0
+        return Block(item.job, item.block, window, cells.transpose(2, 0, 1), valid)
 
 
 class _Places(NamedTuple):

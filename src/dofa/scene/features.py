@@ -105,7 +105,7 @@ class EncoderTiles(nn.Module):
                 normed = self.vit.fc_norm(tokens[:, 1:]).float()
                 grid = [-(-side // self.vit.config.patch) for side in images.shape[-2:]]
                 out.append(normed.transpose(1, 2).reshape(len(images), -1, *grid))
-        return torch.cat(out, dim=1)
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
 @dataclass(frozen=True)

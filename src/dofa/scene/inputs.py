@@ -49,14 +49,16 @@ class Inputs:
         """What tells the model its bands."""
         return self.sensors[0] if len(self.sensors) == 1 else self.sensors
 
-    def normalised(self, window: Window) -> tuple[Float, NDArray[np.bool_]]:
+    def normalised(self, window: Window, out: Float | None = None) -> tuple[Float, NDArray[np.bool_]]:
         """The model's input.
 
         Args:
             window: of pixels; beyond the border the last row and column are repeated, as the encoder itself pads.
+            out: (C, h, w) float32 to write it to.
 
         Returns:
-            (C, h, w) float32, 0 (the mean) where there is no measurement, and (h, w) where there is one.
+            (C, h, w) float32, 0 (the mean) where there is no measurement, `out` where it is given; and (h, w) where
+            there is one.
 
         Raises:
             DataError: pixels that cannot be decoded, or values that are not finite.
@@ -70,9 +72,12 @@ class Inputs:
         )
         if any(n for side in over for n in side):
             inside, seen = self.normalised(Window(top, left, bottom - top, right - left))
-            return np.pad(inside, ((0, 0), *over), "edge"), np.pad(seen, over)
+            padded = np.pad(inside, ((0, 0), *over), "edge")
+            if out is not None:
+                out[:] = padded
+            return padded if out is None else out, np.pad(seen, over)
         parts, valid = self.chunks.read(window)
-        out = np.empty((self.count, window.height, window.width), np.float32)
+        out = np.empty((self.count, window.height, window.width), np.float32) if out is None else out
         first = 0
         for raw, picked, physical, scaling, sensor in zip(
             parts, self._picked, self._physical, self.scalings, self.sensors, strict=True
