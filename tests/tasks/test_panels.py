@@ -108,6 +108,52 @@ def test_files_come_back_whole_and_others_are_no_panels(make_images, tmp_path) -
     assert Panels.load(tmp_path / "pickle.npz") is None
 
 
+def test_a_file_with_any_byte_damaged_is_no_panels_or_the_same_ones(tmp_path) -> None:
+    """Bytes flipped inside once raised zlib's, struct's and zipfile's own errors out of a finished bench."""
+    rng = np.random.default_rng(0)
+    maps = rng.integers(0, 2, (2, 1, 6, 6), np.uint8)
+    colours, pictures = np.eye(2, 3, dtype=np.uint8), rng.integers(0, 255, (1, 6, 6, 3), np.uint8)
+    panels = Panels(("a",), ("no", "yes"), colours, pictures, maps[0], {"block 1": maps[1]})
+    file = tmp_path / "a.npz"
+    panels.save(file)
+    whole = file.read_bytes()
+    lost = 0
+    for at in range(len(whole)):
+        for change in (0x01, 0x80, 0xFF):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ change]) + whole[at + 1 :])
+            found = Panels.load(file)
+            lost += found is None
+            if found is not None:  # dates and the like
+                np.testing.assert_array_equal(found.labels, panels.labels)
+                np.testing.assert_array_equal(found.pictures, panels.pictures)
+                np.testing.assert_array_equal(found.answers["block 1"], panels.answers["block 1"])
+    assert lost > len(whole)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"labels": np.zeros((1, 6, 5), np.uint8)},
+        {"labels": np.zeros((1, 6, 6), np.int64)},
+        {"labels": np.full((1, 6, 6), 2, np.uint8)},
+        {"answers": {"block 1": np.full((1, 6, 6), 7, np.uint8)}},
+        {"pictures": np.zeros((1, 6, 6, 4), np.uint8)},
+        {"colours": np.zeros((3, 3), np.uint8)},
+        {"names": ("a", "b")},
+    ],
+    ids=lambda wrong: ", ".join(wrong),
+)
+def test_whole_files_that_do_not_fit_together_are_no_panels(tmp_path, wrong) -> None:
+    zero = np.zeros((1, 6, 6), np.uint8)
+    right = Panels(
+        ("a",), ("no", "yes"), np.zeros((2, 3), np.uint8), np.zeros((1, 6, 6, 3), np.uint8), zero, {"block 1": zero}
+    )
+    right.save(tmp_path / "a.npz")
+    assert Panels.load(tmp_path / "a.npz") is not None
+    replace(right, **wrong).save(tmp_path / "a.npz")
+    assert Panels.load(tmp_path / "a.npz") is None
+
+
 def test_pixels_without_a_label_are_grey() -> None:
     drawn = coloured(np.array([[0, NONE]], np.uint8), np.array([[10, 20, 30]], np.uint8))
     assert drawn.tolist() == [[[10, 20, 30], [GREY] * 3]]

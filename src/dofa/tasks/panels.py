@@ -5,7 +5,6 @@ Which images are shown depends on the data alone, so that models judged on the s
 
 import io
 import textwrap
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +70,27 @@ class Panels:
             with np.load(file, allow_pickle=False) as kept:
                 found = {name: kept[name] for name in kept.files}
             told = [str(name) for name in found["told"]]
-            return cls(
+            panels = cls(
                 tuple(map(str, found["names"])), tuple(map(str, found["classes"])), found["colours"],
                 found["pictures"], found["labels"], dict(zip(told, found["answers"], strict=True)),
             )  # fmt: skip
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except Exception:  # damaged bytes raise whatever zip, deflate or numpy stumble over first
             return None
+        return panels if panels._fits() else None
+
+    def _fits(self) -> bool:
+        """Whether the arrays are what their names say, which a whole file of someone else's need not be."""
+        maps = (self.labels, *self.answers.values())
+        shape, count = (len(self.names), *self.labels.shape[1:]), len(self.classes)
+        return (
+            all(array.dtype == np.uint8 for array in (self.colours, self.pictures, *maps))
+            and len(shape) == 3
+            and all(array.shape == shape and bool(((array < count) | (array == NONE)).all()) for array in maps)
+            and self.labels.size > 0
+            and 0 < count < NONE
+            and self.pictures.shape == (*shape, 3)
+            and self.colours.shape == (count, 3)
+        )
 
 
 def choose(data: LabelledImages, judged: Sequence[int]) -> list[int]:
