@@ -4,7 +4,8 @@
     python benchmarks/scene.py --memory --json memory.json                    # peak of fresh processes, three sizes
 
 Speed: one side is the model on the batches of a run, normalised and in memory beforehand; the other opens the scene,
-reads, normalises, runs the same batches, joins the tiles and writes the finished file. They alternate in one process;
+reads, normalises, runs the same batches, joins the tiles and writes the finished file; a third does so with one batch
+at a time instead of two (`scene.streams`). They alternate in one process;
 the ratio of pixels per second is that of the seconds, of which the median of all repeats is told and the spread.
 
 Memory: the real command in a process of its own for each scene, its highest resident memory as the kernel counts it.
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from dofa.model.encoder import DOFA
 from dofa.scene import engine
 from dofa.scene.features import embed_all
 from dofa.scene.saving import save as write
+from dofa.scene.streams import Streams, fast_bf16
 from dofa.sensors import Sensor
 from dofa.simulate import CLASSES, landscape, observe
 
@@ -113,7 +116,7 @@ def speed(model: DOFA, path: Path, sensor: Sensor, kind: str, args: argparse.Nam
 
     (one,) = embeddings()
     images = preloaded([one.job], args.batch)
-    low = args.precision == "bf16" or (args.precision == "auto" and engine.fast_bf16(torch.device("cpu")))
+    low = args.precision == "bf16" or (args.precision == "auto" and fast_bf16(torch.device("cpu")))
 
     @torch.inference_mode()
     def bare() -> None:
@@ -124,19 +127,27 @@ def speed(model: DOFA, path: Path, sensor: Sensor, kind: str, args: argparse.Nam
     def whole() -> None:
         write(embeddings(), [path.with_name(f"features.{SUFFIX[kind]}")], overwrite=True)
 
+    def one_by_one() -> None:
+        engine.Streams = partial(Streams, count=1)  # type: ignore[misc, assignment]
+        whole()
+        engine.Streams = Streams  # type: ignore[misc]
+
     bare(), whole()
-    sides: dict[str, list[float]] = {"bare": [], "whole": []}
+    sides: dict[str, list[float]] = {"bare": [], "whole": [], "one_by_one": []}
     for _ in range(args.repeats):
         sides["bare"].append(seconds_of(bare))
         sides["whole"].append(seconds_of(whole))
+        sides["one_by_one"].append(seconds_of(one_by_one))
     pixels = sum(image.shape[0] * image.shape[2] * image.shape[3] for image in images)
     ratios = [b / w for b, w in zip(sides["bare"], sides["whole"], strict=True)]
+    alone = [b / w for b, w in zip(sides["bare"], sides["one_by_one"], strict=True)]
     return {
         "reference": pixels / statistics.median(sides["bare"]),
         "ours": pixels / statistics.median(sides["whole"]),
         "ratio": statistics.median(ratios),
         "low": min(ratios),
         "high": max(ratios),
+        "one_by_one": [statistics.median(alone), min(alone), max(alone)],
         "unit": "pixels/s",
         "seconds": sides,
     }
@@ -229,7 +240,8 @@ def main() -> None:
                     told(
                         row,
                         f"{row['name']:22} {row['reference'] / 1e6:.2f} Mpx/s bare, {row['ours'] / 1e6:.2f} whole: "
-                        f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})",
+                        f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f}), one batch at a time "
+                        "{:.3f} ({:.3f}–{:.3f})".format(*row["one_by_one"]),
                     )
 
 

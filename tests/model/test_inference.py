@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -107,6 +109,23 @@ def test_compiled_blocks_give_what_eager_ones_give_for_any_number_of_images():
     with torch.inference_mode():
         [ours], [theirs] = (m.forward_intermediates(image, [0]) for m in (fast, low))
         assert worst(ours, theirs) <= 2e-2
+
+
+def test_threads_that_come_at_once_compile_once():
+    torch._dynamo.reset()
+    fast = compiled(build(depth=1).specialize(BANDS, 32, torch.bfloat16))
+    torch._dynamo.utils.counters.clear()
+    image, both = torch.randn(4, 5, 32, 32), threading.Barrier(2)
+
+    @torch.inference_mode()
+    def run():
+        both.wait()
+        return fast.forward_features(image)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (f.result() for f in [pool.submit(run), pool.submit(run)])
+    assert torch.equal(first, second)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_machine_without_a_compiler_is_told_in_one_line(tmp_path):

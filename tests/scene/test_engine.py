@@ -1,6 +1,8 @@
 """Tiled equals whole, in bounded memory, whatever was finished before."""
 
 import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dofa.errors import DataError
+from dofa.model.config import EncoderConfig
+from dofa.model.encoder import DOFA
 from dofa.scene.chunks import Chunks
-from dofa.scene.engine import Job, Room, answer, run
+from dofa.scene.engine import Job, Room, run
+from dofa.scene.features import EncoderTiles, specialised
+from dofa.scene.streams import Streams, answer
 from dofa.scene.tiles import Plan, Window
 
 from .conftest import ArrayScene, LocalModel, array_inputs
@@ -147,6 +153,50 @@ def test_an_answer_that_is_not_finite_names_the_scene_and_the_place():
     image = np.full((1, 8, 8), 1e30, np.float32)
     with pytest.raises(DataError, match=r"array: the model's answer for rows 0–8, columns 0–8 is not finite"):
         assembled(array_inputs(image), Plan(8, 8, 8, 0, 4, 4, 4), LocalModel(1, 4, 4), precision="float32")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_two_batches_at_a_time_are_one_after_the_other_to_the_last_bit(precision):
+    """Each is computed by half of the threads, so two threads say what one says."""
+    torch.manual_seed(0)
+    model = DOFA(EncoderConfig(width=48, depth=2, heads=3, patch=8, image_size=64)).eval()
+    image = np.random.default_rng(0).integers(1, 200, (3, 300, 260)).astype(np.uint8)
+    inputs = array_inputs(image)
+    tiles = EncoderTiles(specialised(model, inputs, "cpu", False, precision), "patch", ["pooled"], 64)
+    plan = Plan(300, 260, 64, 16, 8, 8, 8, tiles.offset)
+    alone, _ = assembled(inputs, plan, tiles, batch=3, precision=precision)
+    torch.set_num_threads(2)
+    together, seen = assembled(array_inputs(image), plan, tiles, batch=3, precision=precision)
+    assert (seen == 1).all()
+    np.testing.assert_array_equal(together, alone)
+    assert torch.get_num_threads() == 2
+
+
+def test_streams_share_the_threads_of_a_processor_and_leave_those_of_others_alone():
+    torch.set_num_threads(4)
+    with Streams(torch.device("cpu")) as streams:
+        assert streams.count == 2
+        both = threading.Barrier(2)  # passed only if two run at a time
+
+        def here():
+            both.wait(10)
+            return torch.get_num_threads()
+
+        assert [f.result() for f in [streams.submit(here), streams.submit(here)]] == [2, 2]
+        with ThreadPoolExecutor(1) as another:
+            assert another.submit(torch.get_num_threads).result() == 4
+    assert torch.get_num_threads() == 4
+    for threads, device in ((3, "cpu"), (4, "cuda")):
+        with Streams(torch.device(device), threads) as streams:
+            assert (streams.count, streams.submit(torch.get_num_threads).result()) == (1, threads)
+
+
+def test_an_answer_that_fails_beside_another_ends_the_run_with_its_error():
+    torch.set_num_threads(2)
+    image = np.ones((1, 64, 64), np.float32)
+    image[:, 40:, 40:] = 1e30
+    with pytest.raises(DataError, match="is not finite"):
+        assembled(array_inputs(image), Plan(64, 64, 8, 0, 4, 4, 4), LocalModel(1, 4, 4), batch=2, precision="float32")
 
 
 def test_a_chunk_is_decoded_once_although_tiles_overlap():

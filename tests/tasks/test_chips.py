@@ -583,7 +583,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
         drawn([(rectangle(x + 0.2, y + 0.2, x + 127.8, y + 127.8), f"{x} {y}") for x in (0, 128) for y in (0, 128)]),
         {"block": 8}, "class 0 .* is missing from training: its ground fills too few blocks",
     ),
-    "few blocks": (drawn(halves()), {"block": 16}, "1 blocks of ground do not make training, validation and test"),
+    "few blocks": (drawn(halves()), {"block": 16}, "blocks of ground: 1, too few for training, validation and test"),
     "large chips": (drawn(halves()), {"size": 300}, "256 × 256 pixels, less than a chip of 300"),
     "words": (drawn(halves()), {"classes": ["water=w=blue", "land"]}, "write VALUE, VALUE=NAME or VALUE=NAME=#RRGGBB"),
     "shares": (drawn(halves()), {"val_fraction": 0.6, "test_fraction": 0.5}, "shares that leave some for training"),

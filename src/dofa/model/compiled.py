@@ -1,6 +1,8 @@
 """Encoders whose blocks run through torch.compile: for long jobs, where the time to compile pays for itself."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -32,11 +34,16 @@ def compiled(model: Encoder) -> Encoder:
     """
     attempt(torch.compile(torch.sin), torch.zeros(4, device=model.cls_token.device))
     blocks = torch.compile(model.through)
+    compiling, known = Lock(), set[tuple[object, ...]]()
 
     def through(x: Tensor, wanted: Sequence[int], depth: int) -> tuple[Tensor, list[Tensor]]:
         if len(x) > 1:
             torch._dynamo.maybe_mark_dynamic(x, 0)  # the last batch of a job is smaller
-        return attempt(blocks, x, wanted, depth)
+        kind = (len(x) > 1, x.shape[1:], x.dtype, tuple(wanted), depth)
+        with nullcontext() if kind in known else compiling:  # of threads that come at once, one compiles
+            answer = attempt(blocks, x, wanted, depth)
+            known.add(kind)
+        return answer
 
     model.through = through  # type: ignore[method-assign]
     return model

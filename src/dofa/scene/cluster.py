@@ -32,8 +32,9 @@ from dofa.model.devices import choose
 from dofa.model.vit import VisionTransformer
 from dofa.pixels import Float
 from dofa.scene import engine
-from dofa.scene.engine import Block, Item, Job, Joint, Precision, TileModel
+from dofa.scene.engine import Block, Item, Job, Joint
 from dofa.scene.inputs import Inputs
+from dofa.scene.streams import Precision, Streams, TileModel, answer, in_bf16
 from dofa.scene.tiles import Window
 
 AHEAD = 3  # batches a worker: one that is run, one that is read, one whose answer is fetched
@@ -295,7 +296,7 @@ class _Here:
         self._lock = threading.Lock()
         self._scenes: OrderedDict[bytes, Inputs] = OrderedDict()
         self._model: tuple[str, TileModel] | None = None
-        self._computing: ThreadPoolExecutor | None = None
+        self._streams: dict[tuple[torch.device, int], Streams] = {}
 
     def inputs(self, recipe: bytes) -> Inputs:
         """An open scene."""
@@ -308,21 +309,19 @@ class _Here:
             return self._scenes[recipe]
 
     def answer(self, model: _Model, images: Float, seen: Sequence[bool], how: _How) -> list[Float | None]:
-        """One batch after another, in one thread, however many tasks the worker runs at a time."""
+        """As many batches at a time as `engine.run` computes here, however many tasks the worker runs."""
         from distributed import get_worker
 
         worker = get_worker()
+        device, threads = _device(how.device, worker.name), how.threads or worker.state.nthreads
         with self._lock:
-            if self._computing is None:
-                threads = how.threads or worker.state.nthreads
-                self._computing = ThreadPoolExecutor(1, "dofa-model", torch.set_num_threads, (threads,))
-        return self._computing.submit(
-            self._answer, model, images, seen, _device(how.device, worker.name), how
-        ).result()  # fmt: skip
+            if (device, threads) not in self._streams:
+                self._streams[device, threads] = Streams(device, threads)
+            streams, tiles = self._streams[device, threads], self._held(model, device, how)
+        return streams.submit(answer, tiles, images, seen, device, model.low).result()
 
-    def _answer(
-        self, model: _Model, images: Float, seen: Sequence[bool], device: torch.device, how: _How
-    ) -> list[Float | None]:
+    def _held(self, model: _Model, device: torch.device, how: _How) -> TileModel:
+        """The model on the device it runs on."""
         if self._model is None or self._model[0] != model.key:
             tiles = model.tiles
             if isinstance(tiles, torch.nn.Module):
@@ -331,7 +330,7 @@ class _Here:
                     if isinstance(module, VisionTransformer):
                         compiled(module)
             self._model = model.key, tiles
-        return engine.answer(self._model[1], images, seen, device, model.low)
+        return self._model[1]
 
 
 _here = _Here()
@@ -344,7 +343,7 @@ def _load(payload: bytes, how: _How) -> _Model:
     tiles = pickle.loads(payload)
     # Matrices that were brought to bf16 where this run began are run in it, whatever this machine would choose.
     made_low = isinstance(tiles, torch.nn.Module) and any(p.dtype == torch.bfloat16 for p in tiles.parameters())
-    return _Model(_key("held"), tiles, made_low or engine.in_bf16(how.precision, device))
+    return _Model(_key("held"), tiles, made_low or in_bf16(how.precision, device))
 
 
 def _work(

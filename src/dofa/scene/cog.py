@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dofa.scene.outputs import Values
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # no place: what is read where none is written
-CACHE_BYTES = 1 << 26  # GDAL's own default is 5 % of the machine
+CACHE_BYTES = 1 << 24  # at least; GDAL's own default is 5 % of the machine
 
 
 def write_cog(layout: Layout, values: "Values", target: Path) -> None:
@@ -55,7 +55,8 @@ def write_cog(layout: Layout, values: "Values", target: Path) -> None:
     cell_bytes = 4 * layout.channels if half else layout.cell_bytes
     whole = [side * side * -(-h // side) * -(-w // side) * cell_bytes for h, w in sizes]
     _check_room(target.parent, int((1.62 if half else 2.02) * sum(whole)) + (1 << 20))
-    with rasterio.Env(**{**OPTIONS, "GDAL_CACHEMAX": CACHE_BYTES}):
+    cache = max(CACHE_BYTES, 2 * side * side * cell_bytes)  # whole blocks, or they are read again for each channel
+    with rasterio.Env(**{**OPTIONS, "GDAL_CACHEMAX": cache}):
         for level, (height, width) in enumerate(sizes):
             read = values.read if level == 0 else _halved(layout, plain[level - 1], sizes[level - 1])
             with rasterio.open(

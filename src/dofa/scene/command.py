@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from dofa.errors import ConfigError
 from dofa.progress import Progress
-from dofa.scene.engine import Job, Precision
+from dofa.scene.engine import Job
 from dofa.scene.features import What, embed_all
 from dofa.scene.layout import FORMATS, Format
 from dofa.scene.opening import opening_words
 from dofa.scene.saving import save
 from dofa.scene.scene import open_scene
+from dofa.scene.streams import Precision
 
 SUFFIX: dict[Format, str] = {"cog": ".tif", "zarr": ".zarr", "geoparquet": ".parquet"}
 # Of a file; other dots belong to the name (HLS.S30.T10TEK.2020283T185941.v2.0).

@@ -9,42 +9,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dofa.errors import ConfigError, DataError
 from dofa.model.devices import choose
 from dofa.pixels import Float
 from dofa.scene.inputs import Inputs
+from dofa.scene.streams import Precision, Streams, TileModel, answer, in_bf16
 from dofa.scene.tiles import Plan, Tile, Window
 
-Precision = Literal["auto", "float32", "bf16"]
 BUDGET = 64 * 2**20  # bytes for decoded pixels and unfinished rows together; wider scenes are cut into swaths
+AHEAD = 1  # batches that are read while others run: those of a hyperspectral sensor are over half a gigabyte each
 # Pixels of a swath at least: what lies at its borders is decoded for both. A scene of a hyperspectral sensor is one.
 NARROWEST = 1536
-
-
-class TileModel(Protocol):
-    """What runs on tiles.
-
-    Attributes:
-        channels: K, numbers a cell.
-        patch: pixels; tiles are whole patches.
-        offset: patch_offset of the encoder.
-        cell: pixels a side of a cell of its answer.
-    """
-
-    channels: int
-    patch: int
-    offset: int
-    cell: int
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalised (B, C, h, w) to (B, K, h / cell, w / cell)."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +83,11 @@ class Item:
     last: bool
 
 
-class _Reading(NamedTuple):
+class _Batch(NamedTuple):
     items: list[Item]
     images: Float
     seen: "list[Future[bool]]"
+    answers: "Future[list[Float | None]]"
 
 
 def run(
@@ -137,29 +119,32 @@ def run(
     target = choose(device)
     low = in_bf16(precision, target)
     joined: deque[Future[list[Block]]] = deque()
-    ahead: deque[_Reading] = deque()
+    ahead: deque[_Batch] = deque()
     todo = batches(jobs, batch)
     for job in jobs:
         # Tiles overlap, so the chunks under a row of them are wanted again for the next: decoded once all the same.
         widest = max((job.plan.pixels_of(block).width for block in job.plan.blocks), default=0)
         job.inputs.chunks.hold(job.plan.tile, widest + job.plan.tile)
-    with ThreadPoolExecutor(threads, "dofa-read") as readers, ThreadPoolExecutor(1, "dofa-join") as joiner:
+    with (
+        ThreadPoolExecutor(threads, "dofa-read") as readers,
+        ThreadPoolExecutor(1, "dofa-join") as joiner,
+        Streams(target) as streams,
+    ):
         joint, room = Joint(jobs), Room()
         try:
             while True:
-                # One batch is read while the model runs another: two of a hyperspectral sensor are over a gigabyte.
-                while len(ahead) < 2 and (items := next(todo, None)) is not None:
+                while len(ahead) < streams.count + AHEAD and (items := next(todo, None)) is not None:
                     images = room.take(shape_of(jobs, items))
                     tiles = zip(items, images, strict=True)
                     seen = [readers.submit(read, jobs[i.job].inputs, i.tile.window, image) for i, image in tiles]
-                    ahead.append(_Reading(items, images, seen))
+                    model = jobs[items[0].job].model
+                    answers = streams.submit(_answer_read, model, images, seen, target, low)
+                    ahead.append(_Batch(items, images, seen, answers))
                 if not ahead:
                     break
                 group = ahead.popleft()
-                model = jobs[group.items[0].job].model
-                answers = answer(model, group.images, [seen.result() for seen in group.seen], target, low)
+                joined.append(joiner.submit(joint.add, group.items, group.answers.result()))
                 room.give_back(group.images)
-                joined.append(joiner.submit(joint.add, group.items, answers))
                 progress(len(group.items), nbytes(jobs, group.items))
                 while joined and (joined[0].done() or len(joined) > 2):
                     yield from joined.popleft().result()
@@ -167,25 +152,16 @@ def run(
                 yield from joined.popleft().result()
         finally:
             for waiting in ahead:
+                waiting.answers.cancel()
                 for one in waiting.seen:
                     one.cancel()
 
 
-def in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether a model runs under autocast to bf16.
-
-    Args:
-        precision: as the user said; `auto` asks the device.
-        device: where the model runs.
-    """
-    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether autocast to bf16 pays: on accelerators, and on processors that multiply it in hardware."""
-    if device.type != "cpu":
-        return True
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+def _answer_read(
+    model: TileModel, images: Float, seen: "Sequence[Future[bool]]", device: torch.device, low: bool
+) -> list[Float | None]:
+    """`answer` of a batch once it is read."""
+    return answer(model, images, [one.result() for one in seen], device, low)
 
 
 def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
@@ -290,31 +266,6 @@ def _items(jobs: Sequence[Job]) -> Iterator[Item]:
             tiles = job.plan.tiles_of(block)
             for i, tile in enumerate(tiles):
                 yield Item(number, block, tile, block >= needed, i == len(tiles) - 1)
-
-
-@torch.inference_mode()
-def answer(
-    model: TileModel, images: Float, seen: Sequence[bool], device: torch.device, low: bool
-) -> list[Float | None]:
-    """(h, w, K) float32 an image of (B, C, h, w), None for those in which no measurement was seen.
-
-    Args:
-        model: on the device.
-        images: (B, C, h, w), normalised.
-        seen: (B,) whether each holds a measurement.
-        device: where the model runs.
-        low: under autocast to bf16.
-    """
-    if not any(seen):
-        return [None] * len(seen)
-    full = torch.from_numpy(images if all(seen) else images[list(seen)])
-    with torch.autocast(device.type, torch.bfloat16, enabled=low):
-        found = model(full.to(device))
-    answers = found.permute(0, 2, 3, 1).float().cpu()
-    if answers.untyped_storage().data_ptr() == full.untyped_storage().data_ptr():
-        answers = answers.clone()  # of a model that gives back what it was given, whose memory is used again
-    values = iter(answers.numpy())
-    return [next(values) if one else None for one in seen]
 
 
 class Joint:

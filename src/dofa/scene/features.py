@@ -27,10 +27,11 @@ from dofa.model.vit import block_indices
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
 from dofa.scene import engine
-from dofa.scene.engine import Job, Precision
+from dofa.scene.engine import Job
 from dofa.scene.inputs import Inputs, settle
 from dofa.scene.projection import Projection
 from dofa.scene.scene import Scene, open_scene
+from dofa.scene.streams import Precision, TileModel, in_bf16
 from dofa.scene.tiles import Plan, Window
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ def specialised(
         precision: it will run in.
     """
     target = choose(device)
-    low = engine.in_bf16(precision, target)
+    low = in_bf16(precision, target)
     vit = model.specialize(inputs.wavelengths, precision=torch.bfloat16 if low else None).eval().to(target)
     if compile:
         from dofa.model.compiled import compiled
@@ -319,7 +320,7 @@ def specialised(
     return vit
 
 
-def plan_of(inputs: Inputs, tiles: engine.TileModel, side: int, stride: int | None, overlap: int | None) -> Plan:
+def plan_of(inputs: Inputs, tiles: TileModel, side: int, stride: int | None, overlap: int | None) -> Plan:
     """How a scene is cut for a model.
 
     Args:
@@ -366,7 +367,7 @@ def sample(embeddings: Sequence[Embedding]) -> NDArray[np.float32]:
                 if not valid.any():
                     continue
                 device = one.tiles.vit.cls_token.device
-                low = engine.in_bf16(one.settings.get("precision", "auto"), device)
+                low = in_bf16(one.settings.get("precision", "auto"), device)
                 with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=low):
                     maps = one.tiles.maps(torch.from_numpy(image)[None].to(device))[0].float().cpu().numpy()
                 cell = side // maps.shape[-1]

@@ -13,13 +13,13 @@ from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.scene.colours import colour_panel
 from dofa.scene.command import Written
-from dofa.scene.engine import Precision
 from dofa.scene.features import embed
 from dofa.scene.look import sample_windows
 from dofa.scene.opening import opening_words
 from dofa.scene.panels import Panel, draw
 from dofa.scene.places import Pixel, ground, lonlat, pixels
 from dofa.scene.scene import Scene, open_scene
+from dofa.scene.streams import Precision
 from dofa.scene.tiles import Window
 
 CELLS = 384  # across a picture; more cannot be seen in it

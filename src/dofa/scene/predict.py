@@ -17,13 +17,14 @@ from dofa.model.heads import Head, load_head
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
 from dofa.scene.command import Bar, Written, output_paths
-from dofa.scene.engine import Job, Precision
+from dofa.scene.engine import Job
 from dofa.scene.features import EncoderTiles, describe, measure, plan_of, specialised
 from dofa.scene.inputs import Inputs, settle
 from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout
 from dofa.scene.saving import Output, digest, write_all
 from dofa.scene.scene import Scene, open_scene
+from dofa.scene.streams import Precision
 from dofa.scene.tiles import Plan
 
 Wanted = Literal["classes", "probabilities"]

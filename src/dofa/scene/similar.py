@@ -19,7 +19,6 @@ from dofa.pixels import Float
 from dofa.scene import engine
 from dofa.scene.colours import colour_panel
 from dofa.scene.command import Bar, Written
-from dofa.scene.engine import Precision
 from dofa.scene.features import Embedding, embed, sample
 from dofa.scene.layout import FORMATS
 from dofa.scene.opening import opening_words
@@ -29,6 +28,7 @@ from dofa.scene.pictures import captions, check_out, fine_stride, part_note, par
 from dofa.scene.places import Pixel, pixels
 from dofa.scene.saving import Output, digest, write_all
 from dofa.scene.scene import Scene, open_scene
+from dofa.scene.streams import Precision
 from dofa.scene.tiles import Window
 
 RAMP = Ramp("viridis", -1, 1, "cosine similarity to the place")

@@ -203,7 +203,7 @@ def deal(counts: NDArray[Any], val: float, test: float, seed: int, names: Sequen
     units, cure = len(counts), "make --block smaller, label more ground, or give --split random"
     held = [max(1, round(share * units)) if share else 0 for share in (val, test)]
     if units <= sum(held):
-        raise DataError(f"{units} blocks of ground do not make training, validation and test: {cure}")
+        raise DataError(f"blocks of ground: {units}, too few for training, validation and test: {cure}")
     shares = np.array([1 - val - test, val, test])
     total = counts.sum(0)
     weight = counts / np.maximum(total, 1)

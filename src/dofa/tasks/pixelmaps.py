@@ -17,6 +17,7 @@ from dofa.model.devices import choose
 from dofa.pixels import Scaling
 from dofa.scene import engine
 from dofa.scene.inputs import Inputs
+from dofa.scene.streams import TileModel
 from dofa.scene.tiles import Plan, Window
 from dofa.sensors import Sensor
 from dofa.tasks.backbones import Backbone
@@ -61,7 +62,7 @@ class TilePixels:
 
     def __init__(
         self,
-        tiles: engine.TileModel,
+        tiles: TileModel,
         plan: Plan,
         data: LabelledImages,
         scaling: Scaling,

@@ -141,7 +141,6 @@ def probe(
 
     seen = backbone.take(images)
     step = stride if stride is not None else max(d for d in range(1, backbone.patch) if backbone.patch % d == 0)
-    statistics = band_statistics(images, cache) if baselines and not dense else None
     measured = band_statistics(seen, cache) if stats == DATASET else None
 
     def scaling_of(rows: Ints) -> Scaling:
@@ -156,6 +155,7 @@ def probe(
         mapped = unit_map(seen.scaling.unit, scalings[0].unit, seen.sensor.platform)
         notes.append(f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}")
 
+    statistics = band_statistics(images, cache) if baselines and not dense else None
     linear: Classifier = "LARS" if optimizer == "lars" else "logistic"
     classifiers: tuple[Classifier, ...] = (linear,) if dense else (linear, "k-NN")
     console = Console(stderr=True)
