@@ -433,6 +433,14 @@ def test_no_chip_lies_across_two_blocks(size, chips_a_block, shift, length, plac
         assert sum(blocks.of(w) is not None for w in windows) >= chips_a_block**2
 
 
+@pytest.mark.parametrize("shift", [497.99999999999994, 498.00000000000006, -6.000000000000001])
+def test_a_rounding_of_the_grid_s_corner_moves_no_chip_off_its_block(shift) -> None:
+    whole, rounded = Blocks(0, "here", 0.0, float(round(shift)), 8), Blocks(0, "here", 0.0, shift, 8)
+    assert rounded.starts(40, 8, 1) == whole.starts(40, 8, 1)
+    windows = [Window(0, start, 8, 8) for start in whole.starts(40, 8, 1)]
+    assert [rounded.of(w) for w in windows] == [whole.of(w) for w in windows]
+
+
 def test_the_same_ground_on_three_dates_is_on_one_side(tmp_path) -> None:
     dates = [str(SAMPLES / f"west_{year}.tif") for year in (2012, 2016, 2020)]  # their grids differ by up to 1.6 m
     chips(dates, labels=[str(ROOT / "docs" / "own-labels.geojson")], out=tmp_path / "c", size=16, sensor="naip-rgbn")

@@ -168,10 +168,10 @@ def test_a_new_decoder_has_no_error_before(further, trained):
     assert all(row["after"] > 0 and row["verdict"].startswith("no error before") for row in rows if row["share"])
 
 
-def test_nothing_is_reported_where_nothing_is_reconstructed_or_continued(further, vits, settings):
+def test_nothing_is_reported_where_nothing_is_reconstructed_or_continued(further, vits, settings, tmp_path):
     distilled = {"teacher": str(vits["same"]), "view": "full", "reconstruction": 0.0}
     assert not (pretrain(further(distill=distilled, run__updates=1)) / "forgetting.json").exists()
-    assert not (pretrain(settings(run__updates=1, run__out="anew")) / "forgetting.json").exists()
+    assert not (pretrain(settings(run__updates=1, run__out=str(tmp_path / "anew"))) / "forgetting.json").exists()
 
 
 def change(before: list[float], after: list[float], places: list[str], **more: object) -> Change:

@@ -19,6 +19,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DRAWS = 512  # ways to deal blocks out, of which the one nearest to the shares is taken
 SHARED = 0.05  # of a chip's ground: less is the noise of two reference systems
 TOUCH = 1.0  # pixels that chips of two blocks may share where rasters lie askew by fractions of a pixel
+ROUNDING = 1e-6  # pixels: what computing with coordinates may be off by
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Blocks:
             axis: 0 or 1.
         """
         shift = (self.down, self.right)[axis]
-        first = math.ceil(-shift % size) % size
+        first = math.ceil(-shift % size - ROUNDING) % size
         regular = range(first, length - size + 1, size)
         return sorted({*regular, 0, length - size}) if length >= size else []
 
@@ -78,7 +79,7 @@ class Blocks:
         for at, shift, length in ((row, self.down, shape[0]), (col, self.right, shape[1])):
             wanted = round(at - size / 2)
             low = math.floor((at + shift) / self.side) * self.side - shift
-            first, last = max(0, math.ceil(low - 1e-6)), min(length, math.ceil(low + self.side - 1e-6)) - size
+            first, last = max(0, math.ceil(low - ROUNDING)), min(length, math.ceil(low + self.side - ROUNDING)) - size
             start = min(max(wanted, first), last)
             if start < first or abs(start - wanted) > size / 4:
                 return None
