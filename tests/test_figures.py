@@ -115,6 +115,14 @@ def test_every_figure_is_a_png_with_ink_on_a_page_of_the_theme(tmp_path, theme):
     assert corner > 0.9 if theme == "light" else corner < 0.2
 
 
+@pytest.mark.parametrize("caption", ["Landsat 8", "Landsat 8,\na delta", "Landsat 8,\na delta\nin 2020"])
+def test_a_caption_of_several_lines_is_not_cut_off_at_the_top(tmp_path, caption):
+    panel = figures.reconstruction_panel(tmp_path / "p.png", [figures.Row("a", [(caption, np.ones((4, 4, 3)))])])
+    pixels = read(panel)
+    assert pixels[:4].min() == pixels[:4].max()  # nothing but the page at the upper edge
+    assert pixels[4:60].min() < 0.5  # where the caption begins
+
+
 def test_bars_refuse_values_that_do_not_match_the_names(tmp_path):
     with pytest.raises(DataError, match="'trained' has 2 values for 3 names"):
         figures.bars(tmp_path / "b.png", ["a", "b", "c"], {"trained": [1, 2]})

@@ -174,14 +174,16 @@ def reconstruction_panel(path: str | Path, rows: Sequence[Row], title: str = "",
         raise DataError("a panel needs at least one row, and a picture in every row")
     columns = max(len(row.pictures) for row in rows)
     captions = [tuple(caption for caption, _ in row.pictures) for row in rows]
-    # Captions are said once above rows that share them.
-    heads = [0.3 if r == 0 or captions[r] != captions[r - 1] else 0.08 for r in range(len(rows))]
+    # Captions are said once above rows that share them, with room for all of their lines.
+    lines = [max(len(caption.splitlines()) for caption in row) for row in captions]
+    said = [bool(lines[r]) and (r == 0 or captions[r] != captions[r - 1]) for r in range(len(rows))]
+    heads = [0.14 + 0.16 * n if shown else 0.08 for n, shown in zip(lines, said, strict=True)]
     side, gutter, top = 1.9, 1.35, 0.5 if title else 0.0
     height, width = top + sum(heads) + side * len(rows) + 0.08, columns * (side + 0.08) + gutter
     with canvas(path, (width, height), theme) as figure:
         if title:
             figure.text(0.12 / width, 1 - 0.3 / height, title, size=12, weight="bold", va="center")
-        for row, head in zip(rows, heads, strict=True):
+        for row, head, shown in zip(rows, heads, said, strict=True):
             top += head + side
             figure.text(0.12 / width, 1 - (top - side / 2) / height, row.title, size=9.5, va="center", linespacing=1.4)
             for c, (caption, picture) in enumerate(row.pictures):
@@ -189,7 +191,7 @@ def reconstruction_panel(path: str | Path, rows: Sequence[Row], title: str = "",
                 axes = figure.add_axes((left / width, 1 - top / height, side / width, side / height))
                 axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
                 axes.set_axis_off()
-                if head > 0.1:
+                if shown:
                     axes.set_title(caption, size=9, pad=4)
     return Path(path)
 
