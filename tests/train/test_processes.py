@@ -110,13 +110,17 @@ def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_words(twenty
     file.write_text(to_yaml(config))
     call = command(file, processes=2)
     # As soon as one process has failed torchrun ends the others: each stays until all have said their words.
-    stay = ["sh", "-c", '"$@"; status=$?; sleep 10; exit $status', "sh"]
+    # (A file from `mktemp` for each: torchrun would make one `$` of the two in the number of a shell.)
+    ended = tmp_path / "ended"
+    ended.mkdir()
+    wait = f'mktemp -p {ended}; until [ "$(ls {ended} | wc -l)" -eq 2 ]; do sleep 0.1; done'
+    stay = ["sh", "-c", f'"$@"; status=$?; {wait}; exit $status', "sh"]
     at = call.index("2") + 1
     call = [*call[:at], *stay, *call[at:]]
     done = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("dofa: update ")]
-    assert len(said) == 2
+    assert len(said) == 2, done.stderr
     assert len(set(said)) == 1
     assert "sources " in said[0]
     assert not (Path(config.run.out) / "model").exists()
