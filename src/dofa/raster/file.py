@@ -1,16 +1,12 @@
 """One raster file, opened once and read from any thread."""
 
 import math
-import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from dofa import sensors
@@ -18,6 +14,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
 from dofa.raster import gdal, remote, words
 from dofa.raster.bands import FileBand, Said, recognise
+from dofa.raster.handles import Handles
 from dofa.sensors import Sensor
 
 SAMPLE_SIDE = 384  # files up to this side are looked at whole on opening, larger ones in nine windows of a third of it
@@ -86,7 +83,7 @@ def open_told(
     Raises:
         DataError: the file cannot be read, or has fewer bands.
     """
-    raster = Raster(path, nodata, strict=False)
+    raster = Raster(path, nodata)
     try:
         raster.tell(sensor, scaling, numbers)
     except DataError:
@@ -121,19 +118,14 @@ class Raster:
     sensor: Sensor
     scaling: Scaling
 
-    def __init__(self, path: str | Path, nodata: float | None, strict: bool) -> None:
+    def __init__(self, path: str | Path, nodata: float | None = None, strict: bool = False) -> None:
         self.path = str(path)
         self.warnings: list[str] = []
         self._name = remote.shown(self.path).rsplit("/", 1)[-1]
         self._strict = strict
-        self._handles: dict[tuple[int, int], Any] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+        self._handles = Handles(self.path, self._name)
         self._empty: tuple[str, ...] = ()
-        dataset = self._dataset()
-        # A virtual file may be made of others that come over a network.
-        parts = dataset.files if self.path.lower().endswith(".vrt") else ()
-        self._fetched = next((part for part in parts if remote.is_remote(part)), self.path)
+        dataset = self._handles.dataset()
         try:
             gdal.check_kind(dataset)
             self.width, self.height = int(dataset.width), int(dataset.height)
@@ -161,7 +153,7 @@ class Raster:
         dn_offset: float | None,
     ) -> None:
         """Recognise the bands, leave out the empty ones, and settle what the numbers mean."""
-        dataset = self._dataset()
+        dataset = self._handles.dataset()
         found = recognise(
             gdal.file_bands(dataset),
             sensor,
@@ -187,7 +179,7 @@ class Raster:
         self.scaling = scaling
 
     def _take(self, sensor: Sensor, numbers: Sequence[int]) -> None:
-        dataset = self._dataset()
+        dataset = self._handles.dataset()
         if max(numbers) > dataset.count:
             raise DataError(f"{self._name}: it has {dataset.count} bands, number {max(numbers)} is asked for")
         self.sensor, self._numbers = sensor, list(numbers)
@@ -200,7 +192,7 @@ class Raster:
             return sample
         empty = [n for n, row in zip(self._numbers, self._measured(sample), strict=True) if not row.any()]
         whole = sample.shape[1] == self.width * self.height
-        unseen = () if whole else list(self._dataset().block_windows(1))
+        unseen = () if whole else list(self._handles.dataset().block_windows(1))
         for _, window in unseen:
             if not empty:
                 break
@@ -218,7 +210,7 @@ class Raster:
 
     def _settle(self, user: Scaling | None, dn_offset: float | None, sample: NDArray[Any]) -> None:
         """Decide the physical scaling: the user's word ends the matter, any other is checked against (C, n) pixels."""
-        numbers = gdal.file_numbers(self._dataset(), self._numbers)
+        numbers = gdal.file_numbers(self._handles.dataset(), self._numbers)
         settled = words.settle(self.sensor, numbers, self.dtype.name, user, dn_offset, self._name)
         self.scaling = settled.scaling
         for doubt in settled.doubts(numbers, sample, self.sensor.name):
@@ -233,7 +225,7 @@ class Raster:
         self._note(said)
 
     def _alpha_is_mask(self) -> bool:
-        number = next(n for n, c in enumerate(self._dataset().colorinterp, 1) if c.name == "alpha")
+        number = next(n for n, c in enumerate(self._handles.dataset().colorinterp, 1) if c.name == "alpha")
         return set(np.unique(self._sample([number])).tolist()) <= {0, 255}
 
     def _sample_windows(self) -> list[Window]:
@@ -311,32 +303,15 @@ class Raster:
         return window
 
     def _decode(self, numbers: list[int], window: Window) -> NDArray[Any]:
-        return self._persistently(lambda dataset: dataset.read(numbers, window=window), "pixels")
+        return self._handles.read(lambda dataset: dataset.read(numbers, window=window), "pixels")
 
     def _mask(self, window: Window) -> NDArray[np.bool_]:
         """(h, w): what the mask of all bands says."""
         if not self._masked:
             return np.ones((int(window.height), int(window.width)), bool)
         number = self._numbers[0]
-        mask = self._persistently(lambda dataset: dataset.read_masks(number, window=window), "mask")
+        mask = self._handles.read(lambda dataset: dataset.read_masks(number, window=window), "mask")
         return np.asarray(mask != 0)
-
-    def _persistently(self, read: Callable[[Any], NDArray[Any]], what: str) -> NDArray[Any]:
-        """Read through this thread's handle; over a network through a new one when an answer was lost."""
-
-        def act() -> NDArray[Any]:
-            dataset = self._dataset()
-            with rasterio.Env(**gdal.options(self.path)):
-                return read(dataset)
-
-        try:
-            return remote.persistently(self._fetched, act, self._forget, lost=RasterioError)
-        except RasterioError as error:
-            far = remote.is_remote(self._fetched)
-            why = f"its {what} cannot be decoded: {remote.reason(error, 'the server sent' if far else 'the file has')}"
-            if far:
-                raise DataError(f"{remote.shown(self.path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
-            raise DataError(f"{self._name}: truncated or damaged, {why}: copy or download it again") from None
 
     def _measured(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
         """Where each number is a measurement, by itself."""
@@ -369,17 +344,17 @@ class Raster:
     @property
     def files(self) -> list[str]:
         """The files it consists of, as far as GDAL knows: itself, what a VRT is made of, masks beside it."""
-        return [str(f) for f in self._dataset().files] or [self.path]
+        return [str(f) for f in self._handles.dataset().files] or [self.path]
 
     def file_bands(self) -> list[FileBand]:
         """What the file says of all its bands."""
-        return gdal.file_bands(self._dataset())
+        return gdal.file_bands(self._handles.dataset())
 
     def file_numbers(self, numbers: Sequence[int]) -> words.FileNumbers:
         """What the file says of the numbers in these bands."""
-        return gdal.file_numbers(self._dataset(), numbers)
+        return gdal.file_numbers(self._handles.dataset(), numbers)
 
-    # -- place and handles --------------------------------------------------------------------------------------------
+    # -- place --------------------------------------------------------------------------------------------------------
 
     @property
     def bounds_lonlat(self) -> tuple[float, float, float, float] | None:
@@ -391,35 +366,9 @@ class Raster:
         """(longitude, latitude) of the centre in degrees; None without a place."""
         return gdal.point_lonlat(self.crs, gdal.at(self.transform, self.width / 2, self.height / 2))
 
-    def _dataset(self) -> Any:
-        """This thread's handle. A forked child opens its own: a shared file position would mix up their reads."""
-        key = (os.getpid(), threading.get_ident())
-        with self._lock:
-            if self._closed:
-                raise DataError(f"{self._name}: the raster is closed")
-            handle = self._handles.get(key)
-        if handle is None:
-            handle = gdal.open_dataset(self.path)
-            with self._lock:
-                self._handles[key] = handle
-        return handle
-
-    def _forget(self) -> None:
-        """Close this thread's handle; the next look opens another."""
-        with self._lock:
-            handle = self._handles.pop((os.getpid(), threading.get_ident()), None)
-        if handle is not None:
-            with rasterio.Env(**gdal.options(self.path)):
-                handle.close()
-
     def close(self) -> None:
-        """Close every handle; reading afterwards is an error."""
-        with self._lock:
-            self._closed = True
-            handles, self._handles = self._handles, {}
-        for (pid, _), handle in handles.items():
-            if pid == os.getpid():
-                handle.close()
+        """Close the file; reading afterwards is an error."""
+        self._handles.close()
 
     def __enter__(self) -> "Raster":
         return self
