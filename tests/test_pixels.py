@@ -68,7 +68,7 @@ def test_bands_a_few_at_a_time_give_the_bits_of_the_formula(data, dtype, bands, 
     scale, offset, mean = (tuple(map(float, rng.uniform(0.001, 0.01, bands))) for _ in range(3))
     std = (0.0, *map(float, rng.uniform(0.1, 1, bands - 1)))
     one = Scaling("reflectance", names, scale, offset, clip, mean, std, "corpus", "corpus")
-    # All bands at once, step by step, as design.md section 3 has it.
+    # All bands at once, step by step, as docs/architecture.md has it.
     work = np.float64 if dtype in ("int32", "float64") else np.float32
 
     def column(values, kind):

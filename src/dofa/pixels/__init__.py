@@ -10,6 +10,7 @@ from dofa.pixels.display import (
     display_statistics,
     show,
 )
+from dofa.pixels.precedence import resolve_physical, resolve_stats
 from dofa.pixels.scaling import (
     CONSTANT_SHARE,
     UNIT_SPAN,
@@ -17,8 +18,6 @@ from dofa.pixels.scaling import (
     ConstantBandWarning,
     Scaling,
     Source,
-    resolve_physical,
-    resolve_stats,
 )
 from dofa.pixels.statistics import RunningStats
 from dofa.pixels.units import UNIT_MAPS, Float, Unit, UnitMap, convert_units, unit_map
