@@ -32,8 +32,8 @@ from dofa.model.encoder import DOFA
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.evaluation import bootstrap, choose_penalty, fit_logistic, split_folds
 from dofa.tasks.features import band_statistics, encode
-from dofa.train.config import load_config
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import load_config
 
 TILE = 96
 BANDS = ("B4", "B3", "B2", "B5")  # 38-Cloud's R, G, B and NIR

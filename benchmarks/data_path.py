@@ -40,12 +40,12 @@ from dofa.pixels import convert_units
 from dofa.simulate.landscape import landscape
 from dofa.simulate.layouts import CLASSES
 from dofa.simulate.observe import observe
-from dofa.train.config import load_config
 from dofa.train.data import MicroBatches, describe_sources, make_mixture
 from dofa.train.launch import launch
 from dofa.train.loop import train
 from dofa.train.objective import Pretraining, build_model, learn_sensors
 from dofa.train.optim import adamw
+from dofa.train.recipes import load_config
 
 Pixels = NDArray[Any]
 SECONDS = 2.5  # a rate is taken over

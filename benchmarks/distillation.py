@@ -38,9 +38,9 @@ from dofa.model.teacher import Teacher, load_teacher
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.evaluation import bootstrap, choose_penalty, fit_logistic, knn_predict, split_folds
 from dofa.tasks.features import band_statistics, encode, prepare
-from dofa.train.config import load_config
 from dofa.train.log import read_log
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import load_config
 from dofa.train.views import display_scaling
 
 SIDE = 112  # pixels; EuroSAT's 64 are resized

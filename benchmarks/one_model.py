@@ -46,10 +46,11 @@ from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.evaluation import PENALTIES, choose_penalty, knn_predict, split_folds
 from dofa.tasks.features import band_statistics, encode
 from dofa.tasks.linear import fit_logistic
-from dofa.train.config import PretrainConfig, load_config
+from dofa.train.config import PretrainConfig
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import load_config
 
 S2, RGB = "sentinel-2-l2a", "naip-rgb"
 SIDE = 64

@@ -23,9 +23,9 @@ from dofa.corpus.items import Item, Reading, Sample, Split
 from dofa.corpus.packing import pack
 from dofa.corpus.store import open_stores
 from dofa.model.checkpoint import load_mae
-from dofa.train.config import load_config
 from dofa.train.evaluate import Evaluation, evaluate_store
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import load_config
 
 # Whole places held out, chosen before the first run: one of two continents each.
 S1_HELD_OUT = ("Spain_7370579", "Nigeria_812045", "282D_485L_3_3", "637U_59R_1_3")

@@ -65,7 +65,7 @@ def test_a_room_imports_only_from_the_floors_below(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["dofa", "dofa.cli", "dofa.sensors", "dofa.pixels", "dofa.model.config", "dofa.train.config"],
+    ["dofa", "dofa.cli", "dofa.sensors", "dofa.pixels", "dofa.model.config", "dofa.train.config", "dofa.train.recipes"],
 )
 def test_light_modules_load_no_heavy_library(module):
     heavy = "torch rasterio zarr lightning_fabric sklearn matplotlib scipy torchmetrics huggingface_hub"

@@ -14,7 +14,8 @@ from dofa import sensors
 from dofa.corpus.items import Reading
 from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
-from dofa.train.config import PretrainConfig, from_dict
+from dofa.train.config import PretrainConfig
+from dofa.train.recipes import from_dict
 
 from ..vit_files import write_vit
 
@@ -139,7 +140,7 @@ def train_outside(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `dofa pretrain` in processes of its own and wait."""
 
     def run(config: PretrainConfig, processes: int = 1, resume: bool = False) -> subprocess.CompletedProcess[str]:
-        from dofa.train.config import to_yaml
+        from dofa.train.recipes import to_yaml
 
         file = tmp_path / f"config-{Path(config.run.out).name}.yaml"
         file.write_text(to_yaml(config))

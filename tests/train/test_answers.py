@@ -17,7 +17,7 @@ from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.train.answers import teacher_answers
-from dofa.train.config import from_dict
+from dofa.train.recipes import from_dict
 
 from ..vit_files import write_vit
 from .preparing import FULL, prepared

@@ -9,7 +9,7 @@ import yaml
 from dofa.errors import ConfigError
 from dofa.model.config import DistillConfig
 from dofa.train.command import pretrain_command
-from dofa.train.config import differences, from_dict, load_config, print_config, recipes, to_yaml
+from dofa.train.recipes import differences, from_dict, load_config, print_config, recipes, to_yaml
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -94,7 +94,7 @@ def test_yaml_holds_every_setting():
 
 def test_configurations_need_no_torch():
     code = (
-        "import sys; from dofa.train.config import load_config; load_config('cpu-tiny'); print('torch' in sys.modules)"
+        "import sys; from dofa.train.recipes import load_config; load_config('cpu-tiny'); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 

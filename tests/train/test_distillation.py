@@ -23,10 +23,11 @@ from dofa.model.distill import patch_validity
 from dofa.model.mae import split_patches
 from dofa.sensors import Band
 from dofa.train import loop
-from dofa.train.config import PretrainConfig, load_config
+from dofa.train.config import PretrainConfig
 from dofa.train.log import read_log
 from dofa.train.optim import adamw, parameter_groups
 from dofa.train.pretrain import TERMINATED, pretrain
+from dofa.train.recipes import load_config
 from dofa.train.state import checkpoints
 
 from ..vit_files import MEAN, STD, write_vit

@@ -25,12 +25,13 @@ from dofa.model.checkpoint import load_mae, save
 from dofa.model.config import TrainedSensor
 from dofa.model.mae import MaskedAutoencoder
 from dofa.train import forgetting, loop
-from dofa.train.config import PretrainConfig, from_dict, load_config
+from dofa.train.config import PretrainConfig
 from dofa.train.data import rehearse
 from dofa.train.evaluate import Evaluation, evaluate_store, place_interval
 from dofa.train.forgetting import Change, Report, read_report, write_report
 from dofa.train.objective import build_model, learn_sensors
 from dofa.train.pretrain import TERMINATED, pretrain
+from dofa.train.recipes import from_dict, load_config
 
 from ..test_docs import ROOT, commands
 from .conftest import write_store

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from dofa.train.config import PretrainConfig, to_yaml
+from dofa.train.config import PretrainConfig
 from dofa.train.log import read_log
+from dofa.train.recipes import to_yaml
 from dofa.train.state import checkpoints
 
 from .conftest import command, descendants, environment

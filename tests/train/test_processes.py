@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dofa.train.config import to_yaml
 from dofa.train.log import read_log
 from dofa.train.objective import build_model
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import to_yaml
 from dofa.train.state import checkpoints
 
 from .conftest import command, environment

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 import dofa
 from dofa import sensors
 from dofa.model.config import preset
-from dofa.train.config import PretrainConfig, load_config, recipes
+from dofa.train.config import PretrainConfig
 from dofa.train.cost import PUBLISHED, cost
 from dofa.train.log import read_log
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import load_config, recipes
 from dofa.train.views import plan_view
 
 from ..vit_files import write_vit

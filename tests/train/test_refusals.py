@@ -16,8 +16,9 @@ from dofa.corpus.split import SplitConfig
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import create, save
 from dofa.model.config import TrainedSensor
-from dofa.train.config import PretrainConfig, load_config, to_yaml
+from dofa.train.config import PretrainConfig
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import load_config, to_yaml
 
 from ..vit_files import write_vit
 

@@ -25,11 +25,12 @@ from dofa.model.mae import MaskedAutoencoder
 from dofa.tasks.datasets import read_labelled_store
 from dofa.tasks.probe import probe
 from dofa.tasks.result import ProbeResult
-from dofa.train.config import PretrainConfig, load_config
+from dofa.train.config import PretrainConfig
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
 from dofa.train.objective import build_model
 from dofa.train.pretrain import pretrain
+from dofa.train.recipes import load_config
 
 Precision = Literal["32-true", "bf16-mixed"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -1,8 +1,9 @@
 """`dofa pretrain`: the run behind it is imported only when there is one."""
 
 from dofa.errors import ConfigError
-from dofa.train.config import PretrainConfig, load_config
-from dofa.train.config import print_config as show
+from dofa.train.config import PretrainConfig
+from dofa.train.recipes import load_config
+from dofa.train.recipes import print_config as show
 
 
 def pretrain_command(

@@ -1,7 +1,7 @@
 """From stores to micro-batches: crops, flips, band subsets, spectral jitter and masks.
 
 Every draw is a function of the run's seed, the update and the position in the global batch, never of the process or
-loader worker that happens to make it (design.md section 3, Randomness).
+loader worker that happens to make it (docs/architecture.md, Randomness).
 """
 
 import signal

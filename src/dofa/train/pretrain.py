@@ -21,7 +21,7 @@ from dofa.model.prefit import patch_kernel
 from dofa.model.teacher import Teacher, load_teacher
 from dofa.train import forgetting
 from dofa.train.answers import teacher_answers
-from dofa.train.config import PretrainConfig, differences, from_dict, to_yaml
+from dofa.train.config import PretrainConfig
 from dofa.train.data import MicroBatches, Source, describe_sources, make_mixture
 from dofa.train.launch import launch
 from dofa.train.log import RunLog
@@ -36,6 +36,7 @@ from dofa.train.objective import (
     store_digest,
 )
 from dofa.train.optim import adamw, learning_rate
+from dofa.train.recipes import differences, from_dict, to_yaml
 from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
 from dofa.train.views import plan_views
 from dofa.train.watch import draw, measure

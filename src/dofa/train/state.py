@@ -3,7 +3,7 @@
 A checkpoint is a folder update-00000100/ with model.safetensors, optimizer.safetensors and state.json. It is written
 under a temporary name beside it, flushed to the disk, and renamed: whoever kills the process leaves either the new
 checkpoint or the old ones. There is no random state in it because there is none to keep: every draw is a function of
-the seed and the update, which state.json holds (design.md section 3, Randomness).
+the seed and the update, which state.json holds (docs/architecture.md, Randomness).
 """
 
 import json
