@@ -14,8 +14,8 @@ from dofa.errors import DataError
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.scene.chunks import Chunks
+from dofa.scene.encoder import EncoderTiles, specialised
 from dofa.scene.engine import Job, Room, run
-from dofa.scene.features import EncoderTiles, specialised
 from dofa.scene.streams import Streams, answer
 from dofa.scene.tiles import Plan, Window
 

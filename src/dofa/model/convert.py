@@ -315,7 +315,7 @@ def _autoencoder(
 
 
 def _encoder_config(parts: _Parts, num_heads: int | None) -> EncoderConfig:
-    """Sizes off the shapes; conventions from what is published of the version (design.md section 3)."""
+    """Sizes off the shapes; conventions from what is published of the version (docs/architecture.md)."""
     state = parts.encoder
     width = _shape(state, "cls_token")[-1]
     rows, wave_dim = _shape(state, _KERNELS)

@@ -5,17 +5,14 @@ of dofa. What it expects stands in it and in a JSON file beside it.
 """
 
 import importlib.util
-import io
 import json
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,26 +20,25 @@ from torch import Tensor
 
 import dofa
 from dofa import sensors
-from dofa.errors import CheckpointError, ConfigError
+from dofa.errors import ConfigError
 from dofa.model.checkpoint import encoder_sha256, load
 from dofa.model.encoder import DOFA
-from dofa.model.exported import Exported, Normalisation, Numbers, level_features, level_name
+from dofa.model.exported import Exported, Normalisation, Numbers
 from dofa.model.heads import Block, Head, load_head
+from dofa.model.levels import level_features, level_name
 from dofa.model.native import file_sha256
+from dofa.model.programs import compare, quiet, write_onnx, write_program
 from dofa.model.vit import block_indices
 from dofa.pixels import Float, Scaling, resolve_stats
 from dofa.sensors import Sensor
 
 FORMAT_VERSION = 1
-TOLERANCE = 1e-4  # of the largest value of an output
-ONNX_LIMIT = 2**31 - 2**24  # bytes: the file is one protocol buffer
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXPECTS = {
     None: "normalised values, 0 where there is no measurement",
     "physical": "physical values in {unit}, NaN where there is no measurement",
     "raw": "raw numbers of the product, NaN where there is no measurement",
 }
-Run = Callable[[Float], dict[str, Float]]
 
 
 @dataclass(frozen=True)
@@ -200,10 +196,8 @@ class Task:
             normalised = given(image, valid)
             image = np.where(valid[:, None], image, np.float32(np.nan))
 
-        def intermediates(x: Tensor, indices: Sequence[int], **options: Any) -> Any:
-            return self.model.forward_intermediates(x, self.sensor, indices, **options)
-
-        found = level_features(self.model, intermediates, torch.from_numpy(normalised), self.levels, self.maps)
+        through = partial(self.model.forward_intermediates, wavelengths=self.sensor)
+        found = level_features(self.model, through, torch.from_numpy(normalised), self.levels, self.maps)
         if self.head is None:
             return image, found
         answer = self.head.apply(torch.cat(list(found.values()), dim=1))
@@ -365,104 +359,3 @@ def named_blocks(levels: Sequence[int | str], depth: int) -> tuple[Block, ...]:
     if len(set(found)) < len(found):
         raise ConfigError(f"--levels {' '.join(map(str, levels))} names a block twice")
     return tuple(found)
-
-
-def write_onnx(module: Exported, file: Path, images: Float, record: dict[str, Any]) -> Run:
-    """Write an ONNX file with a dynamic batch; what runs it is given back.
-
-    Args:
-        module: takes images, gives a dictionary of outputs.
-        file: to write.
-        images: (B, C, H, W) to trace with.
-        record: description that travels in the file; its `outputs` names them.
-
-    Raises:
-        ConfigError: more weights than one file of the format holds.
-    """
-    import onnxruntime
-
-    size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    if size > ONNX_LIMIT:
-        raise ConfigError(f"{size / 1e9:.1f} GB of weights, and an ONNX file holds 2: export a .pt2 program")
-    names = list(record["outputs"])
-    program = cast(
-        torch.onnx.ONNXProgram,
-        torch.onnx.export(traced(module, images), input_names=["image"], output_names=names, verbose=False),
-    )
-    for key, value in record.items():
-        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    program.save(file, external_data=False)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda given: dict(zip(names, session.run(None, {"image": given}), strict=True))
-
-
-def write_program(module: Exported, file: Path, images: Float, record: dict[str, Any]) -> Run:
-    """Write a torch.export program with a dynamic batch; what runs it is given back.
-
-    Args:
-        module: takes images, gives a dictionary of outputs.
-        file: to write.
-        images: (B, C, H, W) to trace with.
-        record: description that travels in the file.
-    """
-    said = json.dumps(record, ensure_ascii=False)
-    whole = io.BytesIO()  # its writer ends the process where a disk is full
-    torch.export.save(traced(module, images), whole, extra_files={"dofa.json": said})
-    file.write_bytes(whole.getbuffer())
-    again = torch.export.load(file).module()
-
-    def run(given: Float) -> dict[str, Float]:
-        with torch.inference_mode():
-            return {name: answer.numpy() for name, answer in again(torch.from_numpy(given)).items()}
-
-    return run
-
-
-def traced(module: Exported, images: Float) -> torch.export.ExportedProgram:
-    """The program for any number of images.
-
-    Args:
-        module: takes images, gives a dictionary of outputs.
-        images: (B, C, H, W) to trace with.
-    """
-    shapes = {"image": {0: torch.export.Dim("batch", min=1)}}
-    with torch.no_grad():
-        return torch.export.export(module, (torch.from_numpy(images),), dynamic_shapes=shapes)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what torch says of its own insides while it exports; the result is checked."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def compare(run: Run, images: Float, expected: dict[str, Tensor], name: str) -> float:
-    """The largest difference of an output, over the largest value of that output.
-
-    Args:
-        run: what was exported, on arrays.
-        images: (B, C, H, W).
-        expected: the model's own outputs, by name.
-        name: of the file, for messages.
-
-    Raises:
-        CheckpointError: it is above 1e-4.
-    """
-    got, worst = run(images), 0.0
-    for output, reference in expected.items():
-        exact = reference.numpy()
-        difference = float(np.abs(got[output] - exact).max() / np.abs(exact).max())
-        if not difference <= TOLERANCE:
-            raise CheckpointError(
-                f"{name} is not written: {output} of {len(images)} images differs from the model's by {difference:.1e} "
-                f"of its largest value (at most {TOLERANCE:g}): report it with the versions of torch and onnxruntime"
-            )
-        worst = max(worst, difference)
-    return worst

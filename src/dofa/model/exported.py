@@ -1,14 +1,15 @@
 """What `dofa export` writes, as modules that torch can trace: normalisation, encoder levels, head."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dofa.model.encoder import DOFA, StaticViT
+from dofa.model.encoder import StaticViT
 from dofa.model.heads import Block, Head
+from dofa.model.levels import level_features
 from dofa.pixels import Scaling
 
 Numbers = Literal["physical", "raw"]
@@ -77,39 +78,6 @@ class Exported(nn.Module):
             return {"values": answer}
         # `Head.probabilities`, as torch can trace it.
         return {"logits": answer, "probabilities": answer.sigmoid() if self.task == "multilabel" else answer.softmax(1)}
-
-
-def level_features(
-    vit: DOFA | StaticViT, intermediates: Callable[..., Any], image: Tensor, levels: Sequence[Block], maps: bool
-) -> dict[str, Tensor]:
-    """Features of levels by name: of whole images (B, D), or of single patches (B, D, h, w).
-
-    Args:
-        vit: whose pool and norm are used.
-        intermediates: its `forward_intermediates`, the bands filled in.
-        image: (B, C, H, W) normalised.
-        levels: block numbers, whose patch tokens are averaged, and `pooled`.
-        maps: of single patches.
-    """
-    last = len(vit.blocks) - 1
-    wanted = sorted({last if level == "pooled" else level for level in levels})
-    found = dict(zip(wanted, intermediates(image, wanted, return_prefix_tokens=True), strict=True))
-    out = {}
-    for level in levels:
-        grid, cls = found[last if level == "pooled" else level]
-        if level != "pooled":
-            features = grid if maps else grid.mean((2, 3))
-        elif maps:
-            features = vit.fc_norm(grid.movedim(1, -1)).movedim(-1, 1)
-        else:
-            features = vit.forward_head(torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1), pre_logits=True)
-        out[level_name(level)] = features
-    return out
-
-
-def level_name(level: Block) -> str:
-    """`pooled`, or `block` and its number."""
-    return level if level == "pooled" else f"block{level}"
 
 
 def _column(values: Sequence[float]) -> nn.Buffer:

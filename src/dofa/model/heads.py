@@ -1,7 +1,7 @@
 """The head folder: what a task learned on top of an encoder, and everything needed to feed it right again.
 
 `head.json` says what the head is for and which encoder, bands, pixel scale and image size it was trained with;
-`head.safetensors` holds its linear layer with the feature standardisation folded in (design.md section 3), and the
+`head.safetensors` holds its linear layer with the feature standardisation folded in (docs/architecture.md), and the
 weights of a decoder where one stands before that layer.
 """
 

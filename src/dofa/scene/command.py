@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from dofa.errors import ConfigError
 from dofa.progress import Progress
+from dofa.scene.encoder import What
 from dofa.scene.engine import Job
-from dofa.scene.features import What, embed_all
+from dofa.scene.features import embed_all
 from dofa.scene.layout import FORMATS, Format
 from dofa.scene.opening import opening_words
 from dofa.scene.saving import save

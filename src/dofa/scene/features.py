@@ -5,33 +5,29 @@ for window, features in dofa.embed("scene.tif", "dofa-v2-base", sensor="sentinel
 dofa.embed("scene.tif", model, stride=4, pca=16).to_xarray()
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 import dofa
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import encoder_sha256, load
-from dofa.model.devices import choose
-from dofa.model.encoder import DOFA, StaticViT
+from dofa.model.encoder import DOFA
 from dofa.model.heads import Block as Level
-from dofa.model.vit import block_indices
+from dofa.model.levels import level_name
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
-from dofa.scene import engine
+from dofa.scene.encoder import EncoderTiles, What, plan_of, specialised, tile_side
 from dofa.scene.engine import Job
 from dofa.scene.inputs import Inputs, settle
 from dofa.scene.projection import Projection
 from dofa.scene.scene import Scene, open_scene
-from dofa.scene.streams import Precision, TileModel, in_bf16
+from dofa.scene.streams import Precision, in_bf16
 from dofa.scene.tiles import Plan, Window
 
 if TYPE_CHECKING:
@@ -39,74 +35,7 @@ if TYPE_CHECKING:
 
     from dofa.scene.layout import Dtype
 
-What = Literal["patch", "pixel", "tile"]
 SAMPLE_TILES = 48  # that a projection and the scale of int8 are fitted on, over all scenes together
-
-
-class EncoderTiles(nn.Module):
-    """An encoder as the engine runs it: images to maps of features.
-
-    Args:
-        vit: specialised for the bands it is fed.
-        what: `patch`, `pixel` (maps upsampled to pixels, bilinear) or `tile` (one vector for an image).
-        blocks: whose patch tokens, concatenated; `pooled` is the last block with the norm that the pooled vector has.
-        tile: pixels a side, for `tile`.
-    """
-
-    def __init__(self, vit: StaticViT, what: What, blocks: Sequence[Level], tile: int) -> None:
-        super().__init__()
-        self.vit, self.what = vit, what
-        depth = len(vit.blocks)
-        self.blocks: list[Level] = [b if b == "pooled" else block_indices([b], depth)[0] for b in blocks]
-        self.patch = tile if what == "tile" else vit.config.patch
-        self.cell = {"patch": self.patch, "pixel": 1, "tile": tile}[what]
-        self.offset = 0 if what == "tile" else vit.config.patch_offset
-        self.channels = vit.config.width * len(self.blocks)
-        self.projection: Projection | None = None
-
-    def project(self, projection: Projection) -> None:
-        """Give only the components of a projection from now on."""
-        self.projection = projection
-        self.channels = len(projection.axes)
-
-    @property
-    def digest(self) -> str | None:
-        """Of the projection's numbers; None without one."""
-        if self.projection is None:
-            return None
-        numbers = [t.cpu().numpy().tobytes() for t in (self.projection.mean, self.projection.axes)]
-        return hashlib.sha256(b"".join(numbers)).hexdigest()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised (B, C, h, w) to (B, K, h / cell, w / cell) float32."""
-        maps = self.maps(images)
-        if self.projection is not None:
-            maps = self.projection(maps)
-        if self.what == "pixel":
-            maps = F.interpolate(maps, scale_factor=self.vit.config.patch, mode="bilinear", align_corners=False)
-        return maps
-
-    def maps(self, images: Tensor) -> Tensor:
-        """(B, D, g, g) of all blocks asked for, before any projection; g is 1 for `tile`."""
-        inner = [b for b in self.blocks if b != "pooled"]
-        if "pooled" in self.blocks:
-            found: Any = self.vit.forward_intermediates(images, inner or [-1], intermediates_only=False)
-            tokens, levels = cast(tuple[Tensor, list[Tensor]], found)
-        else:
-            levels = cast(list[Tensor], self.vit.forward_intermediates(images, inner))
-        of_block = dict(zip(inner, levels, strict=False))
-        out = []
-        for block in self.blocks:
-            if block != "pooled":
-                level = of_block[block].float()
-                out.append(level.mean((2, 3), keepdim=True) if self.what == "tile" else level)
-            elif self.what == "tile":
-                out.append(self.vit.forward_head(tokens, pre_logits=True).float()[:, :, None, None])
-            else:
-                normed = self.vit.fc_norm(tokens[:, 1:]).float()
-                grid = [-(-side // self.vit.config.patch) for side in images.shape[-2:]]
-                out.append(normed.transpose(1, 2).reshape(len(images), -1, *grid))
-        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
 
 @dataclass(frozen=True)
@@ -145,8 +74,8 @@ class Embedding:
         """Of the channels: `pc1`…, or the block and the number of the feature in it."""
         if self.tiles.projection is not None:
             return tuple(f"pc{i + 1}" for i in range(self.tiles.channels))
-        blocks = ["pooled" if block == "pooled" else f"block{block}" for block in self.tiles.blocks]
-        return tuple(f"{block}_{i}" for block in blocks for i in range(self.tiles.vit.config.width))
+        blocks, width = self.tiles.blocks, self.tiles.vit.config.width
+        return tuple(f"{level_name(block)}_{i}" for block in blocks for i in range(width))
 
     def __iter__(self) -> Iterator[tuple[Window, Float]]:
         for block in clusters.run([self.job], **self.settings):
@@ -278,75 +207,6 @@ def embed_all(
                 "fitted_on": [o.inputs.scene.name for o in out],
             }
     return out
-
-
-def tile_side(inputs: Inputs, model: DOFA, tile: int | None) -> int:
-    """Pixels a side of a tile: as told, or as trained; no more than the scene's whole patches.
-
-    Args:
-        inputs: of the scene.
-        model: with its patch and image size.
-        tile: side in pixels as told, None for the model's.
-
-    Raises:
-        ConfigError: not a multiple of the patch.
-    """
-    patch = model.config.patch
-    side = model.config.image_size if tile is None else tile
-    if side < patch or side % patch:
-        raise ConfigError(f"tile {side}: a multiple of the patch of {patch} pixels is needed")
-    return min(side, patch * -(-max(inputs.scene.height, inputs.scene.width) // patch))
-
-
-def specialised(
-    model: DOFA, inputs: Inputs, device: str | None, compile: bool, precision: Precision = "auto"
-) -> StaticViT:
-    """The encoder with the kernel of these bands, its matrices in the precision it will run in.
-
-    Args:
-        model: an encoder.
-        inputs: whose wavelengths it will see.
-        device: as told, None for the best there is.
-        compile: through torch.compile.
-        precision: it will run in.
-    """
-    target = choose(device)
-    low = in_bf16(precision, target)
-    vit = model.specialize(inputs.wavelengths, precision=torch.bfloat16 if low else None).eval().to(target)
-    if compile:
-        from dofa.model.compiled import compiled
-
-        compiled(vit)
-    return vit
-
-
-def plan_of(inputs: Inputs, tiles: TileModel, side: int, stride: int | None, overlap: int | None) -> Plan:
-    """How a scene is cut for a model.
-
-    Args:
-        inputs: of the scene.
-        tiles: the model with its patch and cell.
-        side: of a tile, in pixels.
-        stride: pixels between shifted passes, None for one pass.
-        overlap: pixels that tiles share, None for a third of a tile.
-
-    Raises:
-        ConfigError: a stride or an overlap that does not fit.
-    """
-    whole = tiles.patch == side  # one vector a tile
-    step = tiles.cell if stride is None else stride
-    third = tiles.patch * min(round(side / 3 / tiles.patch), side // tiles.patch - 1)  # docs/scene-speed.md: seams
-    return Plan(
-        height=inputs.scene.height,
-        width=inputs.scene.width,
-        tile=side,
-        overlap=0 if whole else (third if overlap is None else overlap),
-        patch=tiles.patch,
-        cell=tiles.cell,
-        stride=step,
-        offset=tiles.offset,
-        swath=engine.swath_of(inputs, side, tiles, step),
-    )
 
 
 def sample(embeddings: Sequence[Embedding]) -> NDArray[np.float32]:

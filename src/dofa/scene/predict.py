@@ -17,8 +17,9 @@ from dofa.model.heads import Head, load_head
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
 from dofa.scene.command import Bar, Written, output_paths
+from dofa.scene.encoder import EncoderTiles, plan_of, specialised
 from dofa.scene.engine import Job
-from dofa.scene.features import EncoderTiles, describe, measure, plan_of, specialised
+from dofa.scene.features import describe, measure
 from dofa.scene.inputs import Inputs, settle
 from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout

@@ -18,7 +18,7 @@ from dofa.model.devices import choose
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.progress import Progress
-from dofa.scene.features import EncoderTiles
+from dofa.scene.encoder import EncoderTiles
 from dofa.scene.predict import HeadTiles
 from dofa.sensors import Sensor
 from dofa.tasks.backbones import DofaBackbone

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +19,7 @@ from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
+from dofa.model.levels import level_features, level_name
 from dofa.model.teacher import Teacher, load_teacher
 from dofa.pixels import Scaling, display_map, display_statistics, resolve_stats, unit_map
 from dofa.sensors import Sensor
@@ -38,7 +40,7 @@ class Backbone(ABC):
         width: of a token.
         patch: pixels a side.
         image_size: side in pixels it was made for.
-        patch_offset: token (i, j) covers the pixels from i · patch − patch_offset on (design.md section 3).
+        patch_offset: token (i, j) covers the pixels from i · patch − patch_offset on (docs/architecture.md).
     """
 
     name: str
@@ -146,16 +148,9 @@ class DofaBackbone(Backbone):
 
     def vectors(self, images: Tensor, sensor: Sensor, levels: Sequence[Block]) -> dict[Block, Tensor]:
         """As the class says; blocks behind the last one wanted do not run."""
-        model, inner = self.module, [n for n in levels if isinstance(n, int)]
-        if not inner:
-            return {"pooled": model.forward_head(model.forward_features(images, sensor), pre_logits=True)}
-        whole = "pooled" in levels
-        found: Any = model.forward_intermediates(images, sensor, inner, output_fmt="NLC", intermediates_only=not whole)
-        tokens = found[1] if whole else found
-        out: dict[Block, Tensor] = {n: level.float().mean(1) for n, level in zip(inner, tokens, strict=True)}
-        if whole:
-            out["pooled"] = model.forward_head(found[0], pre_logits=True)
-        return out
+        through = partial(self.module.forward_intermediates, wavelengths=sensor)
+        found = level_features(self.module, through, images, levels, maps=False)
+        return {level: found[level_name(level)] for level in levels}
 
 
 class PictureBackbone(Backbone):
