@@ -1,4 +1,4 @@
-"""The contract of mixture and epoch (design.md section 3), as properties of the plan."""
+"""The contract of mixture and epoch (docs/architecture.md), as properties of the plan."""
 
 import math
 import time

@@ -365,6 +365,13 @@ def test_what_is_no_store_is_refused(toy, tmp_path):
         open_stores(tmp_path / "other")
 
 
+def test_one_sensor_of_a_store_named_as_a_store_is_answered_with_the_store(toy, tmp_path):
+    """Was a KeyError."""
+    pack(toy.reading(), tmp_path / "store", progress=False)
+    with pytest.raises(DataError, match=r"store/toy is one sensor of a store: name the store, .*/store$"):
+        open_stores(tmp_path / "store" / "toy")
+
+
 def test_a_lost_shard_is_an_error_and_not_an_image_of_zeros(toy, tmp_path, small_shards):
     pack(toy.reading(6), tmp_path / "store", progress=False)
     shutil.rmtree(tmp_path / "store" / "toy" / "images" / "c" / "1")

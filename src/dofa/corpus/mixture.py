@@ -34,7 +34,7 @@ class MicroBatch:
 
 
 class Mixture:
-    """Single-sensor micro-batches, dealt out by weight (design.md section 3, "Mixture and epoch").
+    """Single-sensor micro-batches, dealt out by weight (docs/architecture.md, "Mixture and epoch").
 
     The micro-batches of an update are dealt by largest remainder: a sensor with a share of q micro-batches an update
     gets ⌊q⌋ or ⌈q⌉ in every one of them, and what rounding owes it in one update it gets in a later one. Each sensor

@@ -1,4 +1,4 @@
-"""The packed corpus on disk and how it is read: Zarr v3, one group a sensor (design.md section 3, "Store").
+"""The packed corpus on disk and how it is read: Zarr v3, one group a sensor (docs/architecture.md, "Store").
 
 A store is read by address alone, without listing folders, so a plain HTTP server or an object store serves it like a
 local disk.
@@ -198,8 +198,8 @@ def open_stores(urls: str | Path | Sequence[str | Path]) -> dict[str, SensorStor
         By sensor name, in the order of the stores.
 
     Raises:
-        DataError: no store there, a pack that was not finished, a format from the future, or a sensor that two of the
-            stores hold.
+        DataError: no store there or one sensor of it, a pack that was not finished, a format from the future, or a
+            sensor that two of the stores hold.
     """
     found: dict[str, SensorStore] = {}
     for entry in [urls] if isinstance(urls, str | Path) else urls:
@@ -208,6 +208,8 @@ def open_stores(urls: str | Path | Sequence[str | Path]) -> dict[str, SensorStor
         if root is None:
             raise DataError(f"no store at {url}: give the folder or address that dofa pack wrote")
         check_format(root, url)
+        if "sensors" not in root:
+            raise DataError(f"{url} is one sensor of a store: name the store, {url.rpartition('/')[0] or '.'}")
         for name in root["sensors"]:
             attributes = read_attributes(url, name)
             if attributes is None or not attributes.get("complete"):
