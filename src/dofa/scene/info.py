@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dofa.model.config import EncoderConfig
     from dofa.scene.inputs import Inputs
 
-GSD_APART = 1.5  # times: design.md section 3
+GSD_APART = 1.5  # times: texture changes with the size of a pixel (docs/features.md)
 STATS_APART = 3.0  # standard deviations between a scene's mean and the one it is normalised with
 SHOWN = 24  # bands of a table on the terminal, the others are left out in its middle
 SATURATED = 0.05  # share of pixels at the type's largest number
@@ -215,8 +216,8 @@ def _doubts(scene: Scene, values: Sequence[NDArray[Any]]) -> list[str]:
         constant = [n for n, band in zip(names, raw, strict=True) if band.min() == band.max()]
         if constant:
             say("constant-bands", f"{_listed(constant)} hold one number everywhere that was looked at")
-        pairs = zip(names, names[1:], raw, raw[1:], strict=False)
-        same = [f"{a} and {b}" for a, b, one, two in pairs if a not in constant and np.array_equal(one, two)]
+        pairs = pairwise(zip(names, raw, strict=True))
+        same = [f"{a} and {b}" for (a, one), (b, two) in pairs if a not in constant and np.array_equal(one, two)]
         if same:
             say("same-bands", f"{_listed(same)} hold the same numbers: a band may have been written twice")
         if raw.dtype.kind in "iu":

@@ -6,6 +6,7 @@ with open_scene("S2B_MSIL2A_….SAFE", mask="SCL") as scene:
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, replace
@@ -391,8 +392,8 @@ def _find_mask(mask: str, told: Sequence[int | str] | None, opened: Sequence[Ope
 def _name(sources: Sequence[str]) -> str:
     """What files are called together: their own name, or what their names begin with."""
     names = [basename(source) for source in sources]
-    same = next((i for i, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
-    whole = re.match(r".*[_\-. ]", names[0][:same])  # up to the last whole word
+    same = os.path.commonprefix(names)  # noqa: RUF071 - of names, letter by letter
+    whole = None if same in names else re.match(r".*[_\-. ]", same)  # up to the last whole word
     common = whole[0].rstrip("_-. ") if whole else ""
     return common if len(common) >= 4 else names[0]
 

@@ -139,7 +139,7 @@ def share(groups: Sequence[Group], say: Words) -> list[Words]:
 
 
 def _fitting(nodata: float, source: str) -> float | None:
-    with Raster(source, None, strict=False) as header:
+    with Raster(source) as header:
         return nodata if gdal.fits(nodata, header.dtype) else None
 
 

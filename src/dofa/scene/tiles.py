@@ -1,7 +1,7 @@
 """Which windows a scene is cut into, and how their answers are joined: pure arithmetic, no pixel is read here.
 
 A *cell* is what one vector of the output stands for: a patch, or a square of `stride` pixels where passes shifted by
-the stride are averaged (design.md section 3). Tiles overlap; between two neighbours lies a zone in which one fades into
+the stride are averaged (docs/features.md). Tiles overlap; between two neighbours lies a zone in which one fades into
 the other. Weights are multiples of 1/256 that sum to one exactly, so that tiles which agree give their common value
 back to the last bit.
 """

@@ -1,6 +1,6 @@
 """Features of every pixel of labelled images, from an encoder or from no model at all.
 
-The feature of a pixel is the one of a scene (design.md section 3): the average over passes shifted by a stride, made by
+The feature of a pixel is the one of a scene (docs/features.md): the average over passes shifted by a stride, made by
 the very engine that makes maps, so that a head trained on them sees on a map what it has learned from.
 """
 

@@ -91,13 +91,15 @@ class Samples:
         image, target = self.read(index)
         if crop is None:
             return image, target if target.ndim < 2 else nearest(target[None].float(), self.shape)[0].long()
-        layers = [image] if target.ndim < 2 else [image, nearest(target[None].float(), self.shape)]
+        layers = [(image, bilinear)]
+        if target.ndim >= 2:
+            layers.append((nearest(target[None].float(), self.shape), nearest))
         height, width = (max(1, round(side)) for side in np.multiply(self.shape, rng.uniform(crop, 1) ** 0.5))
         top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(self.shape, (height, width), strict=True))
         flips = [axis for axis in (-2, -1) if rng.random() < 0.5]
         turned = bool(rng.random() < 0.5) and self.shape[0] == self.shape[1]  # with the flips, any quarter turn
         out = []
-        for layer, resized in zip(layers, (bilinear, nearest), strict=False):
+        for layer, resized in layers:
             part = resized(layer[:, top : top + height, left : left + width], self.shape).flip(flips)
             out.append((part.transpose(-2, -1) if turned else part).contiguous())
         return out[0], target if target.ndim < 2 else out[1][0].long()

@@ -112,7 +112,8 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
             logits = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
         predicted, true = logits.argmax(1).cpu().numpy(), target.cpu().numpy()
         ignore = IGNORE if data.task == "segmentation" else None
-        for row, one, mask in zip(rows[len(single) :], predicted, true, strict=False):
+        here = rows[len(single) : len(single) + len(predicted)]
+        for row, one, mask in zip(here, predicted, true, strict=True):
             if row in shown:
                 maps[int(row)], labels[int(row)] = one, np.where(mask == IGNORE, -1, mask)
         single += [confusion(np.array(p), np.array(t), classes, ignore) for p, t in zip(predicted, true, strict=True)]
