@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_words(twenty
     file.write_text(to_yaml(config))
     call = command(file, processes=2)
     # As soon as one process has failed torchrun ends the others: each stays until all have said their words.
-    # (A file from `mktemp` for each: torchrun would make one `$` of the two in the number of a shell.)
+    # Each leaves a file when it has ended (named by `mktemp`, for torchrun takes `$$` as an escaped `$`).
     ended = tmp_path / "ended"
     ended.mkdir()
     wait = f'mktemp -p {ended}; until [ "$(ls {ended} | wc -l)" -eq 2 ]; do sleep 0.1; done'
