@@ -3,13 +3,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
+from dofa import sensors
 from dofa.model import attention
 from dofa.model.config import DecoderConfig, EncoderConfig
-from dofa.model.encoder import DOFA
+from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.mae import MaskedAutoencoder
+from dofa.model.prefit import prefit
+from dofa.model.teacher import load_teacher
 from dofa.model.vit import Block, recompute_activations
 
+pytestmark = pytest.mark.filterwarnings("ignore::dofa.model.teacher.TeacherWarning")
 BANDS = [*range(1, 17), 202]
 
 
@@ -43,6 +48,46 @@ def test_bf16_is_within_one_percent_of_float32_for_any_number_of_bands(model, ba
             half = outputs()
     worst = {name: relative_l2(half[name], plain[name]) for name in plain}
     assert max(worst.values()) <= 1e-2, worst
+
+
+@pytest.fixture(scope="module", params=["three bands", "many band sets"])
+def fitted(request, tmp_path_factory) -> DOFA:
+    """A model whose last generator map is a pre-fit: to one RGB kernel, or to all band sets of the catalogue."""
+    torch.manual_seed(2)
+    config = EncoderConfig(96, 2, 3, 8, image_size=32)
+    weights = {k: v.contiguous() for k, v in StaticViT(config, 3).state_dict().items() if not k.startswith("fc_norm")}
+    file = tmp_path_factory.mktemp("teacher") / "vit.safetensors"
+    save_file(weights, file)
+    model = DOFA(config).eval()
+    teacher = load_teacher(file, heads=3)
+    known = [sensors.get(name) for name in sensors.names()] if request.param == "many band sets" else []
+    prefit(model, teacher, sensors=known)
+    return model
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4, 9, 13, 50, 202])
+def test_fitted_kernels_under_autocast_are_the_rounded_float32_kernels(fitted, bands):
+    waves = fitted.encode_bands(torch.linspace(0.42, 2.4, bands))
+    with torch.no_grad():
+        weight, bias, encoded = fitted.patch_embed.kernel(waves)
+        with torch.autocast("cpu", torch.bfloat16):
+            low_weight, low_bias, low_encoded = fitted.patch_embed._generate(waves)
+    assert low_weight.dtype == torch.bfloat16
+    assert torch.equal(low_weight, weight.bfloat16())  # 0.17 %; products in bf16 cost up to 40 % after a fit
+    assert torch.equal(low_bias, bias)
+    assert torch.equal(low_encoded, encoded)
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4, 9, 13, 50, 202])
+def test_fitted_tokens_under_autocast_are_close_to_float32(fitted, bands):
+    # Opposing kernels: what a flat spectrum gives is small beside what each of its bands adds.
+    image = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(bands)).expand(-1, bands, -1, -1)
+    wavelengths = torch.linspace(0.42, 2.4, bands)
+    with torch.no_grad():
+        plain = fitted.patch_embed(image, fitted.encode_bands(wavelengths))[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            low = fitted.patch_embed(image, fitted.encode_bands(wavelengths))[0]
+    assert relative_l2(low, plain) <= 1e-2
 
 
 @pytest.mark.parametrize("bands", [2, 4, 12, 202])
