@@ -104,7 +104,8 @@ class Raster:
         path: as given.
         sensor: with only the bands recognised, in the file's order.
         scaling: from raw to physical values of these bands, without statistics.
-        crs: coordinate reference system, or None.
+        crs: coordinate reference system, or None where its pixels have no place on Earth.
+        no_place: why not, where the file says something of a place all the same.
         transform: affine, from (column, row) to coordinates; rotated ones are fine.
         width: pixels.
         height: pixels.
@@ -129,8 +130,9 @@ class Raster:
         try:
             gdal.check_kind(dataset)
             self.width, self.height = int(dataset.width), int(dataset.height)
-            self.crs, self.transform = dataset.crs, dataset.transform
-            self.gsd_m = gdal.gsd_m(dataset)
+            self.crs, self.no_place = gdal.usable_crs(dataset)
+            self.transform = dataset.transform
+            self.gsd_m = gdal.gsd_m(self)
             self.block: tuple[int, int] = tuple(dataset.block_shapes[0])
             self.dtype = np.dtype(dataset.dtypes[0])
             if nodata is not None and not gdal.fits(nodata, self.dtype):

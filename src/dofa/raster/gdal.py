@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform, transform_bounds
 
 from dofa.errors import DataError
 from dofa.raster import remote
-from dofa.raster.bands import IN_BRACKETS, FileBand
+from dofa.raster.bands import IN_BRACKETS, FileBand, Said
 from dofa.raster.words import FileNumbers
 
 # How GDAL behaves over a network; a variable of that name in the environment wins. docs/scenes-remote.md
@@ -46,7 +47,8 @@ DRIVERS = {".nc": "netCDF", ".nc4": "netCDF", ".zarr": "Zarr", ".h5": "HDF5", ".
 AXIS = re.compile(r"(?:netcdf_)?dim_((?:cent(?:ral|er|re)_)?wavelengths?)(?:_value)?")
 WITHOUT_SIDE_FILES = (".tif", ".tiff", ".jp2")
 reason = remote.reason
-METRES_PER_DEGREE = 111_320.0
+SEMI_MAJOR_M, ECCENTRICITY_2 = 6_378_137.0, 0.00669437999014  # of WGS 84
+PROJECTED_APART = 0.01  # a projection's metres that are off by less count as true: UTM is off by .1 % within its zone
 
 # Many pictures have no place; `Raster.crs` says so, without a warning for each file.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -189,16 +191,96 @@ def fits(value: float, dtype: np.dtype[Any]) -> bool:
     return bool(math.isfinite(value) and float(value).is_integer() and info.min <= value <= info.max)
 
 
-def gsd_m(dataset: Any) -> float | None:
-    """Metres a pixel at the centre: the root of its area; None without a place."""
+def usable_crs(dataset: Any) -> tuple[Any, Said | None]:
+    """The reference system that gives a file's pixels a place on Earth, None where there is none; and why not.
+
+    A system without a transform says where nothing lies, a local one (LOCAL_CS, an engineering system) leads to no
+    longitude and latitude, ground control points and rational polynomials are no grid.
+
+    Args:
+        dataset: opened with rasterio.
+    """
+    crs, name = dataset.crs, os.path.basename(remote.shown(dataset.name))
+    if crs is not None and not (crs.is_projected or crs.is_geographic):
+        known = re.match(r'\w+\["([^"]*)"', crs.to_wkt())
+        called = f" ({known[1]})" if known and known[1] else ""
+        cure = f"if you know which it is, write it into the file: gdal_edit.py -a_srs EPSG:… {name}"
+        return None, ("no-place", f"its coordinate system{called} is local and leads to no place on Earth; {cure}")
+    if not dataset.transform.is_identity:
+        return crs, None
+    if dataset.gcps[0]:
+        text = f"{len(dataset.gcps[0])} ground control points and no grid, so what is made of it has no place"
+        return None, ("no-place", f"it has {text}: warp it to a grid first (gdalwarp -tps {name} warped.tif)")
+    if dataset.rpcs is not None:
+        text = "it has rational polynomial coefficients (RPC) and no grid, so what is made of it has no place"
+        return None, ("no-place", f"{text}: warp it to a grid first (gdalwarp -rpc {name} warped.tif)")
+    if crs is None:
+        return None, None
+    cure = f"write its corners into the file: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {name}"
+    return None, ("no-place", f"its reference system {crs.to_string()[:60]} comes without a transform; {cure}")
+
+
+def pixel_size_m(dataset: Any) -> tuple[float, float] | None:
+    """Metres on the ground that a pixel at the centre measures across and down; None without a place.
+
+    In a projection true to scale there, as UTM is, these are its own metres, to the last bit. Where they are off by
+    more than PROJECTED_APART (Web Mercator away from the equator, a global cylindrical grid), and for degrees, the
+    pixel is measured on the ellipsoid.
+
+    Args:
+        dataset: with `crs`, `transform`, `width` and `height`.
+    """
     crs, affine = dataset.crs, dataset.transform
     if crs is None or not affine.determinant:
         return None
+    own = _projected_size(dataset) if crs.is_projected else None
+    found = _on_ellipsoid(crs, affine, dataset.width / 2, dataset.height / 2)
+    if found is None or (
+        own is not None and all(abs(f / o - 1) < PROJECTED_APART for f, o in zip(found, own, strict=True))
+    ):
+        return own
+    return found
+
+
+def _on_ellipsoid(crs: Any, affine: Any, col: float, row: float) -> tuple[float, float] | None:
+    """Metres across and down of a pixel around a point in pixels, on the ellipsoid of WGS 84; None where it is none."""
+    ends = [at(affine, col + dx, row + dy) for dx, dy in ((-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5))]
+    points = _lonlat(crs, *zip(*ends, strict=True))
+    if not all(math.isfinite(lon) and abs(lat) <= 90 for lon, lat in points):
+        return None
+    west, east, north, south = ((math.radians(lon), math.radians(lat)) for lon, lat in points)
+
+    def length(one: tuple[float, float], two: tuple[float, float]) -> float:
+        middle = (one[1] + two[1]) / 2
+        curved = 1 - ECCENTRICITY_2 * math.sin(middle) ** 2
+        along = math.remainder(two[0] - one[0], 2 * math.pi) * math.cos(middle) * SEMI_MAJOR_M / math.sqrt(curved)
+        return math.hypot(along, (two[1] - one[1]) * SEMI_MAJOR_M * (1 - ECCENTRICITY_2) / curved**1.5)
+
+    across, down = length(west, east), length(north, south)
+    return (across, down) if across > 0 and down > 0 else None
+
+
+def gsd_m(dataset: Any) -> float | None:
+    """Metres a pixel at the centre: the root of its area; None without a place.
+
+    Args:
+        dataset: with `crs`, `transform`, `width` and `height`.
+    """
+    size, affine = pixel_size_m(dataset), dataset.transform
+    if size is None:
+        return None
     side = math.sqrt(abs(affine.determinant))
-    if crs.is_projected:
-        return float(side * crs.linear_units_factor[1])
-    centre = point_lonlat(crs, at(affine, dataset.width / 2, dataset.height / 2))
-    return None if centre is None else side * METRES_PER_DEGREE * math.sqrt(max(math.cos(math.radians(centre[1])), 0))
+    if dataset.crs.is_projected and size == _projected_size(dataset):
+        return float(side * dataset.crs.linear_units_factor[1])
+    # Of a turned or sheared pixel the area counts.
+    stretch = size[0] / math.hypot(affine.a, affine.d) * size[1] / math.hypot(affine.b, affine.e)
+    return float(side * math.sqrt(stretch))
+
+
+def _projected_size(dataset: Any) -> tuple[float, float]:
+    """Across and down in metres of the projection."""
+    affine, metre = dataset.transform, float(dataset.crs.linear_units_factor[1])
+    return math.hypot(affine.a, affine.d) * metre, math.hypot(affine.b, affine.e) * metre
 
 
 def at(affine: Any, column: float, row: float) -> tuple[float, float]:
@@ -226,11 +308,17 @@ def point_lonlat(crs: Any, point: tuple[float, float]) -> tuple[float, float] | 
     """
     if crs is None:
         return None
+    ((lon, lat),) = _lonlat(crs, [point[0]], [point[1]])
+    return (lon, lat) if math.isfinite(lon) and math.isfinite(lat) else None
+
+
+def _lonlat(crs: Any, xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    """(longitude, latitude) of points, NaN where the reference system leads to none."""
     try:
-        (lon,), (lat,) = transform(crs, "EPSG:4326", [point[0]], [point[1]])
-    except (CRSError, RasterioError):
-        return None
-    return (float(lon), float(lat)) if math.isfinite(lon) and math.isfinite(lat) else None
+        lons, lats = transform(crs, "EPSG:4326", xs, ys)
+    except (CRSError, RasterioError, CPLE_BaseError):
+        return [(math.nan, math.nan)] * len(xs)
+    return [(float(lon), float(lat)) for lon, lat in zip(lons, lats, strict=True)]
 
 
 def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float, float, float, float] | None:
@@ -247,7 +335,7 @@ def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float
     xs, ys = zip(*corners, strict=True)
     try:
         west, south, east, north = transform_bounds(crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
-    except (CRSError, RasterioError):
+    except (CRSError, RasterioError, CPLE_BaseError):
         return None
     return west, south, east, north
 

@@ -19,6 +19,7 @@ from dofa.errors import DataError
 from dofa.raster import gdal
 from dofa.scene.tiles import Window
 
+NOT_SQUARE = 0.02  # difference of a pixel's sides on the ground that is said and made even by --gsd
 ALIGNED = 0.01  # of a pixel: closer corners are one grid, written with rounded numbers
 Mask = NDArray[np.bool_]
 
@@ -44,8 +45,22 @@ class Grid:
         """Metres a pixel at the centre, None without a place."""
         return gdal.gsd_m(self)
 
+    @property
+    def pixel_size_m(self) -> tuple[float, float] | None:
+        """Metres on the ground across and down a pixel at the centre, None without a place."""
+        return gdal.pixel_size_m(self)
+
+    @property
+    def square(self) -> bool:
+        """Whether pixels are as wide as they are high on the ground, within 2 %; True without a place."""
+        size = self.pixel_size_m
+        return size is None or abs(size[0] / size[1] - 1) < NOT_SQUARE
+
     def at_gsd(self, gsd_m: float) -> "Grid":
-        """The same ground in pixels of another size, from the same corner.
+        """The same ground in square pixels of another size, from the same corner.
+
+        Args:
+            gsd_m: metres a pixel at the centre.
 
         Raises:
             DataError: not above 0, or without a place, where there are no metres.
@@ -57,12 +72,14 @@ class Grid:
             raise DataError(
                 f"it has no place on Earth, so its pixels have no metres to bring to {gsd_m:g} m: leave out --gsd"
             )
-        factor = gsd_m / own
-        if abs(factor - 1) < 1e-3:
+        across = down = gsd_m / own
+        if not self.square and self.pixel_size_m is not None:
+            across, down = (gsd_m / side for side in self.pixel_size_m)
+        if abs(across - 1) < 1e-3 and abs(down - 1) < 1e-3:
             return self
         a, b, c, d, e, f = tuple(self.transform)[:6]
-        width, height = (max(1, round(side / factor)) for side in (self.width, self.height))
-        return Grid(self.crs, Affine(a * factor, b * factor, c, d * factor, e * factor, f), width, height)
+        width, height = max(1, round(self.width / across)), max(1, round(self.height / down))
+        return Grid(self.crs, Affine(a * across, b * down, c, d * across, e * down, f), width, height)
 
     def part(self, window: Window) -> "Grid":
         """The pixels of a window as a grid of their own."""

@@ -88,18 +88,8 @@ def lonlat(scene: Scene, row: float, col: float) -> tuple[float, float] | None:
 
 def ground(scene: Scene) -> Ground | None:
     """Metres a pixel measures at the scene's centre; None without a place."""
-    if scene.crs is None or scene.gsd_m is None:
-        return None
-    a, b, _, d, e, _ = tuple(scene.transform)[:6]
-    across, down = (a, d), (b, e)
-    x = y = 1.0
-    if scene.crs.is_projected:
-        x = y = float(scene.crs.linear_units_factor[1])
-    else:
-        centre = lonlat(scene, scene.height / 2, scene.width / 2)
-        y = gdal.METRES_PER_DEGREE
-        x = y * math.cos(math.radians(centre[1] if centre else 0.0))
-    return Ground(math.hypot(across[0] * x, across[1] * y), math.hypot(down[0] * x, down[1] * y))
+    size = gdal.pixel_size_m(scene)
+    return None if size is None else Ground(*size)
 
 
 def _pixel(scene: Scene, lon: float, lat: float) -> Pixel | None:

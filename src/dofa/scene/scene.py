@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
 from dofa.raster import Raster, open_told, remote
+from dofa.raster.bands import Said
 from dofa.scene.files import Part, Stack, identity, open_files
 from dofa.scene.grid import Grid, Mask, finest
 from dofa.scene.look import check_measured, has_zero_border, sample
@@ -76,7 +77,7 @@ class Scene:
             for part in self.parts[len(groups) :]:
                 groups.append(open_files(part))
                 self._rasters += groups[-1]
-            self._first = finest(self._rasters)
+            self._first: Raster = finest(self._rasters)
             _one_system(self._rasters, self._first)
             native = Grid(self._first.crs, self._first.transform, self._first.width, self._first.height)
             self._whole = native if gsd_m is None else native.at_gsd(gsd_m)
@@ -150,6 +151,11 @@ class Scene:
     def gsd_m(self) -> float | None:
         """Metres a pixel, None without a place."""
         return self.grid.gsd_m
+
+    @property
+    def finest(self) -> Raster:
+        """The file with the smallest pixels, whose grid the scene has."""
+        return self._first
 
     @property
     def block(self) -> tuple[int, int]:
@@ -363,6 +369,7 @@ def _assembled(
         parts[i] = replace(parts[i], zero_border=True)
         files = basename(rasters[i][0].path)
         warnings.append(f"zero-border: {files}: a corner is 0 in every band: such pixels count as not measured")
+    warnings += [f"{title}: {name}: {text}" for title, text in _place_notes(scene)]
     found = None if mask is None else _find_mask(str(mask), mask_values, opened)
     scene = Scene(name, parts, gsd_m=gsd_m, mask=found, warnings=warnings, rasters=rasters)
     check_measured(scene)
@@ -375,6 +382,20 @@ def _assembled(
                 raise DataError(f"{name}: {text} ({title} is an error under strict)")
             scene.warnings.append(f"{title}: {name}: {text}")
     return scene
+
+
+def _place_notes(scene: Scene) -> Iterator[Said]:
+    """Why a scene has no place, and pixels that are not square on the ground."""
+    finest_file = scene.finest
+    if finest_file.no_place is not None:
+        yield finest_file.no_place
+    size = scene.grid.pixel_size_m
+    if size is not None and not scene.grid.square:
+        yield (
+            "pixels-not-square",
+            f"its pixels measure {size[0]:.4g} m across and {size[1]:.4g} m down on the ground at its centre: "
+            f"--gsd {max(size):.4g} makes them square",
+        )
 
 
 def _find_mask(mask: str, told: Sequence[int | str] | None, opened: Sequence[Opened]) -> ClassMask:
