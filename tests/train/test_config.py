@@ -126,6 +126,18 @@ def test_a_pre_fitted_generator_learns_at_a_twentieth_unless_another_rate_is_sai
         from_dict({"optim": {"generator_lr": 0.0}})
 
 
+def test_a_warm_up_said_as_a_share_is_that_said_as_a_number_and_grows_with_the_run():
+    number = from_dict({"optim": {"warmup_updates": 150}, "run": {"updates": 3000}})
+    share = from_dict({"optim": {"warmup_ratio": 0.05}, "run": {"updates": 3000}})
+    assert (number.optim.warmup(3000), share.optim.warmup(3000), share.optim.warmup(200)) == (150, 150, 10)
+    assert differences(number, share) == []
+    other = from_dict({"optim": {"warmup_ratio": 0.06}, "run": {"updates": 3000}})
+    assert [d.split(":")[0] for d in differences(number, other)] == ["optim.warmup_ratio", "optim.warmup_updates"]
+    for bad in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="warmup_ratio"):
+            from_dict({"optim": {"warmup_ratio": bad}})
+
+
 def test_a_moved_teacher_is_no_difference_and_one_that_came_or_went_is():
     here, moved, none = (from_dict({"distill": {"teacher": name}}) for name in ("a.pth", "/elsewhere/a.pth", None))
     assert differences(here, moved) == []

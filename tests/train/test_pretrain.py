@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from dofa.train import loop
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
 from dofa.train.objective import build_model, learn_sensors
-from dofa.train.pretrain import TERMINATED, pretrain
+from dofa.train.pretrain import pretrain
 from dofa.train.state import ContinuationWarning, checkpoints, sole_run
+from dofa.train.watch import verdict
 
 SENSORS = ["naip-rgb", "sentinel-1-grd", "sentinel-2-l2a"]
 
@@ -91,7 +93,8 @@ def test_a_run_learns(settings):
     assert sum(losses[-5:]) / 5 < 0.8
 
 
-def test_sigterm_saves_and_leaves_with_143(settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_sigterm_and_ctrl_c_save_and_leave_with_their_status(settings, tmp_path, monkeypatch, capsys, number, status):
     config = settings(run__updates=6)
     whole = final(pretrain(settings(run__updates=6, run__out=str(tmp_path / "whole"))))
     real, calls = loop.gradient_norm, []
@@ -99,19 +102,62 @@ def test_sigterm_saves_and_leaves_with_143(settings, tmp_path, monkeypatch):
     def terminated(*args):
         calls.append(1)
         if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return real(*args)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     monkeypatch.setattr(loop, "gradient_norm", terminated)
     with pytest.raises(SystemExit) as left:
         pretrain(config)
-    assert left.value.code == TERMINATED == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert left.value.code == status
+    assert signal.getsignal(number) == before
+    assert "--resume" in capsys.readouterr().err
     assert len(calls) <= 4
     monkeypatch.undo()
     out = pretrain(config, resume=True)
     assert equal(final(out), whole)
+
+
+def test_a_finished_run_is_made_longer_and_never_shorter(settings, capsys):
+    out = pretrain(settings(run__updates=3))
+    before = final(out)
+    longer = settings(run__updates=5)
+    with pytest.raises(ConfigError, match="--resume"):
+        pretrain(longer)
+    assert equal(final(pretrain(settings(run__updates=3), resume=True)), before)
+    pretrain(longer, resume=True)
+    assert [row["update"] for row in read_log(out)] == [1, 2, 3, 4, 5]
+    assert not equal(final(out), before)
+    assert json.loads((out / "model" / "config.json").read_text())["provenance"]["updates"] == 5
+    with pytest.raises(ConfigError, match="5 updates"):
+        pretrain(settings(run__updates=4), resume=True)
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        pretrain(settings(run__updates=8, optim__lr=0.5), resume=True)
+
+
+def test_a_run_without_matplotlib_trains_to_the_end(settings, monkeypatch, capsys):
+    config = settings(run__updates=3, run__pictures_every=1)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = pretrain(config)
+    assert [c.name for c in checkpoints(out / "checkpoints")][-1] == "update-00000003"
+    assert not (out / "pictures").exists()
+    assert "dofa[plot]" in capsys.readouterr().err
+
+
+def test_a_run_ends_with_a_verdict_the_model_and_the_next_command(settings, capsys):
+    out = pretrain(settings(run__updates=2, run__evaluate_every=0))
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    gaps = {sensor: read_log(out)[-1][f"difference/{sensor}"] for sensor in SENSORS}
+    assert all(f"{sensor} {gap:+.3f}" in last for sensor, gap in gaps.items())
+    assert ("NOT below the floor" in last) == (max(gaps.values()) >= 0)
+    assert f"dofa probe --weights {out / 'model'}" in last
+
+
+def test_the_verdict_tells_sensors_below_the_floor_from_those_above():
+    said = verdict({"difference/a": -0.1, "difference/b": 0.2, "held_out/a": 0.5}, True, 100, Path("runs/x"))
+    assert said.index("a -0.100") < said.index("NOT below") < said.index("b +0.200")
+    assert "run.updates=200" in said
+    assert "not measured" in verdict({}, True, 100, Path("runs/x"))
 
 
 def test_a_stopped_and_resumed_run_is_bit_identical(settings, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def check_common(config: PretrainConfig, epochs: int) -> None:
     images = config.data.batch * config.run.micro_batches
     assert images == 192
     assert abs(config.run.updates - epochs * 410_000 / images) < 1
-    assert config.optim.warmup_updates == round(20 * 410_000 / images)
+    assert config.optim.warmup(config.run.updates) == round(20 * 410_000 / images)
     assert config.optim.lr == pytest.approx(1e-4 * images / 256)
     assert (config.optim.weight_decay, config.optim.betas) == (0.05, (0.9, 0.95))
     assert (config.optim.encoder_lr, config.optim.generator_lr) == (1.0, 1.0)

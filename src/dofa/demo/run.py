@@ -192,6 +192,7 @@ def configure(urls: Sequence[str], stores: dict[str, SensorStore], run: Path, se
         "data.weights": weights,
         "data.jitter.share": 0.0,
         "data.band_keep": 1.0,
+        "optim.warmup_ratio": 1 / 12,
         "run.out": str(run),
         "run.seed": seed,
         "run.evaluate_every": 0,
@@ -237,12 +238,7 @@ def fit_to(
     per_update = sum(weights[n] * c for n, c in zip(stores, cost, strict=True)) / sum(weights[n] for n in stores)
     updates = max(LEAST_UPDATES, int(seconds / per_update))
     say(f"an update takes {1000 * per_update:.0f} ms in {run.precision}: {updates} updates in {seconds:.0f} s")
-    warmup = max(1, min(config.optim.warmup_updates, updates // 12))
-    return replace(
-        config,
-        run=replace(run, updates=updates, log_every=max(1, updates // 60)),
-        optim=replace(config.optim, warmup_updates=warmup),
-    )
+    return replace(config, run=replace(run, updates=updates, log_every=max(1, updates // 60)))
 
 
 def measure_updates(config: PretrainConfig, stores: Sequence[SensorStore], bf16: bool) -> list[float]:

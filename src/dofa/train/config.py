@@ -143,7 +143,8 @@ class OptimConfig:
         lr: highest learning rate, as it is (no scaling by batch).
         betas: of Adam.
         weight_decay: of matrices; biases, norms, tokens and positions have none.
-        warmup_updates: over which the rate grows from 0 to lr; the first update already moves.
+        warmup_ratio: share of the updates over which the rate grows from 0 to lr; the first update already moves.
+        warmup_updates: their number, in place of the share.
         min_lr: what the cosine ends at.
         clip: largest norm of the gradient, None for no limit.
         encoder_lr: factor on the rate of everything in the encoder but its weight generator; below 1 where it starts
@@ -157,7 +158,8 @@ class OptimConfig:
     lr: float = 1.5e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
-    warmup_updates: int = 0
+    warmup_ratio: float = 0.0
+    warmup_updates: int | None = None
     min_lr: float = 0.0
     clip: float | None = None
     encoder_lr: float = 1.0
@@ -172,8 +174,14 @@ class OptimConfig:
             raise ConfigError(f"optim: lr {self.lr} is above 0 and min_lr {self.min_lr} between 0 and lr")
         if not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"optim.betas are {self.betas}; each at least 0 and below 1")
-        if self.weight_decay < 0 or self.warmup_updates < 0 or (self.clip is not None and self.clip <= 0):
+        if not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"optim.warmup_ratio is {self.warmup_ratio}; a share of the updates, at least 0, below 1")
+        if min(self.weight_decay, self.warmup_updates or 0) < 0 or (self.clip is not None and self.clip <= 0):
             raise ConfigError("optim: weight_decay and warmup_updates are at least 0, clip is above 0 or null")
+
+    def warmup(self, updates: int) -> int:
+        """Updates of the warm-up in a run of `updates`."""
+        return round(self.warmup_ratio * updates) if self.warmup_updates is None else self.warmup_updates
 
 
 @dataclass(frozen=True)

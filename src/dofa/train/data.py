@@ -318,7 +318,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
             sampler=range(start * self.accumulation, updates * self.accumulation),
             num_workers=workers,
             collate_fn=_as_made,
-            worker_init_fn=_ignore_sigterm if workers else None,
+            worker_init_fn=_ignore_stop_signals if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -376,6 +376,7 @@ def _as_made(batch: Any) -> Any:
     return batch
 
 
-def _ignore_sigterm(worker: int) -> None:
-    """A scheduler may signal every process of the job: the one that trains decides, its workers leave with it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_stop_signals(worker: int) -> None:
+    """A scheduler or a terminal signals every process: the one that trains decides, its workers leave with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -4,13 +4,18 @@ import csv
 import json
 import os
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dofa.train.loop import Step
 
 
 class RunLog:
@@ -86,6 +91,54 @@ class RunLog:
             print(text, file=sys.stderr, flush=True)
         else:
             self._progress.console.print(text, highlight=False)
+
+
+@dataclass
+class Window:
+    """Updates since the last line of the log."""
+
+    since: float = field(default_factory=time.perf_counter)
+    images: int = 0
+    means: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, step: Step) -> None:
+        """Count one update."""
+        self.images += step.images
+        for name, value in [(f"loss/{s}", v) for s, v in step.losses.items()] + list(step.parts.items()):
+            self.means[name].append(value)
+
+    def row(self, last: Step, epoch: float) -> dict[str, float]:
+        """Means over the window, and the rate and gradient of its last update.
+
+        Args:
+            last: the last update of the window.
+            epoch: how many have passed.
+        """
+        return {
+            "epoch": epoch,
+            "lr": last.lr,
+            "grad_norm": last.grad_norm,
+            "images_per_second": self.images / max(time.perf_counter() - self.since, 1e-9),
+            **{name: sum(v) / len(v) for name, v in self.means.items()},
+        }
+
+
+def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
+    """Of log.csv.
+
+    Args:
+        sensors: names.
+        parts: of the loss, beside their sum.
+    """
+    kinds = ("loss", *parts, "held_out", "floor", "difference")
+    return [
+        "update",
+        "epoch",
+        "lr",
+        "grad_norm",
+        "images_per_second",
+        *(f"{kind}/{sensor}" for kind in kinds for sensor in sensors),
+    ]
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

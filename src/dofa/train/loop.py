@@ -163,18 +163,35 @@ def hash_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+class StopSignal:
+    """Whether SIGTERM or SIGINT (Ctrl-C) has come; called, it answers."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether one has come."""
+        return self.number is not None
+
+
 @contextmanager
-def sigterm_flag() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM sets a flag, which the value of the block tells, instead of ending the process."""
-    told = threading.Event()
+def stop_signal() -> Iterator[StopSignal]:
+    """Within the block the first SIGTERM or Ctrl-C is noted instead of ending the process; a second Ctrl-C ends it."""
+    told = StopSignal()
     if threading.current_thread() is not threading.main_thread():
-        yield told.is_set  # only the main thread may handle signals
+        yield told  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+
+    def note(number: int, frame: object) -> None:
+        told.number = told.number or number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield told.is_set
+        yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _verdict(fabric: Fabric, update: int, lost: list[str], norm: float, taking_part: list[str]) -> str:

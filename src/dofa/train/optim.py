@@ -120,8 +120,9 @@ def learning_rate(update: int, updates: int, config: OptimConfig) -> float:
         updates: of the whole run.
         config: peak, warm-up and end.
     """
-    if update < config.warmup_updates:
-        return config.lr * (update + 1) / config.warmup_updates
-    span = max(updates - config.warmup_updates, 1)
-    done = min((update - config.warmup_updates) / span, 1.0)
+    warmup = config.warmup(updates)
+    if update < warmup:
+        return config.lr * (update + 1) / warmup
+    span = max(updates - warmup, 1)
+    done = min((update - warmup) / span, 1.0)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,10 +1,8 @@
 """Masked pretraining on packed stores, from one process on a laptop to many nodes: `pretrain` reads top to bottom."""
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from dofa.train.answers import teacher_answers
 from dofa.train.config import PretrainConfig
 from dofa.train.data import MicroBatches, Source, describe_sources, make_mixture
 from dofa.train.launch import launch
-from dofa.train.log import RunLog
-from dofa.train.loop import Step, sigterm_flag, train
+from dofa.train.log import RunLog, Window, columns
+from dofa.train.loop import stop_signal, train
 from dofa.train.objective import (
     Pretraining,
     brings_decoder,
@@ -36,13 +34,12 @@ from dofa.train.objective import (
     store_digest,
 )
 from dofa.train.optim import adamw, learning_rate
-from dofa.train.recipes import differences, from_dict, to_yaml
+from dofa.train.recipes import LENGTH, differences, from_dict, to_yaml
 from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
 from dofa.train.views import plan_views
-from dofa.train.watch import draw, measure
+from dofa.train.watch import can_draw, draw, measure, verdict
 from dofa.version import code_version
 
-TERMINATED = 143  # exit status after SIGTERM, 128 + 15 as a shell says it: saved, not finished, to be resumed
 STANDARD_BATCHES = 32  # micro-batches whose teacher's features are standardised by
 
 
@@ -64,7 +61,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         ConfigError: settings that do not fit the stores, or to the run that is continued.
         DataError: a loss that is not finite; nothing written before is touched.
         CheckpointError: a checkpoint that cannot be read, or of a format from the future.
-        SystemExit: 143 after SIGTERM, with the state saved.
+        SystemExit: 143 after SIGTERM, 130 after Ctrl-C, with the state saved.
     """
     run, out = config.run, Path(config.run.out)
     if not config.data.stores:
@@ -114,19 +111,22 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             check_teacher(facts.get("teacher"), teacher)
             load_state(newest, objective, adam)
             done, images = facts["update"], facts["images"]
+            check_length(done, updates, out)
         if writes:
             remove_partial(out / "checkpoints")
             (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
             if report is not None:
                 forgetting.write_report(out, report)
         log = stack.enter_context(RunLog(out, columns(list(sources), objective.parts), done, updates, enabled=writes))
-        told = stack.enter_context(sigterm_flag())
-        window = Window()
         if taught and teacher is not None:
             learn_answers(objective, teacher, data, config, digests, fabric, log.say, anew=newest is None)
         log.say(introduce(sources, updates, mixture.updates_per_epoch, done, fabric))
         if config.optim.generator_lr != 1:
             log.say(f"  the weight generator learns at {config.optim.generator_lr:g} × optim.lr")
+        draws = bool(run.pictures_every) and can_draw(log.say)
+        told = stack.enter_context(stop_signal())
+        window = Window()
+        measured: dict[str, float] = {}
 
         def keep(update: int) -> None:
             facts = {"images": images, "stores": digests, "config": config.to_dict()}
@@ -160,23 +160,30 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             if due(update, run.log_every) or last:
                 row = window.row(step, update / mixture.updates_per_epoch)
                 window = Window()
-            if due(update, run.evaluate_every) or (last and run.evaluate_every):
-                row |= measure(objective, fabric, stores, sources, config)
+            if due(update, run.evaluate_every) or (last and config.distill.reconstruction):
+                measured = measure(objective, fabric, stores, sources, config)
+                row |= measured
             if row:
                 log.write({"update": update, **row})
-            if due(update, run.pictures_every) or (last and run.pictures_every):
+            if draws and (due(update, run.pictures_every) or last):
                 draw(objective, fabric, stores, sources, config, out / "pictures" / f"update-{update:08d}.png")
             if due(update, run.save_every) or last or step.stop:
                 keep(update)
             if step.stop and not last:
-                log.say(f"stopped by SIGTERM after update {update}; the state is saved: resume to continue")
-                raise SystemExit(TERMINATED)
+                number = signal.Signals(told.number or signal.SIGTERM)
+                log.say(
+                    f"stopped by {number.name} after update {update}; the state is saved: run it again with --resume"
+                )
+                raise SystemExit(128 + number)  # as a shell says it
         if done >= updates:
             keep(done)  # a run killed between its last checkpoint and its model folder
+            if config.distill.reconstruction:
+                measured = measure(objective, fabric, stores, sources, config)
         if report is not None:
             report = forgetting.finish(report, load_mae(out / "model").to(fabric.device), stores, updates)
             forgetting.write_report(out, report)
             log.say("\n".join(report.lines()))
+        log.say(verdict(measured, bool(config.distill.reconstruction), updates, out))
     return out
 
 
@@ -279,13 +286,32 @@ def find_checkpoint(config: PretrainConfig, resume: bool) -> Path | None:
         raise ConfigError(
             f"{out} already holds a run ({found[-1].name}): continue it with --resume, or choose another run.out"
         )
-    changed = differences(from_dict(read_facts(found[-1])["config"], f"the configuration in {found[-1]}"), config)
+    before = from_dict(read_facts(found[-1])["config"], f"the configuration in {found[-1]}")
+    changed = [change for change in differences(before, config) if change.split(":")[0] not in LENGTH]
     if changed:
         raise ConfigError(
             f"{out} was begun with other settings ({'; '.join(changed)}): continue with the same, or choose another "
             "run.out"
         )
     return found[-1]
+
+
+def check_length(done: int, updates: int, out: Path) -> None:
+    """Refuse to continue a run to an earlier end than it has reached.
+
+    Args:
+        done: updates made.
+        updates: of the whole run.
+        out: folder of the run.
+
+    Raises:
+        ConfigError: more are made than the run is to have.
+    """
+    if done > updates:
+        raise ConfigError(
+            f"{out} has made {done} updates, more than the {updates} it is continued to: set run.updates above {done}, "
+            "or choose another run.out"
+        )
 
 
 def check_stores(before: dict[str, str], now: dict[str, str]) -> None:
@@ -331,54 +357,6 @@ def due(update: int, every: int) -> bool:
         every: updates.
     """
     return bool(every) and update % every == 0
-
-
-@dataclass
-class Window:
-    """Updates since the last line of the log."""
-
-    since: float = field(default_factory=time.perf_counter)
-    images: int = 0
-    means: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, step: Step) -> None:
-        """Count one update."""
-        self.images += step.images
-        for name, value in [(f"loss/{s}", v) for s, v in step.losses.items()] + list(step.parts.items()):
-            self.means[name].append(value)
-
-    def row(self, last: Step, epoch: float) -> dict[str, float]:
-        """Means over the window, and the rate and gradient of its last update.
-
-        Args:
-            last: the last update of the window.
-            epoch: how many have passed.
-        """
-        return {
-            "epoch": epoch,
-            "lr": last.lr,
-            "grad_norm": last.grad_norm,
-            "images_per_second": self.images / max(time.perf_counter() - self.since, 1e-9),
-            **{name: sum(v) / len(v) for name, v in self.means.items()},
-        }
-
-
-def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
-    """Of log.csv.
-
-    Args:
-        sensors: names.
-        parts: of the loss, beside their sum.
-    """
-    kinds = ("loss", *parts, "held_out", "floor", "difference")
-    return [
-        "update",
-        "epoch",
-        "lr",
-        "grad_norm",
-        "images_per_second",
-        *(f"{kind}/{sensor}" for kind in kinds for sensor in sensors),
-    ]
 
 
 def introduce(sources: dict[str, Source], updates: int, per_epoch: float, done: int, fabric: Fabric) -> str:

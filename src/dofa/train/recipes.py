@@ -30,6 +30,9 @@ HOUSEKEEPING = frozenset(
     }
 )
 
+# What may grow when a run is continued.
+LENGTH = frozenset({"run.updates", "run.epochs"})
+
 
 def from_dict(data: dict[str, Any], origin: str = "configuration") -> PretrainConfig:
     """A configuration from nested mappings; what is absent has its default.
@@ -100,6 +103,9 @@ def recipes() -> list[str]:
 def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
     """Settings that matter to the weights and differ, each as `key: before -> now`."""
     old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    warmups = {c.optim.warmup(c.run.updates) if c.run.updates else None for c in (before, now)}
+    if len(warmups) == 1 and None not in warmups:  # the same, whether as a share or as a number
+        new |= {key: old[key] for key in ("optim.warmup_ratio", "optim.warmup_updates")}
     changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in HOUSEKEEPING)
     if before.distill.teacher and now.distill.teacher and "distill.teacher" in changed:
         changed.remove("distill.teacher")  # compared by content, as stores are, so a moved file continues

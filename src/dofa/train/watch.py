@@ -1,6 +1,8 @@
 """What a run shows of itself while it trains: held-out errors, and pictures of what it reconstructs."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,46 @@ def draw(
     objective.train()
     if fabric.is_global_zero:
         figures.reconstruction_panel(path, rows)
+
+
+def can_draw(say: Callable[[str], None]) -> bool:
+    """Whether pictures can be drawn; where matplotlib is missing a line says so, and training goes on without them.
+
+    Args:
+        say: prints a line.
+    """
+    if find_spec("matplotlib") is not None:
+        return True
+    say('no pictures are drawn, matplotlib is not installed: pip install "dofa[plot]"')
+    return False
+
+
+def verdict(measured: Mapping[str, float], reconstruction: bool, updates: int, out: Path) -> str:
+    """What a finished run is worth, in one line: error against the floor by sensor, the model and what comes next.
+
+    Args:
+        measured: the last `measure`.
+        reconstruction: whether masked pixels were predicted at all.
+        updates: of the run.
+        out: folder of the run.
+    """
+    gaps = {key.removeprefix("difference/"): value for key, value in measured.items() if key.startswith("difference/")}
+    better = [f"{name} {gap:+.3f}" for name, gap in gaps.items() if gap < 0]
+    worse = [f"{name} {gap:+.3f}" for name, gap in gaps.items() if gap >= 0]
+    said = [f"below the floor: {', '.join(better)}"] if better else []
+    if worse:
+        said.append(
+            f"NOT below the floor: {', '.join(worse)} (no better than the mean spectrum of what is visible: train "
+            f"longer, --resume --set run.updates={2 * updates}, or on more images)"
+        )
+    if not gaps:
+        why = "no image is held out" if reconstruction else "no masked pixels were predicted"
+        said = [f"not measured against the floor, {why}"]
+    model = out / "model"
+    return (
+        f"finished {updates} updates; held-out masked error {'; '.join(said)}; model: {model}; "
+        f"next: dofa probe --weights {model} --data …"
+    )
 
 
 def rendering(source: Source) -> list[int]:
