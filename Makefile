@@ -9,7 +9,7 @@ OUT    ?= demo-out
 BIN     = $(VENV)/bin
 # What the set-up leaves of five and a half minutes is the demo's: it learns for as long as there is time.
 BEGAN  := $(shell date +%s)
-LEFT    = $(shell awk -v s=$$(($$(date +%s) - $(BEGAN))) 'BEGIN {m = (330 - s) / 60; print m > 4.5 ? 4.5 : m < 1.5 ? 1.5 : m}')
+LEFT    = $(shell awk -v s=$$(($$(date +%s) - $(BEGAN))) 'BEGIN {m = (330 - s) / 60; print (m > 4.5 ? 4.5 : (m < 1.5 ? 1.5 : m))}')
 # Two test processes on two cores; one thread each, so that sums are the same on every machine.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
