@@ -62,7 +62,9 @@ def main() -> None:
     axes.annotate("", (9.6, 1.25), (9.39, 1.25), arrowprops=style)
     axes.text(0.2, 5.45, "from wavelengths to kernels", fontsize=10.5, weight="bold", color=TEXT)
     axes.text(0.2, 3.55, "from an image to features", fontsize=10.5, weight="bold", color=TEXT)
-    axes.text(0.2, 1.35, "masked image modelling\n(pretraining only)", fontsize=10.5, weight="bold", color=TEXT, va="center")
+    axes.text(
+        0.2, 1.35, "masked image modelling\n(pretraining only)", fontsize=10.5, weight="bold", color=TEXT, va="center"
+    )
     figure.savefig(Path(__file__).resolve().parents[1] / "docs" / "images" / "model.png")
 
 
