@@ -136,8 +136,8 @@ def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
     told = {p.arg_name: p.description for p in parse(run.__doc__ or "").params}
     hints = get_type_hints(run)
     for key, parameter in signature(run).parameters.items():
-        required = parameter.default is Parameter.empty
         kind, many, optional = _kind(hints[key])
+        required = parameter.default is Parameter.empty and not optional
         options: dict[str, Any] = {"dest": key, "help": (told.get(key) or "").replace("%", "%%")}
         if key in verb.positionals:
             if verb.positionals[key]:
@@ -161,9 +161,9 @@ def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
         if many:
             # Given twice, a list grows; its default is not the beginning of it, so it stays with the function.
             options |= {"nargs": "+", "action": "extend", "default": SUPPRESS}
-        elif not required:
+        elif parameter.default is not Parameter.empty:
             options["default"] = parameter.default
-        if not required and parameter.default not in (None, (), []):
+        if parameter.default not in (Parameter.empty, None, (), []):
             options["help"] += f" (default: {_shown(parameter.default)})"
         parser.add_argument(f"--{key.replace('_', '-')}", required=required, **options)
     return parser

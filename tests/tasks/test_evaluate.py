@@ -161,12 +161,15 @@ def test_classes_are_matched_by_name(tmp_path):
     turned = replace(data, class_names=data.class_names[::-1], labels=2 - data.labels)
     two = evaluate(head, model, turned, split="all", device="cpu")
     assert one.score.confusion.tolist() == two.score.confusion.tolist()
-    assert one.score.images == len(data)
+    tested = np.array(data.splits) == "test"
+    assert one.score.images == tested.sum()
+    assert one.setting["overlap"]["left_out"] == (~tested).sum()
     stranger = replace(data, class_names=("stripes 0", "stripes 1", "sand"))
     with pytest.raises(DataError, match="classes sand, which the head does not know"):
         evaluate(head, model, stranger, split="all")
+    unrecorded = replace(load_head(head), split=None)
     with pytest.raises(DataError, match="--split all"):
-        evaluate(head, model, replace(data, find_splits=lambda: None))
+        evaluate(unrecorded, model, replace(data, find_splits=lambda: None), split="test")
     with pytest.raises(ConfigError, match="for classification, squares for segmentation"):
         evaluate(head, model, masked())
     with pytest.raises(ConfigError, match="--stride 4 is for maps"):

@@ -121,6 +121,8 @@ def export(
     model = weights if isinstance(weights, DOFA) else load(weights)
     if head is not None and not isinstance(head, Head):
         head = load_head(head)
+    if head is not None and head.encoder_sha256 is None:
+        raise ConfigError("--head: band statistics need no encoder and are not exported: export the encoder's head")
     task = settle(model, sensor, bands, head, image_size, levels, maps, normalise, dn_offset or 0.0)
     module, record = task.module().eval(), task.describe()
     try:

@@ -2,7 +2,8 @@
 
 `head.json` says what the head is for and which encoder, bands, pixel scale and image size it was trained with;
 `head.safetensors` holds its linear layer with the feature standardisation folded in (docs/architecture.md), and the
-weights of a decoder where one stands before that layer.
+weights of a decoder where one stands before that layer. `split.safetensors` says which images it was trained on. A head
+of band statistics reads the bands themselves and belongs to no encoder.
 """
 
 import colorsys
@@ -26,15 +27,18 @@ from dofa.model.checkpoint import encoder_sha256
 from dofa.model.decoders import DPTDecoder, UPerNet
 from dofa.model.encoder import DOFA
 from dofa.model.native import read_record
+from dofa.model.split_record import FILE as SPLIT
+from dofa.model.split_record import SplitRecord, read_split
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
-FORMAT_VERSION = 2  # of a head with a decoder; a linear one is still written as 1, which an older dofa reads
+FORMAT_VERSION = 3  # of band statistics; 2 with a decoder, 1 linear: an older dofa reads those that it knows
 CONFIG, WEIGHTS = "head.json", "head.safetensors"
 Task = Literal["classification", "multilabel", "segmentation", "regression"]
 Kind = Literal["upernet", "dpt"]
 Block = int | Literal["pooled"]
 Colour = tuple[int, int, int]
+BAND_STATISTICS = "band statistics"  # features without an encoder (dofa.scene.band_statistics)
 _KEYS = (
     "format_version", "task", "class_names", "colours", "ignore", "nodata", "encoder_sha256", "levels", "sensor",
     "scaling", "patch_offset", "tile_size", "gsd_m", "validation", "weights_sha256",
@@ -86,9 +90,10 @@ class Head:
             not (multilabel), of places in them (segmentation), or values (regression).
         class_names: one an output, in order; of a regression, what its values are.
         colours: (red, green, blue) of each class, 0–255.
-        encoder_sha256: of the encoder whose features it reads; see `dofa.model.checkpoint.encoder_sha256`.
+        encoder_sha256: of the encoder whose features it reads; see `dofa.model.checkpoint.encoder_sha256`. None for a
+            head of band statistics, which reads mean and spread of the bands and needs no encoder.
         levels: whose features it reads, concatenated: block numbers (mean or single patch tokens) or `pooled`; a
-            decoder takes them one by one, the shallowest first.
+            decoder takes them one by one, the shallowest first. Of band statistics none.
         sensor: bands in order; its own scaling is the raw-to-physical step.
         scaling: that normalised the images, with statistics; in another unit than the sensor's where the encoder's
             unit map stands between (`dofa.pixels.convert_units`).
@@ -101,12 +106,13 @@ class Head:
         ignore: label value that counts in no loss and no score, None for none.
         nodata: value written where there is no prediction, None for none.
         decoder: before the linear layer; None for a linear head.
+        split: which images it was trained, validated and tested on; None where that is not recorded.
     """
 
     task: Task
     class_names: tuple[str, ...]
     colours: tuple[Colour, ...]
-    encoder_sha256: str
+    encoder_sha256: str | None
     levels: tuple[Block, ...]
     sensor: Sensor
     scaling: Scaling
@@ -119,6 +125,7 @@ class Head:
     ignore: int | None = None
     nodata: int | None = None
     decoder: Decoder | None = None
+    split: SplitRecord | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
@@ -133,8 +140,16 @@ class Head:
             raise CheckpointError(f"head has {len(self.colours)} colours for {classes} classes")
         if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all()):
             raise CheckpointError("head has NaN or infinite weights")
-        if self.scaling.mean is None or self.scaling.bands != self.sensor.band_names:
+        needed = self.encoder_sha256 is not None  # band statistics are of physical values
+        if (needed and self.scaling.mean is None) or self.scaling.bands != self.sensor.band_names:
             raise CheckpointError(f"head's scaling needs statistics for the bands {', '.join(self.sensor.band_names)}")
+        if not needed:
+            numbers = (3 if self.task == "segmentation" else 2) * len(self.sensor.bands)
+            if self.levels or self.decoder is not None or self.weight.shape[1] != numbers:
+                raise CheckpointError(
+                    f"a head of band statistics reads {numbers} numbers of its {len(self.sensor.bands)} bands and no "
+                    f"levels, this one {self.weight.shape[1]} and {len(self.levels)} levels"
+                )
         if self.decoder is not None:
             if self.task != "segmentation" or "pooled" in self.levels:
                 raise CheckpointError("a head with a decoder is for segmentation and reads the maps of blocks")
@@ -151,12 +166,24 @@ class Head:
                 found.update(name.encode() + array.tobytes())
         return found.hexdigest()
 
-    def require(self, model: DOFA) -> None:
+    def require(self, model: DOFA | None) -> None:
         """Refuse any encoder but the one this head was trained on.
 
+        Args:
+            model: the encoder; None for none.
+
         Raises:
-            CheckpointError: the digests differ.
+            CheckpointError: the digests differ, an encoder is missing, or there is one beside band statistics.
         """
+        if self.encoder_sha256 is None:
+            if model is not None:
+                raise CheckpointError("this head reads band statistics and belongs to no encoder: leave out --weights")
+            return
+        if model is None:
+            raise CheckpointError(
+                f"this head was trained on the encoder {self.encoder_sha256[:12]}…: name its folder with --weights (of "
+                "a fine-tuning that changed it: model, beside head)"
+            )
         found = encoder_sha256(model)
         if found != self.encoder_sha256:
             raise CheckpointError(
@@ -232,7 +259,7 @@ class Head:
             tensors |= {_OF_DECODER + name: array for name, array in decoder.state.items()}
         weights = save({name: np.array(array, order="C") for name, array in tensors.items()})
         record = {
-            "format_version": 1 if decoder is None else FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.encoder_sha256 is None else 1 if decoder is None else 2,
             "task": self.task,
             "class_names": list(self.class_names),
             "colours": [list(c) for c in self.colours],
@@ -251,6 +278,12 @@ class Head:
         }
         if decoder is not None:
             record["decoder"] = {"kind": decoder.kind, "width": decoder.width, "channels": decoder.channels}
+        if self.encoder_sha256 is None:
+            record["features"] = BAND_STATISTICS
+        if self.split is None:
+            (folder / SPLIT).unlink(missing_ok=True)
+        else:
+            write_atomically(folder / SPLIT, self.split.to_bytes(str(record["weights_sha256"])))
         write_atomically(folder / WEIGHTS, weights)
         write_atomically(folder / CONFIG, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
         return folder
@@ -268,10 +301,14 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
             encoder.
     """
     folder = Path(folder)
-    record = read_record(folder / CONFIG, "head", FORMAT_VERSION, (*_KEYS, "decoder"))
+    record = read_record(folder / CONFIG, "head", FORMAT_VERSION, (*_KEYS, "decoder", "features"))
     missing = [key for key in _KEYS if key not in record]
     if missing:
         raise CheckpointError(f"{folder / CONFIG}: {', '.join(missing)} missing")
+    if (record["encoder_sha256"] is None) != (record.get("features") == BAND_STATISTICS):
+        raise CheckpointError(
+            f"{folder / CONFIG}: features is {record.get('features')!r}, encoder_sha256 does not fit it"
+        )
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is no head folder: {WEIGHTS} is missing")
     data = (folder / WEIGHTS).read_bytes()
@@ -307,6 +344,7 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
             ignore=record["ignore"],
             nodata=record["nodata"],
             decoder=None if said is None else Decoder(said["kind"], said["width"], said["channels"], own),
+            split=read_split(folder / SPLIT, record["weights_sha256"]),
         )
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: {error}") from None

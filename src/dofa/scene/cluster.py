@@ -260,7 +260,7 @@ def _send(client: Any, model: TileModel, how: _How) -> Any:
 
 def _recipe(inputs: Inputs) -> bytes:
     """What a worker opens the scene from."""
-    return pickle.dumps((inputs.scene.recipe, inputs.scene.fingerprint, inputs.scalings))
+    return pickle.dumps((type(inputs), inputs.scene.recipe, inputs.scene.fingerprint, inputs.scalings))
 
 
 def _key(what: str) -> str:
@@ -370,7 +370,7 @@ def _check(how: _How) -> None:
 def _open(recipe: bytes) -> Inputs:
     from dofa.scene.scene import open_recipe
 
-    words, fingerprint, scalings = pickle.loads(recipe)
+    kind, words, fingerprint, scalings = pickle.loads(recipe)
     cure = "workers need the same files at the same paths"
     try:
         scene = open_recipe(words)
@@ -378,7 +378,8 @@ def _open(recipe: bytes) -> Inputs:
         raise DataError(f"{_worker()}: {error}; {cure}") from None
     if scene.fingerprint != fingerprint:
         raise DataError(f"{_worker()} finds other files of {words['name']} than this process (size, time): {cure}")
-    return Inputs(scene, scalings)
+    opened: Inputs = kind(scene, scalings)
+    return opened
 
 
 def _worker() -> str:

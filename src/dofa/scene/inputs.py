@@ -122,21 +122,12 @@ def settle(
         ConfigError: no statistics, statistics beside a head without `force`, no way between two units, or a band that
             the head needs and the scene lacks; the cures are named.
     """
-    if head is not None and len(scene.parts) > 1:
-        raise ConfigError(f"{scene.name}: a head reads one sensor, this scene stacks {len(scene.parts)}: open one")
     trained = {name: sensor.scaling for name, sensor in config.sensors.items()}
     scalings = []
     for number, part in enumerate(scene.parts):
         sensor, physical = part.sensor, part.scaling
         if head is not None:
-            lacking = [b.name for b in head.sensor.bands if not _has(sensor, b.name)]
-            if lacking:
-                raise ConfigError(
-                    f"{scene.name}: the head needs band {', '.join(lacking)} of {head.sensor.name}, the scene has "
-                    f"{', '.join(sensor.band_names)}: map a scene of the head's sensor"
-                )
-            sensor = sensor.select([sensor.bands[i].name for i in sensor.index(list(head.sensor.band_names))])
-            physical = physical.select(sensor.band_names)
+            sensor, physical = bands_for_head(scene, head)
         said = _said(stats, sensor.name, trained, measured[number] if measured is not None else None)
         own = None if head is None else _renamed(head.scaling, sensor.band_names)
         chosen = said or own or trained.get(sensor.name)
@@ -148,6 +139,29 @@ def settle(
         except ConfigError as error:
             raise ConfigError(f"{scene.name}: {error}") from None
     return Inputs(scene, scalings)
+
+
+def bands_for_head(scene: "Scene", head: Head) -> tuple[Sensor, Scaling]:
+    """A head's bands in a scene, in the head's order under the scene's names, and how they become physical values.
+
+    Args:
+        scene: open, of one sensor.
+        head: whose bands are wanted.
+
+    Raises:
+        ConfigError: several sensors, or a band that the head needs and the scene lacks.
+    """
+    if len(scene.parts) > 1:
+        raise ConfigError(f"{scene.name}: a head reads one sensor, this scene stacks {len(scene.parts)}: open one")
+    sensor = scene.parts[0].sensor
+    lacking = [b.name for b in head.sensor.bands if not _has(sensor, b.name)]
+    if lacking:
+        raise ConfigError(
+            f"{scene.name}: the head needs band {', '.join(lacking)} of {head.sensor.name}, the scene has "
+            f"{', '.join(sensor.band_names)}: map a scene of the head's sensor"
+        )
+    sensor = sensor.select([sensor.bands[i].name for i in sensor.index(list(head.sensor.band_names))])
+    return sensor, scene.parts[0].scaling.select(sensor.band_names)
 
 
 def _has(sensor: Sensor, name: str) -> bool:

@@ -16,6 +16,7 @@ from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
+from dofa.scene.band_statistics import BandTiles, band_inputs, band_plan, describe_bands
 from dofa.scene.command import Bar, Written, output_paths
 from dofa.scene.encoder import EncoderTiles, plan_of, specialised
 from dofa.scene.engine import Job
@@ -64,13 +65,13 @@ class Prediction:
     Attributes:
         inputs: the scene and what normalises it.
         plan: how it is cut.
-        tiles: encoder and head.
+        tiles: encoder and head, or a head of band statistics.
         meta: what the file says of itself.
     """
 
     inputs: Inputs
     plan: Plan
-    tiles: HeadTiles
+    tiles: HeadTiles | BandTiles
     meta: dict[str, Any]
 
     @property
@@ -127,7 +128,7 @@ def _stored(head: Head, classes: bool, nodata: int) -> Callable[[Float, NDArray[
 
 def predict_all(
     scenes: Sequence[Scene],
-    model: DOFA,
+    model: DOFA | None,
     head: Head,
     *,
     stride: int | None = None,
@@ -143,7 +144,7 @@ def predict_all(
 
     Args:
         scenes: open.
-        model: the encoder the head was trained on; another is refused.
+        model: the encoder the head was trained on; another is refused. None for a head of band statistics.
         head: what was learned.
         stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass. A head with
             a decoder has its own way from patches to pixels and takes one pass.
@@ -160,10 +161,13 @@ def predict_all(
         ConfigError: a scene of another pixel size or without the head's bands, or settings that do not fit.
     """
     head.require(model)
+    if model is None:
+        return _band_maps(scenes, head, stride, tile, overlap, stats, force)
     if head.decoder is not None and stride not in (None, 1):
         raise ConfigError(f"--stride {stride}: a {head.decoder.kind} decoder answers for every pixel: leave it out")
     measured = measure(scenes, stats)
-    out, shared = [], {}
+    out: list[Prediction] = []
+    shared: dict[Any, HeadTiles] = {}
     for scene, found in zip(scenes, measured, strict=True):
         check_gsd(scene, head, force)
         inputs = settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
@@ -176,9 +180,38 @@ def predict_all(
             shared[key] = HeadTiles(EncoderTiles(vit, "patch", head.levels, side), head)
         tiles = shared[key]
         plan = plan_of(inputs, tiles, side, stride, overlap)
-        meta = describe(inputs, model, head.encoder_sha256, plan, "patch", tiles.encoder)
-        told = {"task": head.task, "classes": list(head.class_names), "head_sha256": head.sha256}
-        out.append(Prediction(inputs, plan, tiles, {**meta, "head": told, "validation": head.validation}))
+        meta = describe(inputs, model, str(head.encoder_sha256), plan, "patch", tiles.encoder)
+        out.append(Prediction(inputs, plan, tiles, {**meta, **_of_head(head)}))
+    return out
+
+
+def _of_head(head: Head) -> dict[str, Any]:
+    """What a map says of its head."""
+    told = {"task": head.task, "classes": list(head.class_names), "head_sha256": head.sha256}
+    return {"head": told, "validation": head.validation}
+
+
+def _band_maps(
+    scenes: Sequence[Scene],
+    head: Head,
+    stride: int | None,
+    tile: int | None,
+    overlap: int | None,
+    stats: str | None,
+    force: bool,
+) -> list[Prediction]:
+    """Maps of scenes through a head of band statistics; arguments as of `predict_all`."""
+    if stats is not None:
+        raise ConfigError(f"--stats {stats}: band statistics are read in physical values: leave it out")
+    shared: dict[int, BandTiles] = {}
+    out = []
+    for scene in scenes:
+        check_gsd(scene, head, force)
+        inputs = band_inputs(scene, head)
+        side = tile or head.tile_size
+        tiles = shared.setdefault(side, BandTiles(head, side))
+        plan = band_plan(inputs, tiles, stride, tile, overlap)
+        out.append(Prediction(inputs, plan, tiles, {**describe_bands(inputs, plan), **_of_head(head)}))
     return out
 
 
@@ -206,9 +239,9 @@ def check_gsd(scene: Scene, head: Head, force: bool) -> None:
 def predict(
     scenes: Sequence[str],
     *,
-    weights: str,
     head: Path,
     out: Path,
+    weights: str | None = None,
     output: Wanted = "classes",
     stride: int | None = None,
     tile: int | None = None,
@@ -237,9 +270,9 @@ def predict(
 
     Args:
         scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
-        weights: model folder or name: the encoder that the head was trained on.
         head: folder with head.json and head.safetensors, as `dofa probe` and `dofa finetune` save it.
         out: file for one scene (.tif, .zarr, .parquet); folder for several.
+        weights: model folder or name: the encoder that the head was trained on; none for a head of band statistics.
         output: classes: a map with names and colours; probabilities: one channel a class. A regression gives values.
         stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time. A
             head with a decoder maps every pixel in one pass.
@@ -265,8 +298,11 @@ def predict(
         force: accept other statistics than the head's, and pixels of another size.
         overwrite: replace files that are there, and forget an interrupted run with other settings.
     """
-    encoder = load(weights)
-    trained = load_head(head, encoder)
+    trained = load_head(head)
+    if weights is None:
+        trained.require(None)  # before anything is opened
+    encoder = None if weights is None else load(weights)
+    trained.require(encoder)
     opening = opening_words(
         sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, nodata=nodata, gsd=gsd, mask=mask,
         mask_values=mask_values, strict=strict,

@@ -1,7 +1,7 @@
 """A saved head's answers to labelled images, and what they are worth."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,15 @@ from dofa.model.devices import choose
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.progress import Progress
+from dofa.scene.band_statistics import head_logits, in_unit
 from dofa.scene.encoder import EncoderTiles
-from dofa.scene.predict import HeadTiles
+from dofa.scene.predict import GSD_APART, HeadTiles
 from dofa.sensors import Sensor
 from dofa.tasks.backbones import DofaBackbone
 from dofa.tasks.datasets import open_labelled
 from dofa.tasks.evaluate import Evaluation, Part
 from dofa.tasks.labelled import LabelledImages
+from dofa.tasks.overlap import as_blocks, choose_judged
 from dofa.tasks.panels import draw_panels
 from dofa.tasks.pixelmaps import TilePixels, plan_of
 from dofa.tasks.samples import Samples
@@ -36,9 +38,9 @@ RESULT, PICTURE, PANELS = "evaluate.json", "confusion.png", "panels.png"
 
 def judge_head(
     head: str | Path | Head,
-    weights: str | DOFA,
+    weights: str | DOFA | None,
     data: str | LabelledImages,
-    split: Part,
+    split: Part | None,
     stride: int | None,
     folder: Path | None,
     batch: int,
@@ -47,50 +49,96 @@ def judge_head(
     device: str | None,
 ) -> Evaluation:
     """Score a saved head; arguments as of `evaluate`, with its `out` as `folder`."""
-    model = weights if isinstance(weights, DOFA) else checkpoint.load(weights)
     trained = head if isinstance(head, Head) else load_head(head)
+    model = weights if isinstance(weights, DOFA) or weights is None else checkpoint.load(weights)
     trained.require(model)
     images = open_labelled(data) if isinstance(data, str) else data
-    images = matched(images.select_bands(trained.sensor.band_names), trained)
-    if split != "all" and images.splits is None:
-        raise DataError(f"{images.name} has no published split: --split all judges all its images")
-    rows = np.arange(len(images)) if split == "all" else np.flatnonzero(np.array(images.splits) == split)
-    notes = list(images.notes)
-    ratio = images.sensor.gsd_m / trained.gsd_m
-    size = None
-    if abs(ratio - 1) > 0.01:
-        size = (round(images.shape[1] * ratio), round(images.shape[2] * ratio))
-        notes.append(
-            f"pixels of {images.sensor.gsd_m:g} m are brought to the {trained.gsd_m:g} m that the head was trained on"
-        )
-    samples = Samples(images, trained.scaling, size)
+    images = as_blocks(matched(images.select_bands(trained.sensor.band_names), trained), trained.split)
     step = stride_of(trained, stride)
-    target = choose(device)
-    answer = Answers(model.to(target).eval(), trained, images.sensor, max(samples.shape))
+    judged = choose_judged(images, trained.split, split)
+    rows, notes = judged.rows, list(images.notes)
     with Progress("judging", len(rows), 0, True) as bar:
-        found = (
-            logits_of(
-                answer, samples.batch, rows, batch=batch, device=target, bf16=precision == "bf16", progress=bar.advance
-            )
-            if step is None
-            else answer.shifted(samples, rows, step, batch, precision, bar.advance)
-        )
+        found: Iterable[tuple[Tensor, Tensor]]
+        if model is None:
+            found = band_answers(trained, images, rows, bar.advance)
+        else:
+            size, said = size_for(trained, images)
+            notes += said
+            samples, target = Samples(images, trained.scaling, size), choose(device)
+            answer = Answers(model.to(target).eval(), trained, images.sensor, max(samples.shape))
+            found = (
+                logits_of(
+                    answer, samples.batch, rows, batch=batch, device=target, bf16=precision == "bf16",
+                    progress=bar.advance,
+                )
+                if step is None
+                else answer.shifted(samples, rows, step, batch, precision, bar.advance)
+            )  # fmt: skip
         score = judge(found, images, rows, seed)
     setting = {
         "head": {"sha256": trained.sha256, "task": trained.task, "validation": trained.validation},
         "encoder_sha256": trained.encoder_sha256,
-        "data": {"name": images.name, "fingerprint": images.fingerprint, "part": split},
+        "data": {"name": images.name, "fingerprint": images.fingerprint, "part": judged.part},
+        "overlap": judged.to_dict(),
         "stride": step,
         "seed": seed,
     }
-    evaluation = Evaluation(score, setting, tuple(notes))
+    evaluation = Evaluation(score, setting, tuple(notes), judged.words)
     if folder is not None:
+        title = f"{images.name}, {judged.part}{', learned from' if judged.learned else ''}"
         write_atomically(folder / RESULT, (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
         if images.task != "multilabel":
-            draw_confusion(score, folder / PICTURE, f"{images.name}, {split}")
+            draw_confusion(score, folder / PICTURE, title)
         if score.panels is not None:
-            draw_panels(folder / PANELS, {ANSWERED: (score.panels, ANSWERED)}, f"{images.name}, {split}")
+            draw_panels(folder / PANELS, {ANSWERED: (score.panels, ANSWERED)}, title)
     return evaluation
+
+
+def size_for(head: Head, images: LabelledImages) -> tuple[tuple[int, int] | None, list[str]]:
+    """Height and width at which images have the head's pixel size, None for their own, and what is to be said of it.
+
+    Args:
+        head: with the pixel size it was trained at.
+        images: with theirs.
+    """
+    ratio = images.sensor.gsd_m / head.gsd_m
+    if abs(ratio - 1) <= 0.01:
+        return None, []
+    said = f"pixels of {images.sensor.gsd_m:g} m are brought to the {head.gsd_m:g} m that the head was trained on"
+    return (round(images.shape[1] * ratio), round(images.shape[2] * ratio)), [said]
+
+
+def band_answers(
+    head: Head, images: LabelledImages, rows: NDArray[np.int64], progress: Callable[[int], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of images with their targets, for `judge`, from a head of band statistics.
+
+    Args:
+        head: of band statistics.
+        images: in its bands.
+        rows: which.
+        progress: called with the number of images just answered.
+
+    Raises:
+        ConfigError: images of another pixel size, or no way from their unit to the head's.
+        DataError: measured pixels that are not finite.
+    """
+    apart = max(images.sensor.gsd_m / head.gsd_m, head.gsd_m / images.sensor.gsd_m)
+    if apart > GSD_APART:
+        raise ConfigError(
+            f"{images.name}: pixels of {images.sensor.gsd_m:g} m, the head of band statistics was trained on "
+            f"{head.gsd_m:g} m: train one on images of this size"
+        )
+    samples = Samples(images, images.scaling)
+    for row in rows.tolist():
+        raw, valid = images.read(row)
+        seen = np.ones(raw.shape[1:], bool) if valid is None else valid
+        if not seen.any():
+            raise DataError(f"{images.sources[row]} has no valid pixel: leave it out")
+        values = in_unit(images.scaling.physical(raw), seen, images.sensor, images.scaling, head.scaling)
+        logits = torch.from_numpy(head_logits(head, values, seen))[None]
+        yield (logits if head.task == "segmentation" else logits[..., 0, 0]), samples.target(row, valid)[None]
+        progress(1)
 
 
 class Answers:
@@ -172,6 +220,10 @@ def stride_of(head: Head, said: int | None) -> int | None:
         raise ConfigError(f"--stride {said} is for maps: the head is for {head.task}")
     if said is not None and head.decoder is not None:
         raise ConfigError(f"--stride {said}: a {head.decoder.kind} decoder answers for every pixel: leave it out")
+    if head.encoder_sha256 is None:
+        if said is not None:
+            raise ConfigError(f"--stride {said}: band statistics are of every pixel: leave it out")
+        return None
     if said is None and head.task == "segmentation" and head.decoder is None:
         return head.validation.get("stride")
     return said

@@ -31,11 +31,13 @@ class Evaluation:
         score: with a table by class and the confusion matrix.
         setting: head, data and part, as plain values.
         notes: what the reader of the numbers should know.
+        overlap: whether the head learned from these images, in words.
     """
 
     score: Score
     setting: dict[str, Any]
     notes: tuple[str, ...]
+    overlap: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for JSON; scores are shares, 0–1."""
@@ -47,21 +49,30 @@ class Evaluation:
             "notes": list(self.notes),
         }
 
-    def print(self) -> None:
-        """The table by class and notes, to the terminal."""
-        console = Console()
+    @property
+    def line(self) -> str:
+        """The score, and on the same line whether the head learned from these images."""
         data = self.setting["data"]
-        console.print(self.score.table(f"{data['name']}, {data['part']}, {self.score.images} images"))
+        return (
+            f"{data['name']}, {data['part']}, {self.score.images} images{self.overlap}: "
+            f"{self.score.metric} {self.score.percent}"
+        )
+
+    def print(self) -> None:
+        """The score, the table by class and notes, to the terminal."""
+        console = Console()
+        console.print(self.line, highlight=False, markup=False, soft_wrap=True)
+        console.print(self.score.table())
         for note in self.notes:
             console.print(f"note: {note}", highlight=False)
 
 
 def evaluate(
     head: str | Path | Head,
-    weights: str | DOFA,
+    weights: str | DOFA | None,
     data: str | LabelledImages,
     *,
-    split: Part = "test",
+    split: Part | None = None,
     stride: int | None = None,
     out: str | Path | None = None,
     batch: int = 16,
@@ -69,13 +80,17 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
 ) -> Evaluation:
-    """Score a saved head on labelled images.
+    """Score a saved head on labelled images that it did not learn from.
+
+    Images that the head was trained on, or that chose its epoch, are left out; where there are no others they are
+    scored all the same and the line of the score says so.
 
     Args:
         head: folder with head.json and head.safetensors, as dofa probe and dofa finetune save it.
-        weights: model folder or name: the encoder that the head was trained on.
+        weights: model folder or name: the encoder that the head was trained on; none for a head of band statistics.
         data: labelled images, as `dofa probe` takes them; its classes are matched by name.
-        split: which part of the published split; all judges every image.
+        split: train, val or test of the published split, or of the head's own where none is published; all takes every
+            image; unless said test, or all where there is no split.
         stride: of a linear segmentation head: pixels between the shifted passes that are averaged, a divisor of the
             patch; what the probe judged it with unless said, and one pass where a fine-tuning saved it.
         out: folder for evaluate.json and, of one class an image or pixel, confusion.png; of pixels panels.png, too: a

@@ -25,6 +25,7 @@ from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
 from dofa.model.vit import block_indices
 from dofa.pixels import Scaling, convert_units
+from dofa.scene.band_statistics import image_statistics
 from dofa.tasks.backbones import Backbone, open_backbone
 from dofa.tasks.labelled import LabelledImages
 
@@ -78,13 +79,10 @@ def band_statistics(data: LabelledImages, cache: Path | None = None) -> BandStat
         means, stds, counts = [], [], []
         for index in range(len(data)):
             raw, valid = data.read(index)
-            pixels = data.scaling.physical(raw).reshape(len(raw), -1).astype(np.float64)
-            if valid is not None:
-                pixels = pixels[:, valid.ravel()]
-            counts.append(pixels.shape[1])
-            nothing = np.full(len(raw), np.nan)
-            means.append(pixels.mean(1) if pixels.size else nothing)
-            stds.append(pixels.std(1) if pixels.size else nothing)
+            mean, std = image_statistics(data.scaling.physical(raw), valid)
+            counts.append(raw[0].size if valid is None else int(valid.sum()))
+            means.append(mean)
+            stds.append(std)
         return {"mean": np.stack(means), "std": np.stack(stds), "count": np.array(counts, np.float64)}
 
     key = {"kind": "band statistics", "data": data.fingerprint, "scaling": data.scaling.to_dict()}

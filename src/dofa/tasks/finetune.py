@@ -63,6 +63,7 @@ class FinetuneResult:
 
     def print(self) -> None:
         """The score, notes and where things lie, to the terminal."""
+        from dofa.tasks.by_class import class_table
         from dofa.tasks.evaluation import Interval
         from dofa.tasks.scoring import percent
 
@@ -70,6 +71,8 @@ class FinetuneResult:
         score = percent(Interval(**self.test["score"]))
         told = f"{data['name']}: test {self.test['metric']} {score}, {data['test']} images, epoch {self.epoch}"
         console.print(told, highlight=False)
+        if self.test["classes"]:
+            console.print(class_table(self.test["classes"]))
         for note in self.notes:
             console.print(f"note: {note}", highlight=False)
         for folder in (HEAD, MODEL):

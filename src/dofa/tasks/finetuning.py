@@ -22,6 +22,7 @@ from dofa.model.devices import choose
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, Kind, palette, split_decoder
 from dofa.model.lora import merge_lora
+from dofa.model.split_record import Role, SplitRecord
 from dofa.pixels import unit_map
 from dofa.tasks.backbones import DATASET, Backbone, DofaBackbone, open_backbone
 from dofa.tasks.datasets import open_labelled
@@ -33,6 +34,7 @@ from dofa.tasks.finetune import FORMAT_VERSION, HEAD, MODEL, PANELS, RESULT, Fin
 from dofa.tasks.labelled import LabelledImages
 from dofa.tasks.learner import Learner, freeze_unreached, transformer
 from dofa.tasks.linear import Ints
+from dofa.tasks.overlap import record_split
 from dofa.tasks.samples import Samples
 from dofa.tasks.scoring import Score
 from dofa.tasks.threeway import split, unseen
@@ -57,8 +59,9 @@ def run(
     backbone = open_backbone(weights)
     images = open_labelled(data) if isinstance(data, str) else data
     images = backbone.take(images if bands is None else images.select_bands(bands))
+    whole = None
     if images.task == "segmentation" and len(images) == 1:
-        images, _ = cut_blocks(images)
+        whole, (images, _) = images, cut_blocks(images)
     if tuning.size is not None and images.shape[1] != images.shape[2]:
         raise ConfigError(f"size {tuning.size} would distort images of {images.shape[1]} × {images.shape[2]}")
     rows = split(images, seed)
@@ -112,7 +115,10 @@ def run(
         if tuning.method == "lora" and (vit := transformer(learner.encoder)) is not None:
             merge_lora(vit)
         score = epochs.score(rows.test)
-        notes += _save(folder, backbone, learner, samples, tuning, score, setting | {"seed": seed}, str(weights))
+        used: dict[Role, Ints] = {"train": rows.train, "val": rows.val, "test": rows.test}
+        made_from = record_split(images, used, None if images.splits else seed, whole)
+        about = setting | {"seed": seed}
+        notes += _save(folder, backbone, learner, samples, tuning, score, about, str(weights), made_from)
         result = FinetuneResult(
             test=score.to_dict(),
             validation=tuple(validation),
@@ -197,6 +203,7 @@ def _save(
     score: Score,
     about: dict[str, Any],
     weights: str,
+    record: SplitRecord,
 ) -> list[str]:
     """Write the head folder, and the encoder where it is another than before; what has to be said of it."""
     if not isinstance(backbone, DofaBackbone) or type(backbone.module) is not DOFA:
@@ -230,5 +237,6 @@ def _save(
                     "method": tuning.method, "decoder": tuning.decoder, "seed": about["seed"]},
         ignore=data.ignore,
         decoder=before,
+        split=record,
     ).save(folder / HEAD)  # fmt: skip
     return []

@@ -19,7 +19,7 @@ from dofa.tasks.evaluation import (
     knn_scores,
 )
 from dofa.tasks.linear import Floats, Ints, sigmoid
-from dofa.tasks.metrics import Counts, confusion, mean_iou, micro_average_precision
+from dofa.tasks.metrics import Counts, binary_counts, confusion, mean_iou, micro_average_precision
 
 
 class Judged(Protocol):
@@ -170,6 +170,7 @@ class Run:
         chosen: what the sweep chose in each fold.
         confusion: (K, K) counts of all folds; None where classes do not exclude each other.
         answers: (h, w) classes of the images to be shown, by number; of pixels alone.
+        binary: (K, 2, 2) counts of classes that do not exclude each other, by the probabilities above a half.
     """
 
     judged: Judged
@@ -177,6 +178,12 @@ class Run:
     chosen: tuple[float, ...]
     confusion: Counts | None
     answers: dict[int, Ints] = field(default_factory=dict, repr=False)
+    binary: Counts | None = field(default=None, repr=False)
+
+    @property
+    def by_class(self) -> Counts | None:
+        """The counts that scores of each class are made of; None where there are only ranks."""
+        return self.confusion if self.binary is None else self.binary
 
 
 def judge_images(
@@ -228,4 +235,7 @@ def judge_images(
         return Run(Classes(np.concatenate(correct), unit), means, tuple(chosen), counts)
     ranked = Ranked(np.concatenate(answers), np.concatenate(truth), unit)
     folds = tuple(micro_average_precision(a, t) for a, t in zip(answers, truth, strict=True))
-    return Run(ranked, folds, tuple(chosen), None)
+    likely = None  # votes of neighbours are no probabilities
+    if classifier != "k-NN":
+        likely = binary_counts(np.concatenate(answers) > 0.5, np.concatenate(truth))
+    return Run(ranked, folds, tuple(chosen), None, binary=likely)

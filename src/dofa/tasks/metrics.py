@@ -94,6 +94,16 @@ def f1(counts: Counts) -> Scores:
     return _ratio(2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2))
 
 
+def precision(counts: Counts) -> Scores:
+    """User's accuracy of each class, TP / (TP + FP): (..., K, K) to (..., K); NaN where it is never predicted."""
+    return _ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-2))
+
+
+def recall(counts: Counts) -> Scores:
+    """Producer's accuracy of each class, TP / (TP + FN): (..., K, K) to (..., K); NaN where it does not occur."""
+    return _ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1))
+
+
 def macro_f1(counts: Counts) -> Scores:
     """Mean of `f1` over the classes that have one: (..., K, K) to (...)."""
     return _mean(f1(counts))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from dofa.model.devices import choose
 from dofa.pixels import Scaling
 from dofa.scene import engine
+from dofa.scene.band_statistics import local_statistics
 from dofa.scene.inputs import Inputs
 from dofa.scene.streams import TileModel
 from dofa.scene.tiles import Plan, Window
@@ -27,7 +28,6 @@ from dofa.tasks.linear import Ints
 
 Floats = NDArray[np.float32]
 KEPT = 2**31  # bytes of feature maps that stay in memory; more are made again when they are needed
-LOCAL = 5  # pixels a side of the window of local statistics
 
 
 class PixelFeatures(Protocol):
@@ -232,19 +232,9 @@ class BandPixels:
 
     def maps(self, rows: Sequence[int]) -> Iterator[tuple[int, Floats]]:
         """See `PixelFeatures`; in physical values, of measured pixels only."""
-        from scipy.ndimage import uniform_filter
-
         for row in rows:
             raw, valid = self.data.read(row)
-            values = self.data.scaling.physical(raw).astype(np.float64)
-            seen = np.ones(values.shape[1:], bool) if valid is None else valid
-            middle = values[:, seen].mean(1)[:, None, None] if seen.any() else 0.0  # else squares cancel digits
-            values = np.where(seen, values - middle, 0.0)
-            share = np.maximum(uniform_filter(seen.astype(np.float64), LOCAL), 1 / LOCAL**2 / 2)
-            mean, square = (uniform_filter(v, (0, LOCAL, LOCAL)) / share for v in (values, values**2))
-            spread = np.sqrt(np.maximum(square - mean**2, 0))
-            found = np.concatenate([values + middle, mean + middle, spread]).astype(np.float32)
-            yield row, found.transpose(1, 2, 0)
+            yield row, local_statistics(self.data.scaling.physical(raw), valid).transpose(1, 2, 0)
 
     def cells(self, length: int, axis: int) -> Ints:
         """See `PixelFeatures`."""

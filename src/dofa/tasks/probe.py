@@ -18,21 +18,24 @@ from rich.progress import Progress
 from dofa.errors import ConfigError
 from dofa.files import write_atomically
 from dofa.model.encoder import DOFA
-from dofa.model.heads import Block, Head, palette
+from dofa.model.heads import Block
 from dofa.pixels import Scaling, unit_map
 from dofa.tasks.backbones import DATASET, Backbone, open_backbone, random_encoder
+from dofa.tasks.by_class import class_scores
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.dense import Ground, PixelTask, cut_blocks, draw_sample, gather, label_map
-from dofa.tasks.evaluation import PENALTIES, RATES, LinearModel, Optimizer, check_features, choose_penalty, fit
+from dofa.tasks.evaluation import PENALTIES, RATES, LinearModel, Optimizer, check_features
 from dofa.tasks.features import Floats, Precision, band_statistics, block_number, encode
 from dofa.tasks.judging import Run, interval, judge_images
 from dofa.tasks.linear import Ints
 from dofa.tasks.panels import choose, make_panels
 from dofa.tasks.parts import By, Parts, share_out
 from dofa.tasks.pixelmaps import BandPixels, EncoderPixels
+from dofa.tasks.probe_heads import BANDS, HEAD, band_head, encoder_head, fit_images, split_of
 from dofa.tasks.result import Classifier, Difference, Metric, ProbeResult, Row
+from dofa.tasks.verdict import Kind, map_command, verdict
 
-RESULT, HEAD = "probe.json", "head"
+RESULT = "probe.json"
 METRICS: dict[str, Metric] = {"classification": "accuracy", "multilabel": "micro AP", "segmentation": "mIoU"}
 GAP = 8  # pixels between blocks of one image that are learned from and judged
 
@@ -100,7 +103,8 @@ def probe(
         precision: float32 or bf16.
         device: cpu, cuda, cuda:1, …; CUDA where there is one.
         cache: folder of the feature cache; where absent, `cache` in `out`. Maps of pixels are not kept.
-        out: folder for probe.json and the head folder `head`; nothing is written where absent.
+        out: folder for probe.json, the head folder `head`, and beside it `band-statistics`, a head that needs no
+            encoder; nothing is written where absent.
 
     Returns:
         The findings, and the head if it was saved.
@@ -114,9 +118,9 @@ def probe(
     images = open_labelled(data) if isinstance(data, str) else data
     images = images if bands is None else images.select_bands(bands)
     dense = images.task == "segmentation"
-    across = 0
+    across, uncut = 0, None
     if dense and len(images) == 1:
-        images, across = cut_blocks(images, block_side)
+        uncut, (images, across) = images, cut_blocks(images, block_side)
         folds = min(folds, len(images))
     backbone = (
         weights
@@ -238,9 +242,7 @@ def probe(
                     )  # fmt: skip
                     runs.setdefault((name, classifier), []).append(run)
 
-        rows = tuple(
-            _row(name, classifier, METRICS[images.task], of_name, seed) for (name, classifier), of_name in runs.items()
-        )
+        rows = tuple(_row(name, classifier, images, of_name, seed) for (name, classifier), of_name in runs.items())
         protocol = shared.protocol | {
             "seed": seed,
             "optimizer": optimizer,
@@ -265,7 +267,9 @@ def probe(
             panels = make_panels(images, {row: label_map(images, row) for row in sorted(shown)}, answers, across)
         result = ProbeResult(setting, rows, _differences(rows, levels, seed), tuple(notes), panels=panels)
         if out is None:
-            return result
+            return replace(result, verdict=verdict(result.contenders, {}, seed))
+        split = split_of(images, shared, seed, uncut, block_side)
+        commands: dict[Kind, list[str]] = {}
         if isinstance(backbone.module, DOFA):
             best = next(level for level in levels if _name(level) == result.best.features)
             scaling = scaling_of(shared.learnt)
@@ -276,21 +280,28 @@ def probe(
                 layer = task.learn(gathered, shared.learnt, np.zeros(0, np.int64))
                 tile = maps.plan.tile
             else:
-                whole = encoded(backbone, "head", [scaling])[best][0][shared.learnt]
-                labels = images.labels[shared.learnt]
-                chosen = None if shared.places is None else [shared.places[row] for row in shared.learnt]
-                layer = fit(
-                    whole, labels, choose_penalty(whole, labels, candidates, seed, chosen, optimizer), seed, optimizer
-                )
+                whole = encoded(backbone, "head", [scaling])[best][0]
+                layer = fit_images(whole, images, shared, candidates, seed, optimizer)
                 tile = size or images.shape[1]
-            score = result.best
-            told = {"metric": score.metric, "score": asdict(score.score), "penalty": layer.penalty} | {
-                "levels_compared": list(levels),
-                **protocol,
-            }
-            head = _head(seen, backbone, backbone.module, best, scaling, layer, tile, size, told)
+            told = _validation(result.best, layer, protocol | {"levels_compared": list(levels)})
+            head = encoder_head(seen, backbone.module, backbone.sha256, best, scaling, layer, tile, size, told, split)
             head.save(Path(out) / HEAD)
             result = replace(result, head=head)
+            if not isinstance(weights, DOFA | Backbone):
+                commands["model"] = map_command(Path(out) / HEAD, images.task, str(weights), step if dense else None)
+        if baselines:
+            if dense:
+                gathered = gather(BandPixels(images), sample, images.shape[1:])
+                layer = task.learn(gathered, shared.learnt, np.zeros(0, np.int64))
+            else:
+                assert statistics is not None
+                layer = fit_images(statistics.features, images, shared, candidates, seed, optimizer)
+            told = _validation(result.row("band statistics"), layer, protocol)
+            bands_head = band_head(images, layer, told, split)
+            bands_head.save(Path(out) / BANDS)
+            commands["band statistics"] = map_command(Path(out) / BANDS, images.task)
+            result = replace(result, band_head=bands_head)
+        result = replace(result, verdict=verdict(result.contenders, commands, seed))
     write_atomically(Path(out) / RESULT, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     return result
 
@@ -299,13 +310,21 @@ def _name(level: Block) -> str:
     return "pooled" if level == "pooled" else f"block {level}"
 
 
-def _row(name: str, classifier: Classifier, metric: Metric, runs: Sequence[Run], seed: int) -> Row:
+def _validation(row: Row, layer: LinearModel, protocol: dict[str, Any]) -> dict[str, Any]:
+    """What a head says of its score: that of the folds, not of the layer that was then fitted on all of them."""
+    return {"metric": row.metric, "score": asdict(row.score), "penalty": layer.penalty, **protocol}
+
+
+def _row(name: str, classifier: Classifier, images: LabelledImages, runs: Sequence[Run], seed: int) -> Row:
     """One line of the table; several runs (seeds of random weights) are averaged."""
     counts = [run.confusion for run in runs if run.confusion is not None]
+    of_classes = [run.by_class for run in runs if run.by_class is not None]
+    classes = class_scores(images.class_names, np.sum(of_classes, axis=0), images.task) if of_classes else ()
     return Row(
         features=name,
         classifier=classifier,
-        metric=metric,
+        metric=METRICS[images.task],
+        classes=tuple({**row, "count": row["count"] // len(runs)} for row in classes),
         score=interval([run.judged for run in runs], seed),
         per_fold=tuple(float(fold) for fold in np.mean([run.per_fold for run in runs], axis=0)),
         chosen=tuple(value for run in runs for value in run.chosen),
@@ -348,32 +367,3 @@ def _setting(images: LabelledImages, backbone: Backbone, shared: Parts, scaling:
             "unit": scaling.unit,
         },
     }
-
-
-def _head(
-    data: LabelledImages,
-    backbone: Backbone,
-    model: DOFA,
-    level: Block,
-    scaling: Scaling,
-    layer: LinearModel,
-    tile: int,
-    size: int | None,
-    validation: dict[str, Any],
-) -> Head:
-    classes = [int(label) for label in layer.classes]
-    return Head(
-        task=data.task,
-        class_names=tuple(data.class_names[label] for label in classes),
-        colours=palette(len(classes)) if data.colours is None else tuple(data.colours[label] for label in classes),
-        encoder_sha256=backbone.sha256,
-        levels=(level,),
-        sensor=replace(data.sensor, scaling=data.scaling),
-        scaling=scaling,
-        patch_offset=model.config.patch_offset,
-        tile_size=tile,
-        gsd_m=data.sensor.gsd_m * data.shape[1] / (size or data.shape[1]),
-        weight=layer.weight,
-        bias=layer.bias,
-        validation=validation,
-    )

@@ -1,16 +1,20 @@
 """What a probe found: rows and paired differences, as plain values for JSON and as tables for people."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
 from dofa.errors import ConfigError, nearest
 from dofa.model.heads import Head
+from dofa.tasks.by_class import class_table
 from dofa.tasks.evaluation import Interval
 from dofa.tasks.judging import Judged
 from dofa.tasks.panels import Panels
+
+if TYPE_CHECKING:
+    from dofa.tasks.verdict import Kind, Verdict
 
 Classifier = Literal["logistic", "LARS", "k-NN"]
 Metric = Literal["accuracy", "micro AP", "mIoU"]
@@ -32,6 +36,7 @@ class Row:
         confusion: (K, K) counts of images or pixels, rows true and columns predicted, of all folds and seeds; None
             where classes do not exclude each other.
         judged: what was judged, one a seed; not written to JSON.
+        classes: scores of each class; see `class_scores`. Empty where there are only ranks.
     """
 
     features: str
@@ -42,6 +47,7 @@ class Row:
     chosen: tuple[float, ...]
     confusion: tuple[tuple[int, ...], ...] | None
     judged: tuple[Judged, ...] = field(repr=False)
+    classes: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for JSON."""
@@ -69,6 +75,8 @@ class ProbeResult:
         warnings: what the reader of the numbers should know.
         head: on all images, of the best level; None unless a folder was asked for.
         panels: a few judged images with the answers of each kind of features; None where pixels are not judged.
+        band_head: on all images, of band statistics; None unless a folder was asked for.
+        verdict: which contender is best; None where nothing stands beside the encoder.
     """
 
     setting: dict[str, Any]
@@ -77,6 +85,8 @@ class ProbeResult:
     warnings: tuple[str, ...]
     head: Head | None = None
     panels: Panels | None = field(default=None, repr=False)
+    band_head: Head | None = None
+    verdict: "Verdict | None" = None
 
     def row(self, features: str, classifier: Classifier | None = None) -> Row:
         """The row of that name; of the linear classifier unless another is named.
@@ -99,11 +109,24 @@ class ProbeResult:
         names = set(self.setting["encoder"]["levels"])
         return max((r for r in self.rows if r.features in names), key=lambda row: row.score.value)
 
+    @property
+    def contenders(self) -> "dict[Kind, Row]":
+        """The linear classifier on the encoder's best features, on random weights and on band statistics."""
+        best = self.best.features
+        named: dict[Kind, str] = {
+            "model": best,
+            "random weights": f"random {best}",
+            "band statistics": "band statistics",
+        }
+        there = {row.features for row in self.rows}
+        return {kind: self.row(name) for kind, name in named.items() if name in there}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for JSON; scores are shares, 0–1."""
         return {
             "format_version": FORMAT_VERSION,
             **self.setting,
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
             "differences": [asdict(d) for d in self.differences],
             "warnings": list(self.warnings),
@@ -124,7 +147,10 @@ class ProbeResult:
             found.add_row(
                 d.features, d.against, d.classifier, f"{100 * d.difference.value:+.1f}", _span(d.difference, "+")
             )
-        return [rows, found] if self.differences else [rows]
+        shown = self.contenders
+        wanted = ["model"] + (["band statistics"] if self.verdict and self.verdict.kind == "band statistics" else [])
+        each = [class_table(row.classes, row.features) for k, row in shown.items() if k in wanted and row.classes]
+        return [rows, *([found] if self.differences else []), *each]
 
     def print(self) -> None:
         """Tables and warnings to the terminal."""
@@ -133,6 +159,18 @@ class ProbeResult:
             console.print(table)
         for note in self.warnings:
             console.print(f"note: {note}", highlight=False)
+        if self.head is not None or self.band_head is not None:
+            console.print(f"note: {self._fitted}", highlight=False, soft_wrap=True)
+        if self.verdict is not None:
+            console.print(self.verdict.line, highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def _fitted(self) -> str:
+        """What the saved heads were fitted on."""
+        if self.setting["protocol"]["by"] == "split":
+            return "heads are fitted on the images that are not test images"
+        unit = self.setting["data"]["unit"]
+        return f"scores are those of the folds; heads are fitted again on all {unit}s and have no score on them"
 
 
 def _protocol(protocol: dict[str, Any]) -> str:

@@ -57,8 +57,21 @@ class Samples:
         # `prepare` reads for itself; what was read is handed to it, as the mask needs to know where pixels are valid.
         image = torch.from_numpy(prepare(replace(data, read=lambda _: raw), index, self.scaling))
         image = bilinear(image, self.shape)
+        return image, self.target(index, raw[1])
+
+    def target(self, index: int, valid: NDArray[np.bool_] | None) -> Tensor:
+        """The class (), the classes (K,) of 0 and 1, or the mask (H, W), IGNORE where `valid` is False; int64.
+
+        Args:
+            index: of the image.
+            valid: (H, W) measured pixels, None where all are.
+
+        Raises:
+            DataError: a mask of another size, or with values that are no class; the source is named.
+        """
+        data = self.data
         if data.read_mask is None:
-            return image, torch.as_tensor(data.labels[index], dtype=torch.int64)
+            return torch.as_tensor(data.labels[index], dtype=torch.int64)
         mask = data.read_mask(index).astype(np.int64)
         if mask.shape != data.shape[1:]:
             raise DataError(
@@ -70,10 +83,10 @@ class Samples:
             require_classes(mask[~skipped], len(data.class_names), "mask values", data.ignore)
         except DataError as error:
             raise DataError(f"{data.sources[index]}: {error}") from None
-        if raw[1] is not None:
-            skipped |= ~raw[1]
+        if valid is not None:
+            skipped |= ~valid
         mask[skipped] = IGNORE
-        return image, torch.from_numpy(mask)
+        return torch.from_numpy(mask)
 
     def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (B, C, h, w) and their targets, as `read` gives them."""

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from dofa.errors import DataError
 from dofa.figures import canvas
+from dofa.tasks.by_class import class_scores, class_table
 from dofa.tasks.evaluation import Interval
 from dofa.tasks.judging import Classes, Judged, Pixels, Ranked, drawn_scores, interval
 from dofa.tasks.labelled import IGNORE, LabelledImages, Task
-from dofa.tasks.metrics import Counts, binary_counts, confusion, f1, iou, multilabel_f1
+from dofa.tasks.metrics import Counts, binary_counts, confusion
 from dofa.tasks.panels import Panels, choose, make_panels
 from dofa.tasks.result import Metric
 
@@ -34,8 +35,7 @@ class Score:
     Attributes:
         metric: accuracy, micro AP or mIoU.
         score: 0–1 with the 95 % interval of a bootstrap over places, or images where no places are known.
-        classes: for each its name, how many images or pixels have it (`count`), and its `f1`; of a segmentation its
-            `iou`. NaN is None: a class that neither occurs nor is predicted.
+        classes: a row of scores a class; see `class_scores`.
         confusion: (K, K) counts, rows true and columns predicted; of a multilabel task (K, 2, 2).
         images: judged.
         drawn: scores of the bootstrap's draws, for paired differences; empty where units are too few.
@@ -60,15 +60,14 @@ class Score:
             "confusion": self.confusion.tolist(),
         }
 
-    def table(self, title: str) -> Table:
+    @property
+    def percent(self) -> str:
+        """The score and its interval."""
+        return percent(self.score)
+
+    def table(self) -> Table:
         """By class, for the terminal."""
-        kinds = [kind for kind in ("iou", "f1") if kind in self.classes[0]]
-        table = Table("class", "count", *(f"{kind.replace('iou', 'IoU').replace('f1', 'F1')} %" for kind in kinds))
-        table.title = f"{title}: {self.metric} {percent(self.score)}"
-        for row in self.classes:
-            cells = ["–" if row[kind] is None else f"{100 * row[kind]:.1f}" for kind in kinds]
-            table.add_row(row["name"], f"{row['count']:,}", *cells)
-        return table
+        return class_table(self.classes)
 
 
 def percent(score: Interval) -> str:
@@ -121,20 +120,18 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
     if data.task == "multilabel":
         ranked, true = np.concatenate(scores), np.concatenate(truths)
         judged, counts = Ranked(ranked, true, unit), binary_counts(ranked > 0.5, true)
-        table = _table(data.class_names, true.sum(0), {"f1": multilabel_f1(counts)})
     else:
         each = np.stack(single)
         counts = each.sum(0)
-        table = _table(data.class_names, counts.sum(1), {"f1": f1(counts)})
         if data.task == "segmentation":
             by_unit = np.zeros((int(unit.max()) + 1, classes, classes), np.int64)
             np.add.at(by_unit, unit, each)
             judged = Pixels(by_unit)
-            table = _table(data.class_names, counts.sum(1), {"iou": iou(counts), "f1": f1(counts)})
         else:
             judged = Classes(np.trace(each, axis1=1, axis2=2).astype(np.float64), unit)
     draws = tuple(drawn_scores([judged], seed))
     panels = make_panels(data, labels, {ANSWERED: maps})
+    table = class_scores(data.class_names, counts, data.task)
     return Score(METRICS[data.task], interval([judged], seed), table, counts, len(rows), draws, panels)
 
 
@@ -196,15 +193,3 @@ def draw_confusion(score: Score, path: Path, title: str) -> Path:
         axes.tick_params(length=0)
         axes.set_title(title, size=9, loc="left")
     return path
-
-
-def _table(
-    names: Sequence[str], counts: NDArray[np.int64], scores: dict[str, NDArray[np.float64]]
-) -> tuple[dict[str, Any], ...]:
-    def plain(value: float) -> float | None:
-        return None if np.isnan(value) else float(value)
-
-    return tuple(
-        {"name": name, "count": int(count), **{kind: plain(found[k]) for kind, found in scores.items()}}
-        for k, (name, count) in enumerate(zip(names, counts, strict=True))
-    )
