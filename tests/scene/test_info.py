@@ -192,7 +192,7 @@ def test_the_command_line_answers_in_plain_lines_without_torch(tmp_path):
     assert done.stdout.startswith("a.tif\n")
     wrong = subprocess.run([*command, "--bands", "B02"], capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("dofa: a.tif: the file has 4 bands, bands names 1")
+    assert wrong.stderr.startswith("dofa: a.tif: the file has 4 bands, --bands names 1")
 
 
 def test_real_radar_in_decibels_called_linear_is_named(real_data):

@@ -58,11 +58,14 @@ def folder(tmp_path_factory):
     ("words", "said"),
     [
         # bands
-        ("embed plain.tif S2 STATS --bands B02 B03", "plain.tif: the file has 4 bands, bands names 2"),
-        ("embed half.tif plain.tif S2 STATS", "plain.tif: the file has 4 bands without names.* bands="),
+        ("embed plain.tif S2 STATS --bands B02 B03", "plain.tif: the file has 4 bands, --bands names 2"),
+        ("embed half.tif plain.tif S2 STATS", "plain.tif: the file has 4 bands without names.* --bands "),
         ("embed plain.tif S2 STATS --bands B02 B03 B04 B99", "plain.tif: .* 'B99': did you mean B09"),
         ("embed plain.tif STATS --wavelengths 490 560 665 842", "plain.tif: .*nanometres: divide"),
-        ("embed plain.tif STATS", "plain.tif: nothing says which sensor its 4 bands are of: name the sensor"),
+        (
+            "embed plain.tif STATS",
+            "plain.tif: nothing says which sensor its 4 bands.*--sensor planetscope-4",
+        ),
         # files
         ("embed cut.tif S2 STATS", "cut.tif.* download it again"),
         ("predict cut.tif HEAD", "cut.tif.* download it again"),

@@ -13,7 +13,8 @@ from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
 from dofa.raster import gdal, remote, words
-from dofa.raster.bands import FileBand, Said, recognise
+from dofa.raster.bands import recognise
+from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.handles import Handles
 from dofa.sensors import Sensor
 

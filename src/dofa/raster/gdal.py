@@ -15,7 +15,8 @@ from rasterio.warp import transform, transform_bounds
 
 from dofa.errors import DataError
 from dofa.raster import remote
-from dofa.raster.bands import IN_BRACKETS, FileBand, Said
+from dofa.raster.band_names import IN_BRACKETS
+from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.words import FileNumbers
 
 # How GDAL behaves over a network; a variable of that name in the environment wins. docs/scenes-remote.md

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dofa.errors import DataError
 from dofa.pixels import Scaling, Unit, resolve_physical
-from dofa.raster.bands import Said
+from dofa.raster.file_bands import Said
 from dofa.sensors import Sensor
 
 SENTINEL2_OFFSET_DN = -1000.0  # added by every product of processing baseline 04.00 (25 January 2022) and later

@@ -2,7 +2,7 @@
 
 import re
 
-from dofa.raster.bands import match
+from dofa.raster.band_names import match
 from dofa.sensors import Sensor
 
 # What producers put before everything else in the names of their files.

@@ -12,7 +12,9 @@ from dofa import sensors
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import Scaling
 from dofa.raster import Raster, gdal, open_raster, words
-from dofa.raster.bands import AUXILIARY, FileBand, Said, match, recognise
+from dofa.raster.band_names import AUXILIARY, match
+from dofa.raster.bands import recognise
+from dofa.raster.file_bands import FileBand, Said
 from dofa.scene.files import BandFile, Part, Product, open_files
 from dofa.scene.masks import legend_of
 from dofa.scene.names import band_by_name, basename, product_sensor, tokens

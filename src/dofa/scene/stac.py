@@ -15,7 +15,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 from dofa import sensors
 from dofa.errors import DataError
 from dofa.raster import remote, words
-from dofa.raster.bands import AUXILIARY, FileBand, match, recognise
+from dofa.raster.band_names import AUXILIARY, match
+from dofa.raster.bands import recognise
+from dofa.raster.file_bands import FileBand
 from dofa.scene.files import BandFile, Part, Product
 from dofa.scene.masks import legend_of
 from dofa.sensors import Sensor

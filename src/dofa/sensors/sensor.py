@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -144,6 +145,11 @@ class Sensor:
         """Names of the bands in order."""
         return tuple(b.name for b in self.bands)
 
+    @property
+    def known_names(self) -> frozenset[str]:
+        """Names and aliases of the bands, lower case."""
+        return frozenset(self._places)
+
     def band(self, name: str) -> Band:
         """The band of that name or alias, whatever the case.
 
@@ -160,8 +166,14 @@ class Sensor:
         """
         for name in names:
             if name.lower() not in self._places:
-                raise ConfigError(f"sensor {self.name} has no band {name!r}: {nearest(name, self.band_names)}")
+                raise ConfigError(f"sensor {self.name} has no band {name!r}: {self._nearest(name)}")
         return [self._places[name.lower()] for name in names]
+
+    def _nearest(self, name: str) -> str:
+        """The closest names for an error message: of the bands, or of their aliases where one of these is meant."""
+        aliases = {alias for band in self.bands for alias in band.aliases if sum(map(str.isalpha, alias)) > 2}
+        close = get_close_matches(name.lower(), [a.lower() for a in aliases], n=2, cutoff=0.6)
+        return nearest(name, {*self.band_names, *(a for a in aliases if a.lower() in close)})
 
     def select(self, names: Sequence[str]) -> "Sensor":
         """The same sensor with only the named bands, in the order given; renderings that lost a band are dropped."""
