@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
 from dofa.raster import Raster, open_told, remote
-from dofa.raster.bands import Said
+from dofa.raster.file_bands import Said
 from dofa.scene.files import Part, Stack, identity, open_files
 from dofa.scene.grid import Grid, Mask, finest
 from dofa.scene.look import check_measured, has_zero_border, sample
