@@ -20,7 +20,7 @@ from dofa.pixels import (
     convert_units,
     resolve_physical,
     resolve_stats,
-    unit_map,
+    unit_path,
 )
 from dofa.pixels import scaling as scaling_module
 
@@ -344,7 +344,7 @@ def test_decibels_and_power_are_inverse_and_zero_power_is_finite():
 
 def test_an_unknown_pair_is_refused_and_the_known_maps_are_named():
     with pytest.raises(ConfigError, match=r"no unit map from kelvin to uint8 for sentinel-2; known: .*satlas-8bit"):
-        unit_map("kelvin", "uint8", "sentinel-2")
+        unit_path("kelvin", "uint8", "sentinel-2")
     with pytest.raises(ConfigError, match="no unit map from reflectance to uint8 for landsat-8"):
         convert_units(np.zeros((1, 1, 1)), ["B4"], "reflectance", "uint8", "landsat-8")
 
@@ -363,7 +363,7 @@ def test_every_map_has_a_name_a_source_and_says_whether_it_approximates():
         assert name == one.name
         assert one.note
         assert one.platform in platforms
-        assert unit_map(one.source, one.target, one.platform) is one
+        assert unit_path(one.source, one.target, one.platform) == (one,)
 
 
 def test_real_sentinel_1_decibels_land_near_the_published_8_bit_statistics(real_data):

@@ -2,10 +2,11 @@
 
 import errno
 import re
+import shlex
 import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from inspect import Parameter, signature
@@ -86,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise DofaError(f"no command {args[0]!r}: {nearest(args[0], VERBS)}")
         return _run(args[0], VERBS[args[0]], args[1:])
     except DofaError as error:
-        print(f"dofa: {' '.join(str(error).split())}", file=sys.stderr)
+        command = f": {_mended(args, error.flags)}" if error.flags else ""
+        print(f"dofa: {' '.join(str(error).split())}{command}", file=sys.stderr)
         return 2
     except OSError as error:
         cure = REFUSALS.get(error.errno or 0)
@@ -97,6 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dofa: interrupted", file=sys.stderr)
         return 130
+
+
+def _mended(args: Sequence[str], flags: Mapping[str, str | None]) -> str:
+    """The command as it was typed, with some flags set otherwise or left out (None)."""
+    kept: list[str] = []
+    skip = False
+    for word in args:
+        if word.startswith("--"):
+            skip = word.partition("=")[0] in flags
+        if not skip:
+            kept.append(word)
+    for option, wanted in flags.items():
+        kept += [] if wanted is None else [option, wanted]
+    return shlex.join(["dofa", *kept])
 
 
 def _overview() -> str:

@@ -1,11 +1,20 @@
 """The errors a user can cause, told in one line: what, where and the cure."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class DofaError(Exception):
-    """A mistake in the input; the command line prints it without a traceback."""
+    """A mistake in the input; the command line prints it without a traceback.
+
+    Args:
+        message: one line.
+        flags: what would mend it on the command line, None for a flag to leave out: the whole command is then printed.
+    """
+
+    def __init__(self, message: str = "", flags: Mapping[str, str | None] | None = None) -> None:
+        super().__init__(message)
+        self.flags = dict(flags or {})
 
 
 class ConfigError(DofaError, ValueError):

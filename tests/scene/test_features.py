@@ -7,6 +7,7 @@ import torch
 import dofa
 from dofa.errors import ConfigError
 from dofa.scene.features import embed, embed_all
+from dofa.scene.inputs import OwnStatisticsWarning
 from dofa.scene.projection import Projection
 from dofa.scene.reading import open_features
 from dofa.scene.saving import stored_as
@@ -169,9 +170,13 @@ def test_int8_keeps_minus_128_for_what_is_not_measured(opened, small_model):
     assert (stored[:, 0, 1] == -128).all()
 
 
-def test_a_scene_whose_sensor_the_checkpoint_does_not_know_names_the_cures(opened, small_model):
-    with pytest.raises(ConfigError, match=r"scene.tif: sensor sentinel-2-l2a has no statistics .* --stats scene"):
-        embed(opened, small_model)
+def test_a_sensor_the_checkpoint_does_not_know_takes_the_scenes_own_statistics_with_a_warning(opened, small_model):
+    with pytest.warns(OwnStatisticsWarning, match=r"scene.tif: .* no statistics for sentinel-2-l2a"):
+        found = embed(opened, small_model)
+    assert found.inputs.scalings == embed(opened, small_model, stats="scene").inputs.scalings
+    assert found.meta["inputs"][0]["statistics_of"] is None
+    with pytest.raises(ConfigError, match=r"--stats checkpoint.* --stats scene"):
+        embed(opened, small_model, stats="checkpoint")
 
 
 @pytest.mark.parametrize(

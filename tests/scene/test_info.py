@@ -33,9 +33,9 @@ def titles(known) -> set[str]:
     return {doubt.split(":")[0] for doubt in known["doubts"]}
 
 
-def told(path, sensor="sentinel-2-l2a", config=None, **words):
+def told(path, sensor="sentinel-2-l2a", config=None, stats=None, **words):
     with open_scene(path, sensor, **words) as scene:
-        return describe(scene, config)
+        return describe(scene, config, stats=stats)
 
 
 def trained(mean=0.2, std=0.1, gsd_m=10.0, sensor="sentinel-2-l2a", unit="reflectance") -> EncoderConfig:
@@ -121,9 +121,12 @@ def test_statistics_and_pixels_far_from_the_trained_ones_are_named(tmp_path):
     assert titles(told(path, dn_offset=0, config=trained(gsd_m=14))) == set()
 
 
-def test_a_sensor_the_weights_do_not_know_is_said_with_the_cures(tmp_path):
+def test_a_sensor_the_weights_do_not_know_is_said(tmp_path):
     path = write_tiff(tmp_path / "a.tif", land(), names=NAMES)
-    known = told(path, dn_offset=0, config=trained(sensor="naip-rgbn"))
+    known = told(path, dn_offset=0, config=trained(sensor="naip-rgbn", unit="kelvin"))
+    assert "own-statistics" in titles(known)
+    assert known["parts"][0]["stats_source"] == "scene"
+    known = told(path, dn_offset=0, config=trained(sensor="naip-rgbn", unit="kelvin"), stats="checkpoint")
     assert "--stats scene" in known["no_statistics"]
     assert known["parts"][0]["stats_source"] is None
     assert "mean" not in known["parts"][0]["bands"][0]
@@ -172,7 +175,7 @@ def test_of_weights_only_the_configuration_is_read(tmp_path, small_model):
 
     (save(small_model, tmp_path / "weights") / "model.safetensors").unlink()
     (known,) = info([str(path)], weights=str(tmp_path / "weights"), sensor="sentinel-2-l2a", dn_offset=0).scenes
-    assert "--stats scene" in known["no_statistics"]
+    assert "own-statistics" in titles(known)
     (tmp_path / "weights" / "config.json").write_text('{"format_version": 1}')
     with pytest.raises(CheckpointError, match=r"config.json: encoder is missing"):
         info([str(path)], weights=str(tmp_path / "weights"), sensor="sentinel-2-l2a", dn_offset=0)

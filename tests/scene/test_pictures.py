@@ -337,9 +337,9 @@ def test_the_command_draws_around_a_place_and_says_what_is_shown(tmp_path, small
     assert "ends with .png" in capsys.readouterr().err
 
 
-def test_without_statistics_the_error_names_the_cures(tmp_path, small_model):
+def test_statistics_that_the_checkpoint_lacks_are_named_with_the_cure(tmp_path, small_model):
     with pytest.raises(ConfigError, match="--stats scene"):
-        picture(opened(halves(tmp_path / "a.tif")), small_model, tmp_path / "a.png")
+        picture(opened(halves(tmp_path / "a.tif")), small_model, tmp_path / "a.png", stats="checkpoint")
     assert not (tmp_path / "a.png").exists()
 
 

@@ -81,11 +81,16 @@ def folder(tmp_path_factory):
         # weights and heads
         ("embed named.tif S2 STATS --weights torn", "torn/model.safetensors does not fit the model"),
         ("embed named.tif S2 STATS --weights patch16 --tile 40", "tile 40: .*patch of 16"),
-        ("embed named.tif S2", "named.tif: sensor sentinel-2-l2a has no statistics .*--stats scene"),
+        ("embed named.tif S2 --stats checkpoint", r"named.tif: .*: dofa embed \S*named.tif .*--stats scene$"),
+        ("embed named.tif S2 --strict", r"named.tif: .*no statistics .*: dofa embed \S*named.tif .*--stats scene$"),
+        ("embed named.tif S2 --stats sentinel", "--stats sentinel: .*no such statistics: .*scene"),
         ("predict named.tif HEAD --weights other", "load the encoder it belon"),
         ("predict named.tif HEAD --weights patch16", "load the encoder it bel"),
         ("predict coarse.tif HEAD", "coarse.tif: .* 30 m, .* 10 m: .*--gsd 10"),
-        ("predict named.tif S2 STATS --head head", "named.tif: .*leave out --stats"),
+        (
+            "predict named.tif S2 STATS --head head",
+            r"named.tif: .*leave out --stats.*--head \S*head( (?!--st)\S+)*$",
+        ),
         # how it runs
         ("embed named.tif S2 STATS --device gpuu", "device gpuu: .*: leave it out, or name cpu"),
         ("embed named.tif S2 STATS --batch 0", "--batch is 0: at least 1"),

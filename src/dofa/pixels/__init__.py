@@ -20,7 +20,7 @@ from dofa.pixels.scaling import (
     Source,
 )
 from dofa.pixels.statistics import RunningStats
-from dofa.pixels.units import UNIT_MAPS, Float, Unit, UnitMap, convert_units, unit_map
+from dofa.pixels.units import UNIT_MAPS, Float, Unit, UnitMap, convert_units, satlas_white, unit_path
 
 __all__ = [
     "CONSTANT_SHARE",
@@ -44,6 +44,7 @@ __all__ = [
     "display_statistics",
     "resolve_physical",
     "resolve_stats",
+    "satlas_white",
     "show",
-    "unit_map",
+    "unit_path",
 ]

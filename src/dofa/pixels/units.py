@@ -19,6 +19,7 @@ Float = NDArray[np.float32]
 
 TCI_WHITE = 0.3558  # reflectance shown as 255 in Sentinel-2's true-colour image
 TCI_BANDS = ("B02", "B03", "B04")
+SATLAS_WHITE = 0.816  # of the other bands: clip(reflectance · 10⁴, 0, 8160) / 32 is 255 there
 GRD_AMPLITUDE = 600.0
 POWER_FLOOR = 1e-6  # −60 dB, far under the noise of any radar here; zero and noise-subtracted negatives become this
 
@@ -54,13 +55,24 @@ def _db_to_power(db: NDArray[Any], bands: Sequence[str]) -> NDArray[Any]:
     return np.asarray(10 ** (db / 10))
 
 
-def _sentinel2_to_satlas(reflectance: NDArray[Any], bands: Sequence[str]) -> NDArray[Any]:
+def satlas_white(bands: Sequence[str]) -> tuple[float, ...]:
+    """Reflectance that is 255 in SatlasPretrain's 8-bit pictures of Sentinel-2; 0 is 0, and linear between.
+
+    Args:
+        bands: the catalogue's names of Sentinel-2's.
+
+    Raises:
+        ConfigError: a name that Sentinel-2 does not have.
+    """
     unknown = [b for b in bands if not re.fullmatch(r"B(0[1-9]|1[0-2]|8A)", b)]
     if unknown:  # a red band under another name would be stretched like an infrared one
         raise ConfigError(f"Sentinel-2 has no band {', '.join(unknown)}: use the catalogue's names B01 … B12, B8A")
-    tci = np.array([b in TCI_BANDS for b in bands])[:, None, None]
-    true_colour = np.clip(reflectance / TCI_WHITE, 0, 1) * 255
-    return np.where(tci, true_colour, np.clip(reflectance * 1e4, 0, 8160) / 32)
+    return tuple(TCI_WHITE if b in TCI_BANDS else SATLAS_WHITE for b in bands)
+
+
+def _sentinel2_to_satlas(reflectance: NDArray[Any], bands: Sequence[str]) -> NDArray[Any]:
+    white = np.array(satlas_white(bands), np.float32)[:, None, None]
+    return np.asarray(np.clip(reflectance / white, 0, 1) * 255)
 
 
 def _sentinel1_to_satlas(db: NDArray[Any], bands: Sequence[str]) -> NDArray[Any]:
@@ -109,8 +121,8 @@ _ALL = (
 UNIT_MAPS: dict[str, UnitMap] = {m.name: m for m in _ALL}
 
 
-def unit_map(source: Unit, target: Unit, platform: str = "") -> UnitMap:
-    """The map from one unit to another for an instrument.
+def unit_path(source: Unit, target: Unit, platform: str = "") -> tuple[UnitMap, ...]:
+    """The maps from one unit to another for an instrument, the fewest there are: none, one, or one after another.
 
     Args:
         source: unit of the values at hand.
@@ -118,12 +130,18 @@ def unit_map(source: Unit, target: Unit, platform: str = "") -> UnitMap:
         platform: `Sensor.platform`; maps that hold for any instrument need none.
 
     Raises:
-        ConfigError: there is none; what there is for this instrument is said.
+        ConfigError: no maps lead there; what there is for this instrument is said.
     """
     fits = [m for m in _ALL if m.platform in ("", platform.lower())]
-    for m in fits:
-        if (m.source, m.target) == (source, target):
-            return m
+    paths: list[tuple[UnitMap, ...]] = [()]
+    reached = {source}
+    for path in paths:  # grows while it is walked: breadth first
+        at = path[-1].target if path else source
+        if at == target:
+            return path
+        steps = [m for m in fits if m.source == at and m.target not in reached]
+        reached |= {m.target for m in steps}
+        paths += [(*path, m) for m in steps]
     known = ", ".join(m.name for m in fits)
     raise ConfigError(
         f"no unit map from {source} to {target} for {platform or 'an unnamed instrument'}; known: {known}"
@@ -133,7 +151,7 @@ def unit_map(source: Unit, target: Unit, platform: str = "") -> UnitMap:
 def convert_units(
     physical_chw: NDArray[Any], bands: Sequence[str], source: Unit, target: Unit, platform: str = ""
 ) -> Float:
-    """Physical values in another unit, through the named map for it.
+    """Physical values in another unit, through the named maps for it.
 
     Args:
         physical_chw: (..., C, H, W) in `source`; a NaN stays a NaN.
@@ -151,6 +169,7 @@ def convert_units(
     """
     if physical_chw.ndim < 3 or physical_chw.shape[-3] != len(bands):
         raise DataError(f"image of shape {physical_chw.shape} does not have the {len(bands)} bands named")
-    if source == target:
-        return np.asarray(physical_chw, np.float32)
-    return np.asarray(unit_map(source, target, platform).convert(physical_chw, bands), np.float32)
+    values = physical_chw
+    for step in unit_path(source, target, platform):
+        values = step.convert(values, bands)
+    return np.asarray(values, np.float32)

@@ -15,7 +15,7 @@ from torch import Tensor
 import dofa
 from dofa.errors import ConfigError, DataError
 from dofa.model.heads import BAND_STATISTICS, Head
-from dofa.pixels import Float, Scaling, convert_units, unit_map
+from dofa.pixels import Float, Scaling, convert_units, unit_path
 from dofa.scene import engine
 from dofa.scene.inputs import Inputs, bands_for_head
 from dofa.scene.tiles import Plan, Window
@@ -199,7 +199,7 @@ def band_inputs(scene: "Scene", head: Head) -> BandInputs:
     """
     sensor, physical = bands_for_head(scene, head)
     if physical.unit != head.scaling.unit:
-        unit_map(physical.unit, head.scaling.unit, sensor.platform)
+        unit_path(physical.unit, head.scaling.unit, sensor.platform)
     return BandInputs(scene, [Scaling.uniform(head.scaling.unit, sensor.band_names)])
 
 

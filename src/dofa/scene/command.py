@@ -11,6 +11,7 @@ from dofa.progress import Progress
 from dofa.scene.encoder import What
 from dofa.scene.engine import Job
 from dofa.scene.features import embed_all
+from dofa.scene.inputs import say
 from dofa.scene.layout import FORMATS, Format
 from dofa.scene.opening import opening_words
 from dofa.scene.saving import save
@@ -125,7 +126,9 @@ def embed_command(
     embeddings = embed_all(
         opened, weights, level=level, blocks=levels, stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats,
         batch=batch, precision=precision, device=device, compile=compile, cluster=cluster, progress=bar.advance,
+        strict=strict,
     )  # fmt: skip
+    say([e.inputs for e in embeddings])
     with bar.over([e.job for e in embeddings]):
         done = save(embeddings, paths, dtype=dtype, kind=format, overwrite=overwrite)
     notes = tuple(w for e in embeddings for w in e.inputs.scene.warnings)

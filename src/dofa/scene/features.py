@@ -24,9 +24,10 @@ from dofa.pixels import Float
 from dofa.scene import cluster as clusters
 from dofa.scene.encoder import EncoderTiles, What, plan_of, specialised, tile_side
 from dofa.scene.engine import Job
-from dofa.scene.inputs import Inputs, settle
+from dofa.scene.inputs import Inputs, settle, warn
 from dofa.scene.projection import Projection
 from dofa.scene.scene import Scene, open_scene
+from dofa.scene.statistics import measure
 from dofa.scene.streams import Precision, in_bf16
 from dofa.scene.tiles import Plan, Window
 
@@ -176,8 +177,12 @@ def embed_all(
     """
     model = model if isinstance(model, DOFA) else load(model)
     opened = [scene if isinstance(scene, Scene) else open_scene(scene, **opening) for scene in scenes]
-    measured = measure(opened, stats)
-    inputs = [settle(s, model.config, stats=stats, measured=m) for s, m in zip(opened, measured, strict=True)]
+    measured = measure(opened, stats, model.config)
+    strict = bool(opening.get("strict"))
+    inputs = [
+        settle(s, model.config, stats=stats, measured=m, strict=strict) for s, m in zip(opened, measured, strict=True)
+    ]
+    warn(inputs)
     settings = {"batch": batch, "precision": precision, "device": device, "progress": progress}
     if cluster is not None:  # here only samples are looked at
         settings |= {"cluster": cluster, "compile": compile}
@@ -267,20 +272,5 @@ def describe(inputs: Inputs, model: DOFA, digest: str, plan: Plan, level: What, 
         "bands": [list(s.band_names) for s in inputs.sensors],
         "wavelength_um": [float(w) for w in model.band_inputs(inputs.wavelengths)[0]],
         "scaling": [s.to_dict() for s in inputs.scalings],
+        "inputs": [match.to_dict() for match in inputs.matches],
     }
-
-
-def measure(scenes: Sequence[Scene], stats: str | None) -> list[Any]:
-    """Statistics of each scene's parts, where they are asked for.
-
-    Args:
-        scenes: of one run.
-        stats: `scene`, `dataset`, or anything else for none.
-    """
-    from dofa.scene.statistics import scene_statistics
-
-    if stats == "scene":
-        return [scene_statistics([scene]) for scene in scenes]
-    if stats == "dataset":
-        return [scene_statistics(scenes)] * len(scenes)
-    return [None] * len(scenes)

@@ -14,6 +14,7 @@ from dofa.pixels import Scaling
 from dofa.raster import gdal, words
 from dofa.scene.look import sample
 from dofa.scene.scene import Scene, open_scene
+from dofa.scene.statistics import measure
 from dofa.sensors import formula
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ def info(
     ]  # fmt: skip
     config = None if weights is None else _config(weights)
     try:
-        measured = _measured(opened, stats)
-        reports = [describe(s, config, stats=stats, measured=m) for s, m in zip(opened, measured, strict=True)]
+        measured = measure(opened, stats, config)
+        reports = [
+            describe(s, config, stats=stats, measured=m, strict=strict) for s, m in zip(opened, measured, strict=True)
+        ]
     finally:
         for scene in opened:
             scene.close()
@@ -106,6 +109,7 @@ def describe(
     *,
     stats: str | None = None,
     measured: Sequence[Scaling] | None = None,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """What is known of a scene, as plain JSON.
 
@@ -114,6 +118,7 @@ def describe(
         config: of the encoder that will be fed; None to leave statistics out.
         stats: see `dofa.scene.inputs.settle`.
         measured: likewise.
+        strict: likewise.
 
     Raises:
         DataError: pixels that cannot be decoded.
@@ -124,7 +129,7 @@ def describe(
         from dofa.scene.inputs import settle
 
         try:
-            inputs = settle(scene, config, stats=stats, measured=measured)
+            inputs = settle(scene, config, stats=stats, measured=measured, strict=strict)
         except ConfigError as error:
             without, used = str(error), None
         else:
@@ -135,7 +140,9 @@ def describe(
     looked_at = sum(valid.size for _, valid in seen)
     doubts = [*scene.warnings, *_doubts(scene, values)]
     if inputs is not None and config is not None:
-        doubts += _statistics_doubts(scene, inputs, values) + _gsd_doubts(scene, config)
+        doubts += _statistics_doubts(scene, inputs, values) + _gsd_doubts(scene, config, inputs)
+        own = [text for match in inputs.matches if match.trained is None for text in match.approximated]
+        doubts += [f"own-statistics: {scene.name}: {text}" for text in own]
     return {
         "scene": scene.name,
         "grid": {
@@ -150,6 +157,8 @@ def describe(
         "looked_at": looked_at,
         "parts": [_part(scene, i, raw, None if used is None else used[i]) for i, raw in enumerate(values)],
         "no_statistics": without,
+        "said": [] if inputs is None else [list(m.lines()) for m in inputs.matches if m.trained and not m.plain],
+        "inputs": [] if inputs is None else [match.to_dict() for match in inputs.matches],
         "doubts": doubts,
     }
 
@@ -174,7 +183,7 @@ def _part(scene: Scene, number: int, raw: NDArray[Any], stats: Scaling | None) -
             "median": float(shown[i, 1]),
             "p99": float(shown[i, 2]),
         }
-        if stats is not None and stats.mean is not None and stats.std is not None:
+        if stats is not None and stats.mean is not None and stats.std is not None and band.name in stats.bands:
             at = stats.bands.index(band.name)
             entry |= {"mean": stats.mean[at], "std": stats.std[at]}
         bands.append(entry)
@@ -239,13 +248,16 @@ def _doubts(scene: Scene, values: Sequence[NDArray[Any]]) -> list[str]:
 
 def _statistics_doubts(scene: Scene, inputs: "Inputs", values: Sequence[NDArray[Any]]) -> list[str]:
     """Bands whose values lie far from the statistics that will normalise them."""
-    far = []
-    for part, raw, stats in zip(scene.parts, values, inputs.scalings, strict=True):
-        if stats.unit != part.scaling.unit or stats.stats_source == "scene" or raw.shape[1] < 100:
-            continue
-        picked = part.sensor.index(list(stats.bands))
-        apart = stats.normalise(raw[picked][:, None])[:, 0].mean(axis=1)
-        far += [f"{n} {z:+.1f}" for n, z in zip(stats.bands, apart, strict=True) if abs(z) > STATS_APART]
+    if all(stats.stats_source == "scene" for stats in inputs.scalings) or values[0].shape[1] < 100:
+        return []
+    fed = inputs.normalise([raw[:, None] for raw in values], np.ones((1, values[0].shape[1]), bool))
+    apart = fed.mean(axis=(1, 2), dtype=np.float64)
+    names = [(name, stats) for stats in inputs.scalings for name in stats.bands]
+    far = [
+        f"{name} {z:+.1f}"
+        for (name, stats), z in zip(names, apart, strict=True)
+        if abs(z) > STATS_APART and stats.stats_source != "scene"
+    ]
     if not far:
         return []
     return [
@@ -254,27 +266,17 @@ def _statistics_doubts(scene: Scene, inputs: "Inputs", values: Sequence[NDArray[
     ]
 
 
-def _gsd_doubts(scene: Scene, config: "EncoderConfig") -> list[str]:
+def _gsd_doubts(scene: Scene, config: "EncoderConfig", inputs: "Inputs") -> list[str]:
     out = []
-    for part in scene.parts:
-        trained = config.sensors.get(part.sensor.name)
+    for match in inputs.matches:
+        trained = None if match.trained is None else config.sensors.get(match.trained)
         known, own = (None if trained is None else trained.gsd_m), scene.gsd_m
         if known is not None and own is not None and max(own / known, known / own) > GSD_APART:
             out.append(
-                f"gsd-apart: {scene.name}: {own:.3g} m a pixel, the weights were trained with {part.sensor.name} at "
+                f"gsd-apart: {scene.name}: {own:.3g} m a pixel, the weights were trained with {match.trained} at "
                 f"{known:g} m: pass --gsd {known:g}"
             )
     return out
-
-
-def _measured(scenes: Sequence[Scene], stats: str | None) -> list[list[Scaling] | None]:
-    if stats not in ("scene", "dataset"):
-        return [None] * len(scenes)
-    from dofa.scene.statistics import scene_statistics
-
-    if stats == "dataset":
-        return [scene_statistics(scenes)] * len(scenes)
-    return [scene_statistics([scene]) for scene in scenes]
 
 
 # -- on the terminal --------------------------------------------------------------------------------------------------
@@ -306,6 +308,9 @@ def _print(known: dict[str, Any]) -> None:
             console.print(f"stats   from {part['stats_source']}, in {part['stats_unit']}")
         table = Table(box=None, pad_edge=False, header_style="bold")
         console.print(_rows(table, part["bands"]))
+    for lines in known["said"]:
+        for line in lines:
+            console.print(f"model   {line}")
     if known["no_statistics"]:
         console.print(f"stats   none: {known['no_statistics']}")
     for doubt in known["doubts"]:

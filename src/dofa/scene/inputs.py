@@ -1,8 +1,10 @@
 """From a scene's raw numbers to what the model is fed: whose statistics, in which unit, and where nothing is known."""
 
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,15 +12,23 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.model.config import EncoderConfig
 from dofa.model.heads import Head
-from dofa.pixels import Float, Scaling, convert_units, resolve_stats, unit_map
+from dofa.model.matching import Match, known_statistics, match_sensor, own_statistics
+from dofa.pixels import Float, Scaling, convert_units, resolve_stats, unit_path
 from dofa.scene.chunks import Chunks
+from dofa.scene.statistics import measure, scene_statistics
 from dofa.scene.tiles import Window
 from dofa.sensors import Sensor
 
 if TYPE_CHECKING:
+    from dofa.scene.files import Part
     from dofa.scene.scene import Scene
 
+OWN = ("scene", "dataset")  # --stats: measured, on each scene or on all of a command
 KEPT = 96 * 2**20  # bytes of decoded pixels that stay for the tiles to come: two rows of chunks of a swath
+
+
+class OwnStatisticsWarning(UserWarning):
+    """A sensor the checkpoint knows nothing of is normalised with its scenes' own statistics."""
 
 
 class Inputs:
@@ -28,15 +38,17 @@ class Inputs:
         scene: open.
         scalings: one a part of the scene, with statistics; in another unit than the part's own where a unit map of
             `pixels` stands between. Their bands are those that are fed, in order.
+        matches: how the bands and statistics were chosen, one a part where that was done here.
 
     Attributes:
         sensors: of the parts, with the bands that are fed.
         count: of bands.
     """
 
-    def __init__(self, scene: "Scene", scalings: Sequence[Scaling]) -> None:
+    def __init__(self, scene: "Scene", scalings: Sequence[Scaling], matches: Sequence[Match] = ()) -> None:
         self.scene = scene
         self.scalings = tuple(scalings)
+        self.matches = tuple(matches)
         self.chunks = Chunks(scene, KEPT)
         pairs = list(zip(scene.parts, self.scalings, strict=True))
         self.sensors = tuple(part.sensor.select(s.bands) for part, s in pairs)
@@ -77,7 +89,23 @@ class Inputs:
                 out[:] = padded
             return padded if out is None else out, np.pad(seen, over)
         parts, valid = self.chunks.read(window)
-        out = np.empty((self.count, window.height, window.width), np.float32) if out is None else out
+        return self.normalise(parts, valid, out), valid
+
+    def normalise(self, parts: Sequence[NDArray[Any]], valid: NDArray[np.bool_], out: Float | None = None) -> Float:
+        """What the model is fed for pixels of the scene.
+
+        Args:
+            parts: raw numbers (C, h, w) of every part, all its bands, as `Scene.read` gives them.
+            valid: (h, w), where there is a measurement.
+            out: (C, h, w) float32 to write it to.
+
+        Returns:
+            (C, h, w) float32 of the bands that are fed, `out` where it is given.
+
+        Raises:
+            DataError: values that are not finite.
+        """
+        out = np.empty((self.count, *valid.shape), np.float32) if out is None else out
         first = 0
         for raw, picked, physical, scaling, sensor in zip(
             parts, self._picked, self._physical, self.scalings, self.sensors, strict=True
@@ -95,7 +123,7 @@ class Inputs:
                     into[:] = scaling.normalise_physical(mapped, valid)
             except DataError as error:
                 raise DataError(f"{self.scene.name}: {error}") from None
-        return out, valid
+        return out
 
 
 def settle(
@@ -106,39 +134,118 @@ def settle(
     measured: Sequence[Scaling] | None = None,
     head: Head | None = None,
     force: bool = False,
+    strict: bool = False,
 ) -> Inputs:
-    """Decide whose statistics normalise a scene, by the precedence of `pixels.resolve_stats`.
+    """Decide which bands of a scene are fed and whose statistics normalise them.
+
+    The head's come first, then what `stats` says, then the checkpoint's for this sensor, for another product of its
+    platform or for the nearest trained bands (`dofa.model.matching`), and last the scene's own.
 
     Args:
         scene: open.
         config: of the encoder.
-        stats: None for the precedence; `scene` or `dataset` for the statistics `measured`; `checkpoint` for the
-            encoder's own of this sensor, or the name of a sensor it knows, whose statistics are taken.
-        measured: one a part of the scene, of this scene or of all that are run together.
+        stats: None for that order; `scene` or `dataset` for the statistics `measured`; `checkpoint` for the encoder's
+            or none, or the name of a sensor it knows, whose statistics are taken.
+        measured: one a part of the scene, of this scene or of all that are run together; see `measure`.
         head: whose bands are fed, in its order, with its statistics.
         force: let `stats` win over a head.
+        strict: statistics of other sensors, or the scene's own without `stats`, are an error.
 
     Raises:
-        ConfigError: no statistics, statistics beside a head without `force`, no way between two units, or a band that
-            the head needs and the scene lacks; the cures are named.
+        ConfigError: statistics that the checkpoint does not have, statistics beside a head without `force`, no way
+            between two units, or a band that the head needs and the scene lacks; the cures are named.
     """
-    trained = {name: sensor.scaling for name, sensor in config.sensors.items()}
-    scalings = []
+    if head is not None:
+        return _with_head(scene, config, head, stats, measured, force)
+    matches = []
     for number, part in enumerate(scene.parts):
-        sensor, physical = part.sensor, part.scaling
-        if head is not None:
-            sensor, physical = bands_for_head(scene, head)
-        said = _said(stats, sensor.name, trained, measured[number] if measured is not None else None)
-        own = None if head is None else _renamed(head.scaling, sensor.band_names)
-        chosen = said or own or trained.get(sensor.name)
-        if chosen is not None and chosen.unit != physical.unit:
-            unit_map(physical.unit, chosen.unit, sensor.platform)  # refuses what cannot be mapped, before any work
-            physical = Scaling.uniform(chosen.unit, physical.bands, physical_source=physical.physical_source)
-        try:
-            scalings.append(resolve_stats(physical, sensor.name, head=own, stats=said, checkpoint=trained, force=force))
-        except ConfigError as error:
-            raise ConfigError(f"{scene.name}: {error}") from None
-    return Inputs(scene, scalings)
+        found = None if stats in OWN else _of_checkpoint(scene, config, part, stats)
+        if found is None:
+            measured = measure([scene], "scene")[0] if measured is None else measured
+            assert measured is not None  # `scene` measures every part
+            found = own_statistics(config, part.sensor, measured[number], stats in OWN)
+        if strict and found.chosen_by in ("wavelength", "scene") and found.approximated:
+            raise ConfigError(f"{scene.name}: {found.approximated[0]} (an error under --strict)", {"--stats": "scene"})
+        matches.append(found)
+    return Inputs(scene, [m.scaling for m in matches], matches)
+
+
+def say(inputs: Sequence[Inputs]) -> None:
+    """Two lines on the error stream for every way in which scenes are fed to the model.
+
+    Args:
+        inputs: of all scenes of a command.
+    """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in inputs:
+        for match in one.matches:
+            if not match.plain and match.chosen_by != "scene":  # that is a warning
+                alike.setdefault(match.lines(), []).append(one.scene.name)
+    for lines, names in alike.items():
+        scenes = names[0] if len(names) == 1 else f"{len(names)} scenes"
+        for line in lines:
+            print(f"dofa: {scenes}: {line}", file=sys.stderr)
+
+
+def warn(inputs: Sequence[Inputs]) -> None:
+    """A warning for every sensor that takes the scenes' own statistics although nobody asked for it.
+
+    Args:
+        inputs: of all scenes of a call.
+    """
+    told = {
+        text: one.scene.name for one in inputs for m in one.matches if m.chosen_by == "scene" for text in m.approximated
+    }
+    for text, name in told.items():
+        warnings.warn(f"{name}: {text}", OwnStatisticsWarning, stacklevel=3)
+
+
+def _of_checkpoint(scene: "Scene", config: EncoderConfig, part: "Part", stats: str | None) -> Match | None:
+    """The checkpoint's statistics for a part of a scene; None where it has none and `stats` does not ask for them."""
+    known = known_statistics(config)
+    if stats is not None and stats not in ("checkpoint", *known):
+        raise ConfigError(f"--stats {stats}: the checkpoint has no such statistics: {nearest(stats, [*known, *OWN])}")
+    found = match_sensor(config, part.sensor, part.scaling, None if stats == "checkpoint" else stats)
+    if found is None and stats is not None:
+        raise ConfigError(
+            f"{scene.name}: --stats {stats}: nothing the checkpoint knows ({', '.join(known) or 'no sensor'}) fits "
+            f"{part.sensor.name} in {part.scaling.unit}: take the scene's own statistics, --stats scene",
+            {"--stats": "scene"},
+        )
+    return found
+
+
+def _with_head(
+    scene: "Scene",
+    config: EncoderConfig,
+    head: Head,
+    stats: str | None,
+    measured: Sequence[Scaling] | None,
+    force: bool,
+) -> Inputs:
+    """The bands of a head in its order, with its statistics unless others are forced on it."""
+    part = scene.parts[0]
+    sensor, physical = bands_for_head(scene, head)
+    own, said = replace(head.scaling, bands=sensor.band_names), None
+    if stats in OWN:
+        said = (measured or scene_statistics([scene]))[0].select(sensor.band_names)
+    elif stats is not None:
+        found = _of_checkpoint(scene, config, replace(part, sensor=sensor, scaling=physical), stats)
+        said = None if found is None else found.scaling
+        if found is not None and found.left_out:
+            raise ConfigError(
+                f"{scene.name}: --stats {stats} lacks band {', '.join(found.left_out)}, which the head needs: leave "
+                "--stats out",
+                {"--stats": None},
+            )
+    chosen = own if said is None else said
+    if chosen.unit != physical.unit:
+        unit_path(physical.unit, chosen.unit, sensor.platform)  # refuses what cannot be mapped, before any work
+        physical = Scaling.uniform(chosen.unit, physical.bands, physical_source=physical.physical_source)
+    try:
+        return Inputs(scene, [resolve_stats(physical, sensor.name, head=own, stats=said, force=force)])
+    except ConfigError as error:
+        raise ConfigError(f"{scene.name}: {error}", {"--stats": None}) from None
 
 
 def bands_for_head(scene: "Scene", head: Head) -> tuple[Sensor, Scaling]:
@@ -170,26 +277,3 @@ def _has(sensor: Sensor, name: str) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def _renamed(scaling: Scaling, names: Sequence[str]) -> Scaling:
-    """The same numbers under the scene's names of the same bands."""
-    return replace(scaling, bands=tuple(names))
-
-
-def _said(
-    stats: str | None, sensor: str, trained: Mapping[str, Scaling | None], measured: Scaling | None
-) -> Scaling | None:
-    """What `--stats` says."""
-    if stats is None:
-        return None
-    if stats in ("scene", "dataset"):
-        return measured
-    found = trained.get(sensor if stats == "checkpoint" else stats)
-    if found is None or found.mean is None:
-        known = [name for name, s in trained.items() if s is not None and s.mean is not None]
-        raise ConfigError(
-            f"--stats {stats}: the checkpoint has no statistics for "
-            f"{sensor if stats == 'checkpoint' else stats}: {nearest(stats, [*known, 'scene', 'dataset'])}"
-        )
-    return replace(found, stats_source="checkpoint")

@@ -14,6 +14,7 @@ from dofa.model.encoder import DOFA
 from dofa.scene.colours import colour_panel
 from dofa.scene.command import Written
 from dofa.scene.features import embed
+from dofa.scene.inputs import say
 from dofa.scene.look import sample_windows
 from dofa.scene.opening import opening_words
 from dofa.scene.panels import Panel, draw
@@ -131,6 +132,7 @@ def picture(
     with scene.crop(window) as part:
         step = fine_stride(model.config, part.height, part.width) if stride is None else stride
         features = embed(part, model, pca=3, stride=step, **settings)
+        say([features.inputs])
         left = colour_panel(part)
         values = features.array()
         seen = np.isfinite(values).all(axis=0)
@@ -214,7 +216,7 @@ def preview(
         named = pixels(opened, [] if at is None else [at], [] if pixel is None else [pixel])
         shown = picture(
             opened, load(weights), out, size=size, centre=named[0] if named else None, stride=stride, tile=tile,
-            stats=stats, precision=precision, device=device,
+            stats=stats, strict=strict, precision=precision, device=device,
         )  # fmt: skip
         return Written((out,), notes=(*opened.warnings, *part_note(opened, shown)))
 

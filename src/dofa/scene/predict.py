@@ -20,12 +20,13 @@ from dofa.scene.band_statistics import BandTiles, band_inputs, band_plan, descri
 from dofa.scene.command import Bar, Written, output_paths
 from dofa.scene.encoder import EncoderTiles, plan_of, specialised
 from dofa.scene.engine import Job
-from dofa.scene.features import describe, measure
+from dofa.scene.features import describe
 from dofa.scene.inputs import Inputs, settle
 from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout
 from dofa.scene.saving import Output, digest, write_all
 from dofa.scene.scene import Scene, open_scene
+from dofa.scene.statistics import measure
 from dofa.scene.streams import Precision
 from dofa.scene.tiles import Plan
 

@@ -20,6 +20,7 @@ from dofa.scene import engine
 from dofa.scene.colours import colour_panel
 from dofa.scene.command import Bar, Written
 from dofa.scene.features import Embedding, embed, sample
+from dofa.scene.inputs import say
 from dofa.scene.layout import FORMATS
 from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout
@@ -186,6 +187,7 @@ def picture(
     with scene.crop(window) as part:
         step = fine_stride(model.config, part.height, part.width) if stride is None else stride
         found = similarity(part, model, marks, stride=step, **settings)
+        say([found.embedding.inputs])
         values = found.array()
         right = Panel(
             ramp_picture(values, RAMP),
@@ -265,7 +267,7 @@ def similar(
     bar = Bar("comparing")
     settings: dict[str, Any] = {
         "stride": stride, "tile": tile, "overlap": overlap, "stats": stats, "batch": batch, "precision": precision,
-        "device": device, "compile": compile, "progress": bar.advance,
+        "device": device, "compile": compile, "progress": bar.advance, "strict": strict,
     }  # fmt: skip
     with open_scene(list(scene), **opening) as opened:
         places = pixels(opened, at, pixel)
@@ -274,6 +276,7 @@ def similar(
             shown = picture(opened, model, places, out, size=size, **settings)
             return Written((out,), notes=(*opened.warnings, *part_note(opened, shown)))
         found = similarity(opened, model, places, **settings)
+        say([found.embedding.inputs])
         with bar.over([found.embedding.job]):
             write_all(
                 [found.embedding.job], [found.output(out)], overwrite=overwrite,

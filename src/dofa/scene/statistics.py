@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dofa.errors import DataError
+from dofa.model.config import EncoderConfig
+from dofa.model.matching import match_sensor
 from dofa.pixels import RunningStats, Scaling
 from dofa.scene.chunks import chunk_side
 from dofa.scene.scene import Scene
@@ -12,6 +14,42 @@ from dofa.scene.tiles import Window
 
 SAMPLE_PIXELS = 2**23  # of all scenes together: 128 windows of 256 × 256
 AT_ONCE = 2**21  # values counted at a time: 16 MB as float64
+
+
+def measure(
+    scenes: Sequence[Scene], stats: str | None, config: EncoderConfig | None = None
+) -> list[list[Scaling] | None]:
+    """Statistics of scenes where they are asked for, or where a checkpoint has none that fit.
+
+    Args:
+        scenes: of one run.
+        stats: `scene` for each scene's, `dataset` for those of all together.
+        config: of an encoder, to measure where `stats` is None and it has no statistics for a scene; scenes of the same
+            bands are then measured together, so that one run feeds all of them alike.
+
+    Returns:
+        For each scene one scaling a part, None where nothing had to be measured.
+
+    Raises:
+        DataError: as `scene_statistics`.
+    """
+    if stats == "scene":
+        return [scene_statistics([scene]) for scene in scenes]
+    if stats == "dataset":
+        return [scene_statistics(scenes)] * len(scenes)
+    if stats is not None or config is None:
+        return [None] * len(scenes)
+    alike: dict[tuple[tuple[str, str, tuple[str, ...]], ...], list[Scene]] = {}
+    for scene in scenes:
+        if any(match_sensor(config, part.sensor, part.scaling) is None for part in scene.parts):
+            alike.setdefault(_bands(scene), []).append(scene)
+    measured = {key: scene_statistics(together) for key, together in alike.items()}
+    return [measured.get(_bands(scene)) for scene in scenes]
+
+
+def _bands(scene: Scene) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """What scenes whose statistics can be shared have in common."""
+    return tuple((part.sensor.name, part.scaling.unit, tuple(sorted(part.sensor.band_names))) for part in scene.parts)
 
 
 def scene_statistics(scenes: Sequence[Scene], pixels: int = SAMPLE_PIXELS) -> list[Scaling]:
@@ -46,10 +84,7 @@ def scene_statistics(scenes: Sequence[Scene], pixels: int = SAMPLE_PIXELS) -> li
 
 def _refuse_other_bands(scene: Scene, first: Scene) -> None:
     """Statistics of several scenes are those of the same bands in the same unit."""
-    told = [
-        [(part.sensor.name, part.scaling.unit, sorted(part.sensor.band_names)) for part in one.parts]
-        for one in (scene, first)
-    ]
+    told = [_bands(one) for one in (scene, first)]
     if told[0] != told[1]:
         said = [" + ".join(f"{name} in {unit} ({', '.join(bands[:13])})" for name, unit, bands in one) for one in told]
         raise DataError(

@@ -50,13 +50,14 @@ class SeparateBackbone(DofaBackbone):
             raise ConfigError(f"{name} has no embedding for {sensor}: it has {', '.join(self.embedding.sensors)}")
         self.sensor = sensor
 
-    def take(self, data: LabelledImages) -> LabelledImages:
+    def take(self, data: LabelledImages, stats: str | None = None) -> LabelledImages:
         """The bands the embedding has, under the names it knows them by; the others are left out.
 
         A band is found by its name or an alias, and where the embedding's sensor was named, else by its wavelength.
 
         Args:
             data: of any sensor.
+            stats: as for `scaling`; changes nothing here.
 
         Returns:
             Images under the embedding's sensor and band names; `data` itself where nothing changes.
@@ -225,8 +226,12 @@ class TorchGeoBackbone(_TimmFeatures):
         self.bands, self.divides = tuple(bands), divides
         self._hold(model, name, int(cast(Any, model).pretrained_cfg["input_size"][1]))
 
-    def take(self, data: LabelledImages) -> LabelledImages:
+    def take(self, data: LabelledImages, stats: str | None = None) -> LabelledImages:
         """The bands the weights name, in their order.
+
+        Args:
+            data: labelled images.
+            stats: as for `scaling`; changes nothing here.
 
         Raises:
             ConfigError: the images lack some.

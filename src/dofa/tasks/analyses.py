@@ -161,14 +161,16 @@ def analyse(
     for name, backbone in models.items():
         console.print(f"{images.name}, {name}: {len(images)} images", highlight=False)
         told = _Told(block, size, batch, device, cache)
-        whole[name] = FrozenFeatures(backbone, backbone.take(images), stats, told)
+        whole[name] = FrozenFeatures(backbone, backbone.take(images, stats), stats, told)
     for name, features in whole.items():
         report.maps[name] = tsne(features(features.data.sensor.band_names)[chosen], seed)
     _save_maps(report, images, chosen, folder)
 
     # -- more bands, and fewer
-    names = images.sensor.band_names
     free = {name: features for name, features in whole.items() if name in report.spectra}
+    fed = [n for n in images.sensor.band_names if all(n in f.data.sensor.band_names for f in free.values())]
+    images = images if len(fed) == len(images.sensor.bands) else images.select_bands(fed)
+    names = images.sensor.band_names
     if len(names) < 2:
         report.notes.append(f"{images.name} has one band: nothing can be added or be missing")
     elif free:

@@ -20,8 +20,9 @@ from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
 from dofa.model.levels import level_features, level_name
+from dofa.model.matching import Match, known_statistics, match_by_name, match_by_wavelength
 from dofa.model.teacher import Teacher, load_teacher
-from dofa.pixels import Scaling, display_map, display_statistics, resolve_stats, unit_map
+from dofa.pixels import Scaling, display_map, display_statistics, resolve_stats
 from dofa.sensors import Sensor
 from dofa.tasks.labelled import LabelledImages
 
@@ -52,8 +53,12 @@ class Backbone(ABC):
     image_size: int
     patch_offset: int = 0
 
-    def take(self, data: LabelledImages) -> LabelledImages:
+    def take(self, data: LabelledImages, stats: str | None = None) -> LabelledImages:
         """The images with the bands that the model reads, in its order; all of them unless it says otherwise.
+
+        Args:
+            data: labelled images.
+            stats: as for `scaling`; bands without statistics are left out.
 
         Raises:
             ConfigError: the images lack them.
@@ -126,6 +131,16 @@ class DofaBackbone(Backbone):
         self.depth, self.width, self.patch = config.depth, config.width, config.patch
         self.image_size, self.patch_offset = config.image_size, config.patch_offset
 
+    def take(self, data: LabelledImages, stats: str | None = None) -> LabelledImages:
+        """The bands that the checkpoint has statistics of; with --stats dataset, or where nothing fits, all.
+
+        Args:
+            data: labelled images.
+            stats: as for `scaling`.
+        """
+        found = _match(data, self.module.config, stats)
+        return data if found is None or not found.left_out else data.select_bands(found.bands)
+
     def scaling(self, data: LabelledImages, stats: str | None = None, dataset: Scaling | None = None) -> Scaling:
         """As the class says; weights that expect another unit (released v1: 8 bits) are fed through the unit map."""
         return input_scaling(data, self.module.config, stats, dataset)
@@ -164,8 +179,12 @@ class PictureBackbone(Backbone):
     mean: Sequence[float]
     std: Sequence[float]
 
-    def take(self, data: LabelledImages) -> LabelledImages:
+    def take(self, data: LabelledImages, stats: str | None = None) -> LabelledImages:
         """Red, green and blue by the sensor's own rendering; a single band, as of radar, three times in `maps`.
+
+        Args:
+            data: labelled images.
+            stats: as for `scaling`; changes nothing here.
 
         Raises:
             ConfigError: the sensor has no such rendering, and more than two bands.
@@ -262,7 +281,7 @@ def open_backbone(spec: str | DOFA, name: str | None = None) -> Backbone:
 def input_scaling(
     data: LabelledImages, config: EncoderConfig, stats: str | None = None, dataset: Scaling | None = None
 ) -> Scaling:
-    """What normalises the images for an encoder, by the precedence of `pixels.resolve_stats`.
+    """What normalises the images for an encoder: the checkpoint's statistics, then the store's.
 
     Weights that expect another unit than the data set has (released v1: 8 bits) are fed through the named unit map;
     the scaling returned is then in their unit and starts from values already mapped.
@@ -270,31 +289,37 @@ def input_scaling(
     Args:
         data: the images.
         config: of the encoder, with the statistics it was trained with.
-        stats: None for the precedence (the encoder's own for this sensor, then the store's), `dataset`, or the name of
-            a sensor the encoder knows, whose statistics to use.
+        stats: None for the encoder's (of this sensor, of its platform), then the store's, then those of the nearest
+            trained bands (`dofa.model.matching`); `dataset`; or the name of a sensor the encoder knows.
         dataset: statistics of the training images, for `stats="dataset"`.
 
     Raises:
         ConfigError: no statistics for this sensor, an unknown name, or no way between the units.
     """
     trained = {name: sensor.scaling for name, sensor in config.sensors.items()}
-    said: Scaling | None = None
     if stats == DATASET:
-        said = dataset
-    elif stats is not None:
-        said = trained.get(stats)
-        if said is None or said.mean is None:
-            known = [name for name, s in trained.items() if s is not None and s.mean is not None]
-            raise ConfigError(
-                f"--stats {stats}: the encoder has no such statistics: {nearest(stats, [*known, DATASET])}"
-            )
-        said = replace(said, stats_source="checkpoint")
-    physical = data.scaling
-    chosen = said or trained.get(data.sensor.name)
-    if chosen is not None and chosen.unit != physical.unit:
-        unit_map(physical.unit, chosen.unit, data.sensor.platform)  # refuses what cannot be mapped, before any work
-        physical = Scaling.uniform(chosen.unit, physical.bands, physical_source=physical.physical_source)
-    return resolve_stats(physical, data.sensor.name, stats=said, checkpoint=trained, store=data.corpus_scaling)
+        return resolve_stats(data.scaling, data.sensor.name, stats=dataset, checkpoint=trained)
+    found = _match(data, config, stats)
+    if found is None:
+        return resolve_stats(data.scaling, data.sensor.name, checkpoint=trained, store=data.corpus_scaling)
+    if found.left_out:
+        raise ConfigError(
+            f"the statistics of {found.trained} lack band {', '.join(found.left_out)} of {data.name}: leave it out, or "
+            "pass --stats dataset"
+        )
+    return found.scaling.select(data.sensor.band_names)
+
+
+def _match(data: LabelledImages, config: EncoderConfig, stats: str | None) -> Match | None:
+    """The checkpoint's statistics for images, None where others come first: those asked for, or the store's."""
+    if stats == DATASET:
+        return None
+    if stats is not None and stats not in (known := known_statistics(config)):
+        raise ConfigError(f"--stats {stats}: the encoder has no such statistics: {nearest(stats, [*known, DATASET])}")
+    found = match_by_name(config, data.sensor, data.scaling, stats)
+    if found is None and (stats is not None or data.corpus_scaling is None or data.corpus_scaling.mean is None):
+        found = match_by_wavelength(config, data.sensor, data.scaling, stats)
+    return found
 
 
 def random_encoder(config: EncoderConfig, seed: int) -> DOFA:

@@ -23,7 +23,7 @@ from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, Kind, palette, split_decoder
 from dofa.model.lora import merge_lora
 from dofa.model.split_record import Role, SplitRecord
-from dofa.pixels import unit_map
+from dofa.pixels import unit_path
 from dofa.tasks.backbones import DATASET, Backbone, DofaBackbone, open_backbone
 from dofa.tasks.datasets import open_labelled
 from dofa.tasks.dense import cut_blocks
@@ -58,7 +58,9 @@ def run(
     """Adapt a model and test it; arguments as of `finetune`, with its settings as `tuning` and `out` as `folder`."""
     backbone = open_backbone(weights)
     images = open_labelled(data) if isinstance(data, str) else data
-    images = backbone.take(images if bands is None else images.select_bands(bands))
+    given = images if bands is None else images.select_bands(bands)
+    images = backbone.take(given, tuning.stats)
+    left_out = [name for name in given.sensor.band_names if name not in images.sensor.band_names]
     whole = None
     if images.task == "segmentation" and len(images) == 1:
         whole, (images, _) = images, cut_blocks(images)
@@ -75,10 +77,11 @@ def run(
         dataset = images.scaling.with_stats(mean.tolist(), std.tolist(), "user")
     scaling = backbone.scaling(images, tuning.stats, dataset)
     notes = [*images.notes, *rows.notes]
+    if left_out and isinstance(backbone, DofaBackbone):
+        notes.append(f"{backbone.name} is not fed {', '.join(left_out)}: it has no statistics of them")
     if absent := unseen(images, rows.train):
         notes.append(f"no training image shows {', '.join(absent)}: it cannot be learned")
-    if scaling.unit != images.scaling.unit:
-        mapped = unit_map(images.scaling.unit, scaling.unit, images.sensor.platform)
+    for mapped in unit_path(images.scaling.unit, scaling.unit, images.sensor.platform):
         notes.append(f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}")
     samples = Samples(images, scaling, None if tuning.size is None else (tuning.size, tuning.size))
     setting = {

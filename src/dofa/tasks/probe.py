@@ -19,8 +19,8 @@ from dofa.errors import ConfigError
 from dofa.files import write_atomically
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
-from dofa.pixels import Scaling, unit_map
-from dofa.tasks.backbones import DATASET, Backbone, open_backbone, random_encoder
+from dofa.pixels import Scaling, unit_path
+from dofa.tasks.backbones import DATASET, Backbone, DofaBackbone, open_backbone, random_encoder
 from dofa.tasks.by_class import class_scores
 from dofa.tasks.datasets import LabelledImages, open_labelled
 from dofa.tasks.dense import Ground, PixelTask, cut_blocks, draw_sample, gather, label_map
@@ -143,7 +143,10 @@ def probe(
     if not dense and not 1 <= neighbours <= fewest:
         raise ConfigError(f"k is {neighbours} neighbours; between 1 and the {fewest} training images of a fold")
 
-    seen = backbone.take(images)
+    seen = backbone.take(images, stats)
+    left_out = [name for name in images.sensor.band_names if name not in seen.sensor.band_names]
+    if left_out and isinstance(backbone, DofaBackbone):
+        notes.append(f"{backbone.name} is not fed {', '.join(left_out)}: it has no statistics of them")
     step = stride if stride is not None else max(d for d in range(1, backbone.patch) if backbone.patch % d == 0)
     measured = band_statistics(seen, cache) if stats == DATASET else None
 
@@ -155,8 +158,7 @@ def probe(
         return backbone.scaling(seen, stats, dataset)
 
     scalings = [scaling_of(part.train) for part in parts]
-    if scalings[0].unit != seen.scaling.unit:
-        mapped = unit_map(seen.scaling.unit, scalings[0].unit, seen.sensor.platform)
+    for mapped in unit_path(seen.scaling.unit, scalings[0].unit, seen.sensor.platform):
         notes.append(f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}")
 
     statistics = band_statistics(images, cache) if baselines and not dense else None
