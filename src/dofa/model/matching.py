@@ -103,7 +103,14 @@ def match_sensor(config: EncoderConfig, sensor: Sensor, physical: Scaling, only:
 
 
 def match_by_name(config: EncoderConfig, sensor: Sensor, physical: Scaling, only: str | None = None) -> Match | None:
-    """Like `match_sensor`, of the sensor itself or another product of its platform, whose bands have the same names."""
+    """Like `match_sensor`, of the sensor itself or another product of its platform, whose bands have the same names.
+
+    Args:
+        config: of the encoder.
+        sensor: of the image.
+        physical: from the image's numbers to physical values.
+        only: the one trained sensor that may be taken; None for the best.
+    """
     found = []
     for name, trained in _with_statistics(config, only).items():
         # Names mean the same bands on one platform alone: B5 is Landsat's infrared and Sentinel-2's red edge.
@@ -138,6 +145,12 @@ def match_by_wavelength(
     Each is the other's nearest and at most 5 % away. Of several trained sensors the one is taken that shares the
     largest part of all bands of both. The values must mean the same: equal units, or reflectance against Sentinel-2's
     8-bit scale, whose statistics are then brought back to reflectance. At least half of the bands must be met.
+
+    Args:
+        config: of the encoder.
+        sensor: of the image.
+        physical: from the image's numbers to physical values.
+        only: the one trained sensor that may be taken; None for the best.
     """
     if config.embedding != "dynamic":
         return None  # what has an embedding a sensor reads no other
