@@ -3,9 +3,13 @@
 import difflib
 from collections.abc import Iterable, Mapping
 
+LONGEST = 480  # characters of a message: a few lines of a terminal
+
 
 class DofaError(Exception):
     """A mistake in the input; the command line prints it without a traceback.
+
+    As text it is one line of printable characters, however long or odd the names are that a file put into it.
 
     Args:
         message: one line.
@@ -15,6 +19,11 @@ class DofaError(Exception):
     def __init__(self, message: str = "", flags: Mapping[str, str | None] | None = None) -> None:
         super().__init__(message)
         self.flags = dict(flags or {})
+
+    def __str__(self) -> str:
+        text = " ".join("".join(c if c.isprintable() else " " for c in super().__str__()).split())
+        text = " ".join(short(word) if len(word) > 240 else word for word in text.split(" "))
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 122]} … {text[-119:]}"  # the cure stands last
 
 
 class ConfigError(DofaError, ValueError):
@@ -29,6 +38,17 @@ class CheckpointError(DofaError, ValueError):
     """Weights whose keys, shapes or format version do not fit."""
 
 
+def short(text: str, limit: int = 80) -> str:
+    """A name or value for a message: one line of printable characters, cut at the limit.
+
+    Args:
+        text: of a file or a user.
+        limit: characters.
+    """
+    text = "".join(c if c.isprintable() else " " for c in text[: 2 * limit])
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The closest known names, whatever the case, as a phrase for an error message; all names if nothing is close.
 
@@ -36,9 +56,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
         name: as the user wrote it.
         known: what there is.
     """
+    name = name[:80]  # finding close names takes time by the square of their length
     names = {known_name.lower(): known_name for known_name in sorted(known)}
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(names[key] for key in close)}?"
     listed = list(names.values())
-    return f"known: {', '.join(listed[:30])}{f' and {len(listed) - 30} more' if len(listed) > 30 else ''}"
+    return f"known: {', '.join(listed[:12])}{f' and {len(listed) - 12} more' if len(listed) > 12 else ''}"

@@ -170,7 +170,7 @@ def test_a_config_that_does_not_hold_is_one_line(saved, changes, told):
 
 
 def test_what_is_no_model_folder_is_one_line(saved, tmp_path):
-    for name, told in [("config.json", "not JSON"), ("model.safetensors", "sha256")]:
+    for name, told in [("config.json", "no JSON"), ("model.safetensors", "sha256")]:
         (saved / name).write_text("{")
         with pytest.raises(CheckpointError, match=told) as caught:
             load(saved)

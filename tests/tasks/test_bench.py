@@ -192,9 +192,9 @@ def test_cells_are_named_by_content_not_by_place(weights, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"protocolls": {}}, "no entry 'protocolls': did you mean protocols"),
+        ({"protocolls": {}}, "unknown key 'protocolls': did you mean protocols"),
         ({"models": {}}, "models is to name at least one"),
-        ({"models": {"a": {"weight": "x"}}}, "models: a: no entry 'weight'"),
+        ({"models": {"a": {"weight": "x"}}}, "models: a: unknown key 'weight'"),
         ({"models": {"a": {"weights": "x", "on": {"strips": {}}}}}, "on: no data set 'strips': did you mean stripes"),
         ({"models": {"a": {}}}, "models: a: weights is missing"),
         ({"seeds": [-1]}, "seeds"),

@@ -390,7 +390,7 @@ def test_a_recipe_that_is_no_text_is_one_line(data, tmp_path):
         ({"stats": "moon"}, "moon"),
         ({"channels": 0}, "channels is 0; a whole number above 0"),
         ({"size": 0}, "size is 0; a whole number above 0"),
-        ({"epochs": 2.5}, r"epochs is 2\.5; a whole number above 0"),
+        ({"epochs": 2.5}, r"epochs is 2\.5; a whole number"),
         ({"batch": -4}, "batch is -4; a whole number above 0"),
         ({"clip": 0.0}, r"clip is 0\.0; above 0"),
         ({"layer_decay": 1.5, "method": "full"}, r"layer_decay is 1\.5; above 0 and at most 1"),

@@ -110,13 +110,13 @@ def edit(folder: Path, **changes) -> None:
     [
         ({"format_version": 4}, "format_version 4.*install a newer dofa"),
         ({"format_version": "gone"}, "no format_version"),
-        ({"tile_size": "gone", "gsd_m": "gone"}, "tile_size, gsd_m missing"),
+        ({"tile_size": "gone", "gsd_m": "gone"}, "tile_size, gsd_m are missing"),
         ({"tile_sizes": 3}, "unknown key 'tile_sizes'.*tile_size"),
         ({"task": "detection"}, "task 'detection'"),
         ({"class_names": ["a", "b"]}, r"weight \(4, 10\)"),
         ({"colours": [[0, 0, 0]]}, "1 colours for 4 classes"),
         ({"weights_sha256": "0" * 64}, "not the file its head.json describes"),
-        ({"scaling": {"unit": "uint8"}}, "scaling lacks"),
+        ({"scaling": {"unit": "uint8"}}, "scaling: bands, scale"),
     ],
 )
 def test_a_head_json_that_does_not_hold_is_refused(encoder: DOFA, tmp_path: Path, changes, message: str) -> None:

@@ -3,14 +3,22 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from dofa.errors import ConfigError, nearest
+from dofa.errors import ConfigError, nearest, short
 from dofa.pixels import Scaling
+from dofa.settings import check_keys, check_types, each, field_names, numbers
 
 Polarisation = Literal["VV", "VH", "HH", "HV"]
 Embedding = Literal["dynamic", "separate"]
 POLARISATIONS: tuple[str, ...] = ("VV", "VH", "HH", "HV")
 SAR_WAVELENGTH_V1 = 3.75  # what the v1 weights were given for both polarisations
 SAR_WAVELENGTH_V2 = 5.405  # Sentinel-1's frequency in GHz, what v2 was given; also the default of new models
+
+
+# What a configuration may ask for at all: whoever loads a model takes memory and time by these.
+_LIMITS = {
+    "width": (1, 2**15), "depth": (1, 256), "heads": (1, 2**10), "patch": (1, 256), "image_size": (1, 2**15),
+    "wave_dim": (2, 2**14), "num_classes": (0, 2**20),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,13 @@ class TrainedSensor:
     platform: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self, "trained sensor: ")
+        if not all(wave > 0 for wave in self.wavelength_um):
+            raise ConfigError(f"trained sensor: wavelength_um holds {min(self.wavelength_um):g}; numbers above 0")
+        if self.gsd_m is not None and not self.gsd_m > 0:
+            raise ConfigError(f"trained sensor: gsd_m is {self.gsd_m:g}; metres, above 0")
+        if len(set(self.bands)) < len(self.bands):
+            raise ConfigError(f"trained sensor: a band is named twice: {', '.join(self.bands)}")
         if len(self.wavelength_um) != len(self.bands):
             raise ConfigError(f"trained sensor: {len(self.wavelength_um)} wavelengths for {len(self.bands)} bands")
         if self.scaling is not None and self.scaling.bands != self.bands:
@@ -49,10 +64,15 @@ class TrainedSensor:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TrainedSensor":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: a key is missing or unknown, or figures do not fit.
+        """
+        check_keys(data, field_names(cls), "trained sensor", ("bands", "wavelength_um"))
         return cls(
-            bands=tuple(data["bands"]),
-            wavelength_um=tuple(float(v) for v in data["wavelength_um"]),
+            bands=tuple(each(data["bands"], str, "trained sensor: bands")),
+            wavelength_um=numbers(data["wavelength_um"], "trained sensor: wavelength_um"),
             scaling=None if data.get("scaling") is None else Scaling.from_dict(data["scaling"]),
             gsd_m=data.get("gsd_m"),
             platform=data.get("platform", ""),
@@ -111,8 +131,16 @@ class EncoderConfig:
     embedding: Embedding = "dynamic"
 
     def __post_init__(self) -> None:
-        if self.embedding not in get_args(Embedding):
-            raise ConfigError(f"embedding is {self.embedding!r}; one of {', '.join(get_args(Embedding))}")
+        if self.embedding not in [*get_args(Embedding)]:
+            raise ConfigError(f"embedding is {short(repr(self.embedding))}; one of {', '.join(get_args(Embedding))}")
+        check_types(self, "encoder: ")
+        for name, (low, high) in _LIMITS.items():
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ConfigError(f"encoder: {name} is {value}; from {low} to {high}")
+        if self.layer_scale is not None and not self.layer_scale > 0:
+            raise ConfigError(f"encoder: layer_scale is {self.layer_scale:g}; above 0, or null for none")
+        if not self.sar_wavelength > 0:
+            raise ConfigError(f"encoder: sar_wavelength is {self.sar_wavelength:g}; above 0")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not divisible by {self.heads} heads")
         if self.width % 4:
@@ -121,8 +149,8 @@ class EncoderConfig:
             raise ConfigError(f"image_size {self.image_size} is not a multiple of patch {self.patch}")
         if self.patch_offset not in (0, 1):
             raise ConfigError(f"patch_offset is {self.patch_offset}; 0 for new models, 1 for released weights")
-        if min(self.width, self.depth, self.heads, self.patch) < 1 or self.wave_dim % 2:
-            raise ConfigError("width, depth, heads and patch are at least 1, wave_dim is even")
+        if self.wave_dim % 2:
+            raise ConfigError(f"wave_dim is {self.wave_dim}; an even number is expected")
 
     @property
     def grid(self) -> int:
@@ -138,12 +166,26 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "EncoderConfig":
-        """The inverse of `to_dict`; an unknown key is an error that names the nearest known one."""
-        for key in data:
-            if key not in cls.__dataclass_fields__:
-                raise ConfigError(f"encoder: unknown key {key!r}: {nearest(key, cls.__dataclass_fields__)}")
-        sensors = {name: TrainedSensor.from_dict(s) for name, s in (data.get("sensors") or {}).items()}
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: an unknown key (the nearest known one is named), a value of another type or out of range.
+        """
+        check_keys(data, field_names(cls), "encoder")
+        said = data.get("sensors") or {}
+        check_keys(said, said if isinstance(said, dict) else (), "encoder: sensors")
+        sensors = {}
+        for name, entry in said.items():
+            try:
+                sensors[name] = TrainedSensor.from_dict(entry)
+            except ConfigError as error:
+                raise ConfigError(f"sensor {short(name)}: {error}") from None
         return cls(**{**data, "sensors": sensors})
+
+    def fewest_weights(self) -> int:
+        """How many weights a model of this configuration has at least, before one is made."""
+        kernels = self.wave_dim * self.patch**2 * self.width if self.embedding == "dynamic" else 0
+        return 12 * self.depth * self.width**2 + kernels + (self.grid**2 + self.num_classes) * self.width
 
 
 @dataclass(frozen=True)
@@ -155,6 +197,11 @@ class DecoderConfig:
     heads: int = 16
 
     def __post_init__(self) -> None:
+        check_types(self, "decoder: ")
+        for name in ("width", "depth", "heads"):
+            low, high = _LIMITS[name]
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ConfigError(f"decoder: {name} is {value}; from {low} to {high}")
         if self.width % self.heads or self.width % 4:
             raise ConfigError(f"decoder width {self.width} must be divisible by its {self.heads} heads and by 4")
 
@@ -166,6 +213,7 @@ class MaskConfig:
     ratio: float = 0.75  # He et al. 2022; DOFA keeps it for every sensor
 
     def __post_init__(self) -> None:
+        check_types(self, "mask: ")
         if not 0 < self.ratio < 1:
             raise ConfigError(f"mask.ratio is {self.ratio}; it is the hidden share, between 0 and 1")
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from dofa.errors import CheckpointError, ConfigError, nearest
+from dofa.documents import read_bytes
+from dofa.errors import CheckpointError, ConfigError, nearest, short
 from dofa.files import write_atomically
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.decoders import DPTDecoder, UPerNet
@@ -31,8 +32,10 @@ from dofa.model.split_record import FILE as SPLIT
 from dofa.model.split_record import SplitRecord, read_split
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
+from dofa.settings import check_keys, check_types, each, whole
 
 FORMAT_VERSION = 3  # of band statistics; 2 with a decoder, 1 linear: an older dofa reads those that it knows
+LARGEST = 2**32  # bytes of weights that are read; a large decoder has 300 MB
 CONFIG, WEIGHTS = "head.json", "head.safetensors"
 Task = Literal["classification", "multilabel", "segmentation", "regression"]
 Kind = Literal["upernet", "dpt"]
@@ -65,8 +68,10 @@ class Decoder:
     state: Mapping[str, NDArray[Any]] = field(repr=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in _DECODERS:
-            raise CheckpointError(f"head has the decoder {self.kind!r}: {nearest(str(self.kind), _DECODERS)}")
+        if self.kind not in [*_DECODERS]:
+            raise CheckpointError(
+                f"head has the decoder {short(repr(self.kind))}: {nearest(str(self.kind), _DECODERS)}"
+            )
 
 
 def new_decoder(kind: Kind, width: int, classes: int, channels: int) -> UPerNet | DPTDecoder:
@@ -129,8 +134,18 @@ class Head:
 
     def __post_init__(self) -> None:
         classes = len(self.class_names)
-        if self.task not in get_args(Task):
-            raise CheckpointError(f"head is for the task {self.task!r}; this dofa knows {', '.join(get_args(Task))}")
+        if self.task not in [*get_args(Task)]:
+            raise CheckpointError(
+                f"head is for the task {short(repr(self.task))}; this dofa knows {', '.join(get_args(Task))}"
+            )
+        check_types(self, "head: ", skip=("weight", "bias", "decoder", "split"))
+        if self.patch_offset not in (0, 1) or not 1 <= self.tile_size <= 2**15 or not self.gsd_m > 0:
+            raise CheckpointError(
+                f"head has patch_offset {self.patch_offset}, tile_size {self.tile_size} and gsd_m {self.gsd_m:g}; 0 or "
+                "1, pixels from 1, and metres above 0 fit"
+            )
+        if not all(level == "pooled" or -256 <= int(level) < 256 for level in self.levels):
+            raise CheckpointError(f"head reads the levels {short(repr(self.levels))}; blocks of an encoder fit")
         if self.weight.ndim != 2 or len(self.weight) != classes or self.bias.shape != (classes,):
             raise CheckpointError(
                 f"head has weight {self.weight.shape} and bias {self.bias.shape} for {classes} classes; "
@@ -302,16 +317,13 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
     """
     folder = Path(folder)
     record = read_record(folder / CONFIG, "head", FORMAT_VERSION, (*_KEYS, "decoder", "features"))
-    missing = [key for key in _KEYS if key not in record]
-    if missing:
-        raise CheckpointError(f"{folder / CONFIG}: {', '.join(missing)} missing")
+    check_keys(record, (*_KEYS, "decoder", "features"), str(folder / CONFIG), _KEYS, CheckpointError)
     if (record["encoder_sha256"] is None) != (record.get("features") == BAND_STATISTICS):
-        raise CheckpointError(
-            f"{folder / CONFIG}: features is {record.get('features')!r}, encoder_sha256 does not fit it"
-        )
+        said = short(repr(record.get("features")))
+        raise CheckpointError(f"{folder / CONFIG}: features is {said}, encoder_sha256 does not fit it")
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is no head folder: {WEIGHTS} is missing")
-    data = (folder / WEIGHTS).read_bytes()
+    data = read_bytes(folder / WEIGHTS, CheckpointError, LARGEST)
     if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS} is not the file its {CONFIG} describes: a truncated copy or an interrupted save; "
@@ -327,30 +339,55 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
         held = ", ".join(sorted(tensors)) + f" and {len(own)} tensors of a decoder"
         raise CheckpointError(f"{folder / WEIGHTS} holds {held}; a head is weight and bias, and the decoder it names")
     try:
-        head = Head(
-            task=record["task"],
-            class_names=tuple(record["class_names"]),
-            colours=tuple((int(r), int(g), int(b)) for r, g, b in record["colours"]),
-            encoder_sha256=record["encoder_sha256"],
-            levels=tuple(record["levels"]),
-            sensor=Sensor.from_dict(record["sensor"]),
-            scaling=Scaling.from_dict(record["scaling"]),
-            patch_offset=record["patch_offset"],
-            tile_size=record["tile_size"],
-            gsd_m=record["gsd_m"],
-            weight=tensors["weight"].astype(np.float64),
-            bias=tensors["bias"].astype(np.float64),
-            validation=record["validation"],
-            ignore=record["ignore"],
-            nodata=record["nodata"],
-            decoder=None if said is None else Decoder(said["kind"], said["width"], said["channels"], own),
-            split=read_split(folder / SPLIT, record["weights_sha256"]),
-        )
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        head = _of_record(record, tensors, own, read_split(folder / SPLIT, record["weights_sha256"]))
+    except (ConfigError, CheckpointError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
     if model is not None:
         head.require(model)
     return head
+
+
+def _of_record(
+    record: dict[str, Any], tensors: dict[str, NDArray[Any]], own: dict[str, NDArray[Any]], split: SplitRecord | None
+) -> Head:
+    said = record.get("decoder")
+    decoder = None
+    if said is not None:
+        check_keys(said, ("kind", "width", "channels"), "decoder", ("kind", "width", "channels"))
+        width, channels = (whole(said[key], f"decoder: {key}", 1, 2**15) for key in ("width", "channels"))
+        decoder = Decoder(said["kind"], width, channels, own)
+    colours = [each(colour, int, "colours") for colour in each(record["colours"], object, "colours")]
+    return Head(
+        task=record["task"],
+        class_names=tuple(each(record["class_names"], str, "class_names")),
+        colours=tuple((red, green, blue) for red, green, blue in map(_rgb, colours)),
+        encoder_sha256=record["encoder_sha256"],
+        levels=tuple(each(record["levels"], Block, "levels")),
+        sensor=Sensor.from_dict(record["sensor"]),
+        scaling=Scaling.from_dict(record["scaling"]),
+        patch_offset=record["patch_offset"],
+        tile_size=record["tile_size"],
+        gsd_m=record["gsd_m"],
+        weight=_floats(tensors["weight"], "weight"),
+        bias=_floats(tensors["bias"], "bias"),
+        validation=record["validation"],
+        ignore=record["ignore"],
+        nodata=record["nodata"],
+        decoder=decoder,
+        split=split,
+    )
+
+
+def _rgb(colour: list[int]) -> Colour:
+    if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
+        raise ConfigError(f"colours holds {short(repr(colour))}; red, green and blue from 0 to 255 are expected")
+    return colour[0], colour[1], colour[2]
+
+
+def _floats(array: NDArray[Any], what: str) -> NDArray[np.float64]:
+    if array.dtype.kind != "f":
+        raise CheckpointError(f"{WEIGHTS}: {what} holds {array.dtype}, which are no weights")
+    return array.astype(np.float64)
 
 
 def split_decoder(module: UPerNet | DPTDecoder, kind: Kind) -> tuple[Decoder, NDArray[np.float64], NDArray[np.float64]]:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import dofa
-from dofa.errors import CheckpointError, ConfigError, nearest
+from dofa.documents import read_json
+from dofa.errors import CheckpointError, ConfigError, short
 from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.lora import require_merged
 from dofa.model.mae import MaskedAutoencoder
+from dofa.settings import check_keys, check_types, field_names
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -215,15 +217,32 @@ def _load(folder: Path) -> DOFA | MaskedAutoencoder:
     record = _record(folder)
     with _telling(folder):
         config = EncoderConfig.from_dict(record["encoder"])
+        origin = Origin(record.get("licence", ""), record.get("attribution", ""), record.get("provenance", {}))
+        check_types(origin, "")
+        sha256 = record.get("weights_sha256")
+        if sha256 is not None and not isinstance(sha256, str):
+            raise ConfigError(f"weights_sha256 is {short(repr(sha256))}; text is expected")
+        _check_size(folder / WEIGHTS, config)
         if "decoder" in record:
-            decoder, mask = DecoderConfig(**record["decoder"]), MaskConfig(**record["mask"])
+            decoder = DecoderConfig(**check_keys(record["decoder"], field_names(DecoderConfig), "decoder"))
+            mask = MaskConfig(**check_keys(record["mask"], field_names(MaskConfig), "mask"))
+            if not isinstance(record["legacy_layout"], bool):
+                raise ConfigError(f"legacy_layout is {short(repr(record['legacy_layout']))}; true or false is expected")
             model: DOFA | MaskedAutoencoder = build_autoencoder(config, decoder, mask, record["legacy_layout"])
         else:
             model = build_encoder(config)
-        origin = Origin(record.get("licence", ""), record.get("attribution", ""), record.get("provenance", {}))
-    fill(model, _read_weights(folder, record.get("weights_sha256")), str(folder / WEIGHTS))
+    fill(model, _read_weights(folder, sha256), str(folder / WEIGHTS))
     (model.encoder if isinstance(model, MaskedAutoencoder) else model).origin = origin
     return model.eval()
+
+
+def _check_size(weights: Path, config: EncoderConfig) -> None:
+    """Refuse a configuration that could not be that of the weights beside it, before memory is taken for it."""
+    if weights.is_file() and weights.stat().st_size < config.fewest_weights():
+        raise ConfigError(
+            f"it describes a model of at least {config.fewest_weights():,} weights, and {WEIGHTS} has "
+            f"{weights.stat().st_size:,} bytes: one of the two was replaced, or the copy is truncated"
+        )
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -255,21 +274,16 @@ def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> d
     """
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is no {what} folder: {path.name} is missing")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    record = read_json(path, CheckpointError)
     found = record.get("format_version") if isinstance(record, dict) else None
-    if not isinstance(found, int):
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise CheckpointError(f"{path} has no format_version: not a {what} of dofa")
     if found > version:
         raise CheckpointError(
-            f"{path} has format_version {found}; dofa {dofa.__version__} reads up to {version}: install a newer dofa"
+            f"{path} has format_version {short(str(found))}; dofa {dofa.__version__} reads up to {version}: "
+            "install a newer dofa"
         )
-    for key in record:
-        if key not in keys:
-            raise CheckpointError(f"{path}: unknown key {key!r}: {nearest(key, keys)}")
-    return dict(record)
+    return dict(check_keys(record, keys, str(path), error=CheckpointError))
 
 
 def _read_weights(folder: Path, sha256: str | None) -> dict[str, Tensor]:

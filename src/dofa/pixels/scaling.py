@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import ConfigError, DataError, short
 from dofa.pixels.units import Float, Unit
+from dofa.settings import check_keys, each, number, numbers
 
 Source = Literal["user", "file", "catalogue", "checkpoint", "head", "corpus", "scene", "display"]
 Clip = tuple[float, float]
@@ -66,11 +67,12 @@ class Scaling:
     stats_source: Source | None = None
 
     def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit):
-            raise ConfigError(f"scaling.unit is {self.unit!r}; known units: {', '.join(get_args(Unit))}")
+        if self.unit not in [*get_args(Unit)]:  # a list: the value may be one itself, which has no hash
+            raise ConfigError(f"scaling.unit is {short(repr(self.unit))}; known units: {', '.join(get_args(Unit))}")
         for source in (self.physical_source, self.stats_source):
-            if source is not None and source not in get_args(Source):
-                raise ConfigError(f"scaling has the source {source!r}; known: {', '.join(get_args(Source))}")
+            if source is not None and source not in [*get_args(Source)]:
+                known = ", ".join(get_args(Source))
+                raise ConfigError(f"scaling has the source {short(repr(source))}; known: {known}")
         if len(set(self.bands)) < len(self.bands):
             raise ConfigError(f"scaling names a band twice: {', '.join(self.bands)}")
         for field in ("scale", "offset", "clip", "mean", "std"):
@@ -295,24 +297,28 @@ class Scaling:
             ConfigError: a key is missing or unknown, or figures do not fit.
         """
         fields = cls.__dataclass_fields__
-        missing = [k for k in fields if k not in data and k not in ("mean", "std", "stats_source")]
-        unknown = [k for k in data if k not in fields]
-        if missing or unknown:
-            words = [f"lacks {', '.join(missing)}"] if missing else []
-            words += [f"has the unknown key {k!r} ({nearest(str(k), fields)})" for k in unknown]
-            raise ConfigError(f"scaling {' and '.join(words)}")
+        optional = ("mean", "std", "stats_source")
+        check_keys(data, fields, "scaling", [key for key in fields if key not in optional])
 
-        def numbers(key: str) -> tuple[float, ...] | None:
-            return None if data.get(key) is None else tuple(float(v) for v in data[key])
+        def column(key: str) -> tuple[float, ...]:
+            return numbers(data[key], f"scaling.{key}")
+
+        def clip(value: Any) -> Clip | None:
+            if value is None:
+                return None
+            pair = [number(one, "scaling.clip", finite=False) for one in each(value, object, "scaling.clip")]
+            if len(pair) != 2:
+                raise ConfigError(f"scaling.clip has an entry of {len(pair)} numbers; [low, high] or null is expected")
+            return pair[0], pair[1]
 
         return cls(
             unit=data["unit"],
-            bands=tuple(data["bands"]),
-            scale=numbers("scale") or (),
-            offset=numbers("offset") or (),
-            clip=tuple(None if c is None else (float(c[0]), float(c[1])) for c in data["clip"]),
-            mean=numbers("mean"),
-            std=numbers("std"),
+            bands=tuple(each(data["bands"], str, "scaling.bands")),
+            scale=column("scale"),
+            offset=column("offset"),
+            clip=tuple(clip(value) for value in each(data["clip"], object, "scaling.clip")),
+            mean=None if data.get("mean") is None else column("mean"),
+            std=None if data.get("std") is None else column("std"),
             physical_source=data["physical_source"],
             stats_source=data.get("stats_source"),
         )

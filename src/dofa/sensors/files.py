@@ -3,16 +3,12 @@
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from dofa.errors import ConfigError, nearest
+from dofa.documents import LARGEST_YAML, parse_yaml, read_bytes
+from dofa.errors import ConfigError, nearest, short
 from dofa.sensors.sensor import Sensor
 
 _FOLDER = resources.files("dofa") / "catalogue"
-# libyaml's loader reads the catalogue ten times faster where PyYAML was built with it; both are safe.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load(path: str | Path) -> Sensor:
@@ -24,7 +20,7 @@ def load(path: str | Path) -> Sensor:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no sensor file {path}")
-    return _parse(path.read_bytes(), str(path))
+    return _parse(read_bytes(path, ConfigError, LARGEST_YAML), str(path))
 
 
 def names() -> list[str]:
@@ -51,7 +47,7 @@ def get(name: str) -> Sensor:
     aliases = {alias.lower(): sensor for sensor in catalogue().values() for alias in sensor.aliases}
     if key in aliases:
         return aliases[key]
-    raise ConfigError(f"unknown sensor {name!r}: {nearest(name, [*names(), *aliases])} (dofa sensors lists all)")
+    raise ConfigError(f"unknown sensor {short(name)!r}: {nearest(name, [*names(), *aliases])} (dofa sensors lists all)")
 
 
 @cache
@@ -61,10 +57,7 @@ def _catalogued(name: str) -> Sensor:
 
 
 def _parse(raw: bytes, origin: str) -> Sensor:
-    try:
-        data = yaml.load(raw, Loader=_LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{origin} is not YAML: {' '.join(str(error).split())}") from None
+    data = parse_yaml(raw, origin)
     try:
         return Sensor.from_dict(data)
     except ConfigError as error:

@@ -7,10 +7,12 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from dofa.errors import ConfigError, nearest
+from dofa.errors import ConfigError, nearest, short
 from dofa.pixels import Scaling
+from dofa.settings import check_keys, field_names, number
 
 Kind = Literal["optical", "thermal", "sar"]
+LARGEST_GSD_M = 1e7  # metres: a quarter of the Earth
 OPTICAL_RANGE_UM = (0.2, 20.0)
 # A sensor's name becomes a file's, a store group's and a key of config.json: nothing that could leave a folder.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -39,15 +41,19 @@ class Band:
     gsd_m: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ConfigError(f"band {self.name}: kind is {self.kind!r}; it is one of {', '.join(get_args(Kind))}")
-        if self.gsd_m is not None and not self.gsd_m > 0:
+        if self.kind not in [*get_args(Kind)]:
+            raise ConfigError(
+                f"band {self.name}: kind is {short(repr(self.kind))}; it is one of {', '.join(get_args(Kind))}"
+            )
+        if self.gsd_m is not None and not 0 < self.gsd_m < LARGEST_GSD_M:
             raise ConfigError(f"band {self.name}: gsd_m is {self.gsd_m:g}; metres, above 0")
         if self.kind == "sar":
             if self.wavelength_um is not None:
                 raise ConfigError(f"band {self.name}: a SAR band has no wavelength here; its polarisation names it")
             if self.polarisation not in ("VV", "VH", "HH", "HV"):
-                raise ConfigError(f"band {self.name}: polarisation is {self.polarisation!r}; one of VV, VH, HH, HV")
+                raise ConfigError(
+                    f"band {self.name}: polarisation is {short(repr(self.polarisation))}; one of VV, VH, HH, HV"
+                )
             return
         if self.polarisation is not None:
             raise ConfigError(f"band {self.name}: only a SAR band has a polarisation; say kind: sar")
@@ -64,12 +70,10 @@ class Band:
         Raises:
             ConfigError: an unknown key (with the nearest known one), a missing name, or figures that do not fit.
         """
-        what = f"band {data.get('name', '?')}" if isinstance(data, Mapping) else "bands"
-        _known_keys(data, cls, what)
-        if "name" not in data:
-            raise ConfigError(f"{what}: name is missing")
+        what = f"band {short(str(data.get('name', '?')))}" if isinstance(data, Mapping) else "bands"
+        check_keys(data, field_names(cls), what, ("name",))
         numbers = {
-            key: None if data.get(key) is None else _number(data[key], f"{what}: {key}")
+            key: None if data.get(key) is None else number(data[key], f"{what}: {key}")
             for key in ("wavelength_um", "fwhm_um", "gsd_m")
         }
         return cls(
@@ -116,7 +120,7 @@ class Sensor:
             raise ConfigError(f"sensor {self.name!r}: a name has letters, digits, dots, hyphens and underscores")
         if not self.bands:
             raise ConfigError(f"sensor {self.name} has no bands")
-        if not self.gsd_m > 0:
+        if not 0 < self.gsd_m < LARGEST_GSD_M:
             raise ConfigError(f"sensor {self.name}: gsd_m is {self.gsd_m:g}; metres, above 0")
         if self.scaling is not None and self.scaling.bands != self.band_names:
             raise ConfigError(f"sensor {self.name}: scaling is for bands {self.scaling.bands}, not {self.band_names}")
@@ -219,18 +223,15 @@ class Sensor:
         Raises:
             ConfigError: an unknown key (with the nearest known one), a missing one, or figures that do not fit.
         """
-        _known_keys(data, cls, "sensor")
-        for key in ("name", "bands", "gsd_m"):
-            if key not in data:
-                raise ConfigError(f"sensor: {key} is missing")
+        check_keys(data, field_names(cls), "sensor", ("name", "bands", "gsd_m"))
         bands = tuple(Band.from_dict(entry) for entry in _list(data["bands"], "bands"))
         renderings = data.get("renderings") or {}
         if not isinstance(renderings, Mapping):
-            raise ConfigError(f"renderings is {renderings!r}; names with three bands each")
+            raise ConfigError(f"renderings is {short(repr(renderings))}; names with three bands each")
         return cls(
             name=_text(data["name"], "name"),
             bands=bands,
-            gsd_m=_number(data["gsd_m"], "gsd_m"),
+            gsd_m=number(data["gsd_m"], "gsd_m"),
             **{key: _text(data.get(key) or "", key) for key in ("title", "platform", "product", "level")},
             scaling=_scaling(data.get("scaling"), [b.name for b in bands]),
             renderings={_text(t, "renderings"): _three(three, t) for t, three in renderings.items()},
@@ -261,11 +262,7 @@ def _scaling(data: Any, bands: list[str]) -> Scaling | None:
     if "bands" in _mapping(data, "scaling"):
         return Scaling.from_dict(data)
     known = ("unit", "scale", "offset", "clip", "mean", "std")
-    for key in data:
-        if key not in known:
-            raise ConfigError(f"scaling: unknown key {key!r}: {nearest(str(key), known)}")
-    if "unit" not in data:
-        raise ConfigError("scaling: unit is missing")
+    check_keys(data, known, "scaling", ("unit",))
     if (data.get("mean") is None) != (data.get("std") is None):
         raise ConfigError("scaling needs mean and std together, or neither")
     figures = {key: _figures(data[key], f"scaling: {key}") for key in known[1:] if data.get(key) is not None}
@@ -284,32 +281,27 @@ def _figures(value: Any, what: str) -> Any:
     """A number, or a list of numbers, pairs and gaps, as `Scaling.uniform` takes them."""
     if isinstance(value, list | tuple):
         return [None if v is None else _figures(v, what) for v in value]
-    return _number(value, what)
-
-
-def _known_keys(data: Any, cls: type, what: str) -> None:
-    known = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    for key in _mapping(data, what):
-        if key not in known:
-            raise ConfigError(f"{what}: unknown key {key!r}: {nearest(str(key), known)}")
+    return number(value, what)
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{what} holds {value!r} where fields with names are expected")
+        raise ConfigError(f"{what} holds {short(repr(value))} where fields with names are expected")
     return value
 
 
 def _list(value: Any, what: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{what} is {value!r}; a list is expected")
+        raise ConfigError(f"{what} is {short(repr(value))}; a list is expected")
     return value
 
 
 def _text(value: Any, what: str) -> str:
     # YAML reads a bare `no` as false and 12 as a number: the number is surely a name, the truth value surely not.
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{what} is {value!r}; a text is expected, in quotes where YAML reads it as something else")
+        raise ConfigError(
+            f"{what} is {short(repr(value))}; a text is expected, in quotes where YAML reads it as something else"
+        )
     return str(value)
 
 
@@ -320,13 +312,3 @@ def _texts(value: Any, what: str) -> tuple[str, ...]:
 def _three(value: Any, title: Any) -> tuple[str, str, str]:
     three = _texts(value, f"rendering {title}")
     return three  # type: ignore[return-value]  # the Sensor counts them
-
-
-def _number(value: Any, what: str) -> float:
-    # YAML reads 1e-4 (no dot) as a text, so a text that is a number counts as one.
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{what} is {value!r}; a number is expected") from None

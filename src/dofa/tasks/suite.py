@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
-from dofa.errors import ConfigError, nearest
+from dofa.documents import LARGEST_YAML, parse_yaml, read_bytes
+from dofa.errors import ConfigError, nearest, short
+from dofa.settings import check_keys, check_types, field_names
 from dofa.tasks.labelled import digest
 from dofa.tasks.tuning import Tuning, settle
 
@@ -319,36 +319,29 @@ def load_suite(name: str | Path) -> Suite:
     """
     file = Path(name)
     if file.is_file():
-        text: str | bytes = file.read_bytes()
+        text: str | bytes = read_bytes(file, ConfigError, LARGEST_YAML)
     elif str(name) in suites():
         text = (resources.files("dofa") / "suites" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise ConfigError(f"no file and no suite {str(name)!r}: {nearest(str(name), suites())}")
-    try:
-        told = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
-    return _suite(told, str(name))
+    return _suite(parse_yaml(text, str(name)), str(name))
 
 
 def _suite(told: Any, origin: str) -> Suite:
-    told = _mapping(told, origin, Suite)
+    told = check_keys(told, field_names(Suite), origin, ("models", "data", "protocols"))
     parts: dict[str, dict[str, Any]] = {}
     for key, owner in (("models", Model), ("data", DataSet), ("protocols", Protocol)):
         entries = told.get(key)
         if not isinstance(entries, Mapping) or not entries:
             raise ConfigError(f"{origin}: {key} is to name at least one")
-        parts[key] = {
-            str(name): owner(**_listed(_mapping(entry, f"{origin}: {key}: {name}", owner)))
-            for name, entry in entries.items()
-        }
+        parts[key] = {name: _entry(owner, entry, f"{origin}: {key}: {short(name)}") for name, entry in entries.items()}
     for name, protocol in parts["protocols"].items():
         _check(name, protocol, parts, origin)
     for name, model in parts["models"].items():
         for wanted, settings in model.on.items():
             if wanted not in parts["data"]:
                 raise ConfigError(
-                    f"{origin}: models: {name}: on: no data set {wanted!r}: {nearest(str(wanted), parts['data'])}"
+                    f"{origin}: models: {name}: on: no data set {short(wanted)!r}: {nearest(wanted, parts['data'])}"
                 )
             _own(settings, f"{origin}: models: {name}: on: {wanted}")
     for key in ("models", "data"):
@@ -356,25 +349,40 @@ def _suite(told: Any, origin: str) -> Suite:
             for call in CALLS:
                 _own(getattr(entry, call), f"{origin}: {key}: {name}: {call}")
     seeds = _seeds(told.get("seeds", [0]), origin)
-    return Suite(str(told.get("title", origin)), **parts, seeds=seeds, note=str(told.get("note", "")))
+    suite = Suite(told.get("title", origin), **parts, seeds=seeds, note=told.get("note", ""))
+    check_types(suite, f"{origin}: ")
+    return suite
+
+
+def _entry(owner: type, told: Any, where: str) -> Any:
+    """A model, data set or protocol of a suite."""
+    names = field_names(owner)
+    check_keys(told, names, where, names[:1])
+    entry = owner(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+    check_types(entry, f"{where}: ", skip=("call", "classifier", "seeds"))  # told by name, with the cure
+    return entry
 
 
 def _seeds(told: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(told, list | tuple) or not told or any(type(seed) is not int or seed < 0 for seed in told):
-        raise ConfigError(f"{where}: seeds is {told!r}; a list of whole numbers from 0")
+    if (
+        not isinstance(told, list | tuple)
+        or not told
+        or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in told)
+    ):
+        raise ConfigError(f"{where}: seeds is {short(repr(told))}; a list of whole numbers from 0")
     return tuple(told)
 
 
 def _check(name: str, protocol: Protocol, parts: dict[str, dict[str, Any]], origin: str) -> None:
     where = f"{origin}: protocols: {name}"
     if protocol.call not in CALLS:
-        raise ConfigError(f"{where}: call is {protocol.call!r}; probe or finetune")
+        raise ConfigError(f"{where}: call is {short(repr(protocol.call))}; probe or finetune")
     if protocol.classifier not in ("linear", "k-NN"):
-        raise ConfigError(f"{where}: classifier is {protocol.classifier!r}; linear or k-NN")
+        raise ConfigError(f"{where}: classifier is {short(repr(protocol.classifier))}; linear or k-NN")
     for key in ("models", "data"):
         for wanted in getattr(protocol, key) or ():
             if wanted not in parts[key]:
-                raise ConfigError(f"{where}: {key} has no {wanted!r}: {nearest(str(wanted), parts[key])}")
+                raise ConfigError(f"{where}: {key} has no {short(wanted)!r}: {nearest(wanted, parts[key])}")
     if not protocol.fractions or not all(0 < fraction <= 1 for fraction in protocol.fractions):
         raise ConfigError(f"{where}: fractions are shares of the training labels, above 0 and up to 1")
     if isinstance(protocol.seeds, dict):
@@ -396,20 +404,3 @@ def _own(settings: Any, where: str) -> None:
         json.dumps(settings)
     except (TypeError, ValueError):
         raise ConfigError(f"{where}: settings are plain numbers, words and lists; quote dates and the like") from None
-
-
-def _mapping(told: Any, where: str, owner: type) -> dict[str, Any]:
-    if not isinstance(told, Mapping):
-        raise ConfigError(f"{where} is to be a mapping")
-    known = {f.name: f for f in fields(owner)}
-    for key in told:
-        if key not in known:
-            raise ConfigError(f"{where}: no entry {key!r}: {nearest(str(key), known)}")
-    required = {"models", "data", "protocols"} if owner is Suite else {fields(owner)[0].name}
-    if absent := sorted(required - {*told}):
-        raise ConfigError(f"{where}: {', '.join(absent)} is missing")
-    return dict(told)
-
-
-def _listed(told: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}

@@ -6,8 +6,8 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import yaml
 
+from dofa.documents import parse_yaml
 from dofa.errors import ConfigError
 from dofa.tasks.suite import Cell, Suite
 
@@ -77,7 +77,7 @@ def published() -> tuple[list[Published], dict[str, Any]]:
         ConfigError: a row without a known source, protocol or confidence: what is only recalled is not shown.
     """
     text = (resources.files("dofa.tasks") / "published_results.yaml").read_text(encoding="utf-8")
-    told = yaml.safe_load(text)
+    told = parse_yaml(text, "published_results.yaml")
     rows = [Published(**row) for row in told["results"]]
     for row in rows:
         if (

@@ -1,15 +1,15 @@
 """The settings of a fine-tuning, in one place; recipes are YAML files of them. Nothing here imports torch."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from math import inf
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
-
+from dofa.documents import LARGEST_YAML, as_mapping, parse_yaml, read_bytes
 from dofa.errors import ConfigError, nearest
+from dofa.settings import check_keys, check_types, field_names
 
 Method = Literal["frozen", "full", "lora"]
 DecoderName = Literal["linear", "upernet", "dpt"]
@@ -77,9 +77,10 @@ class Tuning:
         for name in ("method", "decoder", "precision"):
             if (said := getattr(self, name)) not in get_args(hints[name]):
                 raise ConfigError(f"{name} {said!r}: {nearest(str(said), get_args(hints[name]))}")
+        check_types(self, "")
         for name in ("epochs", "batch", "accumulate", "rank", "channels", "size"):
             said = getattr(self, name)
-            if said is not None and (isinstance(said, bool) or not isinstance(said, Integral) or said < 1):
+            if said is not None and said < 1:
                 raise ConfigError(f"{name} is {said}; a whole number above 0")
         if self.batch < 2 * self.accumulate:
             raise ConfigError(
@@ -134,18 +135,18 @@ def settle(recipe: str | Path | None, said: dict[str, Any]) -> Tuning:
     Raises:
         ConfigError: no such recipe or setting, or values that do not hold together.
     """
-    found = {} if recipe is None else _read(recipe)
-    known = [field.name for field in fields(Tuning)]
-    for key in found:
-        if key not in known:
-            raise ConfigError(f"recipe {recipe}: unknown setting {key!r}: {nearest(str(key), known)}")
+    found = {} if recipe is None else dict(check_keys(_read(recipe), field_names(Tuning), f"recipe {recipe}"))
     found |= {key: value for key, value in said.items() if value is not None}
-    if found.get("blocks") is not None:
-        found["blocks"] = tuple(int(block) for block in found["blocks"])
+    if isinstance(found.get("blocks"), list):
+        found["blocks"] = tuple(found["blocks"])
+    for key in ("lr", "weight_decay", "clip"):  # YAML reads 1e-4 (no dot) as a text
+        if isinstance(found.get(key), str):
+            with suppress(ValueError):
+                found[key] = float(found[key])
     try:
         return replace(Tuning(), **found)
-    except TypeError as error:
-        raise ConfigError(f"recipe {recipe}: a setting has the wrong type ({error})") from None
+    except ConfigError as error:
+        raise ConfigError(f"recipe {recipe}: {error}" if recipe is not None else str(error)) from None
 
 
 def recipes() -> list[str]:
@@ -160,15 +161,9 @@ def _home() -> Any:
 def _read(recipe: str | Path) -> dict[str, Any]:
     path = Path(recipe)
     if path.is_file():
-        text: str | bytes = path.read_bytes()
+        text: str | bytes = read_bytes(path, ConfigError, LARGEST_YAML)
     elif str(recipe) in recipes():
         text = (_home() / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
         raise ConfigError(f"no recipe or file {recipe}: {nearest(str(recipe), recipes())}")
-    try:
-        data = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{recipe} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{recipe} holds no mapping of settings")
-    return data
+    return dict(as_mapping(parse_yaml(text, str(recipe)), str(recipe)))

@@ -8,7 +8,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dofa.errors import ConfigError, nearest
+from dofa.documents import LARGEST_YAML, as_mapping, parse_yaml, read_bytes
+from dofa.errors import ConfigError, nearest, short
 from dofa.train.config import FORMAT_VERSION, PretrainConfig
 
 # What may differ between a run and its continuation without changing a single weight.
@@ -73,12 +74,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Pretrai
     Raises:
         ConfigError: like `from_dict`; also no such file or recipe, or a file that is not YAML.
     """
-    try:
-        data = yaml.safe_load(_recipe_text(path)) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no mapping of settings")
+    data = dict(as_mapping(parse_yaml(_recipe_text(path), str(path)), str(path)))
     for override in overrides or []:
         _override(data, override)
     return from_dict(data, str(path))
@@ -112,10 +108,10 @@ def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed]
 
 
-def _recipe_text(path: str | Path) -> str:
+def _recipe_text(path: str | Path) -> bytes | str:
     file = Path(path)
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_bytes(file, ConfigError, LARGEST_YAML)
     if file.suffix in (".yaml", ".yml") or len(file.parts) > 1:
         raise ConfigError(f"no configuration file {file}")
     if str(path) not in recipes():
@@ -132,21 +128,18 @@ def _override(data: dict[str, Any], override: str) -> None:
         if not isinstance(data.get(parent), dict):
             data[parent] = {}  # also replaces a single number by one a sensor: data.crop.naip-rgb=64
         data = data[parent]
-    try:
-        data[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: {' '.join(str(error).split())}") from None
+    data[last] = parse_yaml(text, f"override {short(override)!r}")
 
 
 def _check_keys(data: Any, owner: type, origin: str, where: str) -> None:
     """Refuse unknown keys and nulls where none may stand: jsonargparse names no neighbours and lets nulls through."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{origin}: {where.rstrip('.')} is {data!r}; a mapping of settings")
+        raise ConfigError(f"{origin}: {where.rstrip('.')} is {short(repr(data))}; a mapping of settings")
     hints = get_type_hints(owner)
     known = {f.name for f in fields(owner)}
     for key, value in data.items():
         if key not in known:
-            raise ConfigError(f"{origin}: unknown key {where}{key}: {nearest(str(key), known)}")
+            raise ConfigError(f"{origin}: unknown key {where}{short(str(key))}: {nearest(str(key), known)}")
         hint = hints[key]
         if is_dataclass(hint) and isinstance(hint, type):
             _check_keys(value, hint, origin, f"{where}{key}.")
