@@ -126,7 +126,7 @@ def test_an_error_gives_the_cell_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [("{", "no record"), ("[]", "no record"), ('{"name": "b"}', "no record"), (None, "format_version 99")],
+    [("{", "no JSON"), ("[]", "no record"), ('{"name": "b"}', "no record"), (None, "format_version 99")],
 )
 def test_a_record_that_cannot_be_trusted_is_named(tmp_path: Path, content: str | None, told: str) -> None:
     (tmp_path / "a.json").write_text(content or json.dumps({"name": "a", "format_version": 99}))

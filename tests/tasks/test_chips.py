@@ -705,7 +705,7 @@ def test_damaged_folders_are_refused(cut, tmp_path) -> None:
     with pytest.raises(DataError, match="format version 2, newer than the 1"):
         read_chips(folder)
     (folder / "chips.json").write_text(json.dumps(record | {"labels": record["labels"][1:]}))
-    with pytest.raises(DataError, match=r"its chips.json says"):
+    with pytest.raises(DataError, match=r"places has 256 entries for 255 chips"):
         read_chips(folder)
     (folder / "chips.json").write_text("[]")
     with pytest.raises(DataError, match="not written by dofa chips"):

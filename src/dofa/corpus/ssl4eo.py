@@ -4,7 +4,6 @@
 2022 (arXiv 2211.07044). The release 1.1 (tar archives of zipped Zarr) is recognised and not read.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from dofa.corpus.bandfiles import PIXELS, Stack, coarser, footprint, part, read_
 from dofa.corpus.folders import content, hint
 from dofa.corpus.items import Bounds, Item, Reading, Refusal, Sample
 from dofa.corpus.windows import check_tile, windows
+from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.raster import words
@@ -271,11 +271,9 @@ def _metadata(scene: str | Path) -> Mapping[str, Any]:
     """The properties beside the bands; empty where there are none."""
     path = Path(scene) / "metadata.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
     return found if isinstance(found, dict) else {}
 
 

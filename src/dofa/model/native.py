@@ -222,6 +222,7 @@ def _load(folder: Path) -> DOFA | MaskedAutoencoder:
         sha256 = record.get("weights_sha256")
         if sha256 is not None and not isinstance(sha256, str):
             raise ConfigError(f"weights_sha256 is {short(repr(sha256))}; text is expected")
+        tensors = _read_weights(folder, sha256)
         _check_size(folder / WEIGHTS, config)
         if "decoder" in record:
             decoder = DecoderConfig(**check_keys(record["decoder"], field_names(DecoderConfig), "decoder"))
@@ -231,7 +232,7 @@ def _load(folder: Path) -> DOFA | MaskedAutoencoder:
             model: DOFA | MaskedAutoencoder = build_autoencoder(config, decoder, mask, record["legacy_layout"])
         else:
             model = build_encoder(config)
-    fill(model, _read_weights(folder, sha256), str(folder / WEIGHTS))
+    fill(model, tensors, str(folder / WEIGHTS))
     (model.encoder if isinstance(model, MaskedAutoencoder) else model).origin = origin
     return model.eval()
 
@@ -256,6 +257,8 @@ def _telling(folder: Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error.args[0]} is missing") from None
+    except CheckpointError:
+        raise
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
 

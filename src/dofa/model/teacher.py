@@ -4,7 +4,6 @@ Every key of a file is accounted for: used, dropped by name because features nee
 would be another. docs/teachers.md says where such files come from.
 """
 
-import json
 import math
 import re
 import warnings
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.model.config import EncoderConfig
 from dofa.model.convert import read_released
@@ -262,10 +262,7 @@ def _locate(source: str | Path) -> tuple[Path, Path | None, str]:
 
 def _hub_settings(path: Path) -> dict[str, Any]:
     """mean, std, license and num_heads of timm's config.json, as far as it says them."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    record = read_json(path, CheckpointError)
     if not isinstance(record, dict):
         raise CheckpointError(f"{path} is no config of a model")
     if "format_version" in record:

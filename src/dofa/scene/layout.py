@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError
+from dofa.documents import parse_json
+from dofa.errors import ConfigError, DataError, short
 from dofa.scene.tiles import Window
 
 Dtype: TypeAlias = Literal["float32", "float16", "int8", "uint8"]
@@ -212,9 +213,11 @@ class Layout:
         Raises:
             DataError: a newer format, or a record that is not whole.
         """
-        version = record.get("format_version")
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise DataError(f"DOFA_META has format {version}, this dofa reads up to {FORMAT_VERSION}: update dofa")
+        version = record.get("format_version") if isinstance(record, dict) else None
+        if not isinstance(version, int) or not 0 < version <= FORMAT_VERSION:
+            raise DataError(
+                f"DOFA_META has format {short(str(version))}, this dofa reads up to {FORMAT_VERSION}: update dofa"
+            )
         nodata = record.get("nodata")
         try:
             return cls(
@@ -232,7 +235,7 @@ class Layout:
                 class_names=None if record["class_names"] is None else tuple(record["class_names"]),
                 colours=None if record["colours"] is None else tuple((r, g, b) for r, g, b in record["colours"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"DOFA_META is not whole: {error}") from None
 
 
@@ -268,8 +271,6 @@ def parse_meta(path: Path, told: Any) -> Layout:
     if not told:
         raise DataError(f"{path} was not written by dofa: it has no DOFA_META")
     try:
-        return Layout.from_json(told if isinstance(told, dict) else json.loads(told))
+        return Layout.from_json(told if isinstance(told, dict) else parse_json(told, "its DOFA_META"))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: its DOFA_META is no JSON: {error}") from None

@@ -5,6 +5,7 @@ K), at its full size from the start, so that a full disk is told before the work
 how many blocks of it are on the disk. A run that was killed goes on from there.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from dofa.errors import ConfigError, DataError, DofaError
+from dofa.documents import read_json
+from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.files import write_atomically
 from dofa.scene.disk import allocate, flush, free_bytes, in_words, reason, remove
 from dofa.scene.layout import FORMATS, Dtype, Format, Layout
 from dofa.scene.reading import Features, open_features
 from dofa.scene.tiles import Window
+from dofa.settings import check_keys, whole
 
 if sys.platform != "win32":
     import fcntl
@@ -150,7 +153,7 @@ class Work:
         if previous.exists() and not self.out.exists():  # killed between the two renames of `_place`
             os.replace(previous, self.out)
         self._refuse_existing(needless=not journal.exists())
-        entry: dict[str, Any] = json.loads(journal.read_bytes()) if journal.exists() else {"job": None, "done": 0}
+        entry = self._read_journal(journal)
         if entry["job"] == self._job:
             self.done, self._cells = entry["done"], entry["cells"]
         elif not entry["done"] or self._replace:
@@ -175,6 +178,27 @@ class Work:
                 f"{self.out}: {in_words(size)} are needed for its numbers and {in_words(free)} are free in "
                 f"{self.out.parent} ({error.strerror}): make room or name a file elsewhere"
             ) from None
+
+    def _read_journal(self, journal: Path) -> dict[str, Any]:
+        """What an interrupted run did; nothing where there was none, or where its journal is damaged and replaced."""
+        nothing: dict[str, Any] = {"job": None, "done": 0, "cells": 0}
+        try:
+            entry = read_json(journal)
+            check_keys(entry, {**nothing, "sha256": None}, str(journal), nothing, DataError)
+            if "sha256" in entry and entry != self._entry(*(entry[key] for key in nothing)):
+                raise DataError(f"{journal} is damaged: it is not what was written")
+            total = self.layout.height * self.layout.width
+            whole(entry["cells"], f"{journal}: cells", 0, total, DataError)
+            whole(entry["done"], f"{journal}: done", 0, total, DataError)
+            if not isinstance(entry["job"], dict) and entry["done"]:
+                raise DataError(f"{journal}: job is no mapping")
+        except FileNotFoundError:
+            return nothing
+        except DataError as error:
+            if self._replace:
+                return nothing
+            raise DataError(f"{error}: the interrupted run cannot go on; begin anew with --overwrite") from None
+        return dict(entry)
 
     def _refuse_existing(self, needless: bool) -> None:
         """Leave alone what is there unless it may be replaced; `needless`: no interrupted run lies in the folder."""
@@ -244,8 +268,14 @@ class Work:
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def _write_journal(self) -> None:
-        entry = {"job": self._job, "done": self.done, "cells": self._cells}
+        entry = self._entry(self._job, self.done, self._cells)
         write_atomically(self.folder / "journal.json", json.dumps(entry).encode())
+
+    @staticmethod
+    def _entry(job: Any, done: Any, cells: Any) -> dict[str, Any]:
+        """A journal's entry with its digest: a changed count would leave out blocks that were never computed."""
+        digest = hashlib.sha256(json.dumps([job, done, cells], sort_keys=True).encode()).hexdigest()
+        return {"job": job, "done": done, "cells": cells, "sha256": digest}
 
     def finish(self, kind: Format | None = None) -> Path:
         """Make the finished file of the numbers and put it in its place; what was there stays until then.
@@ -360,6 +390,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Which settings differ, as words for an error."""
     names = []
     for part in ("key", "layout"):
-        a, b = old.get(part, {}), new.get(part, {})
+        a, b = (said if isinstance(said := job.get(part), dict) else {} for job in (old, new))
         names += [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
-    return ", ".join(dict.fromkeys(names))
+    return ", ".join(dict.fromkeys(map(short, names))) or "format"

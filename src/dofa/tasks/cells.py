@@ -6,6 +6,7 @@ process lives. A claim that nobody touches any more is never removed by another:
 whoever wants to take over creates the next generation, `NAME.claim.1`, and again one wins. The newest claim counts.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -18,13 +19,16 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
+from dofa.documents import as_mapping, read_json
 from dofa.errors import DataError
 from dofa.files import write_atomically
+from dofa.settings import whole
 
 CELLS = "cells"  # the folder's name in that of a bench
 HEARTBEAT = 15.0  # seconds between two signs of life
 STALE = 180.0  # seconds without one after which a claim is given up; network file systems may tell a minute late
 FORMAT_VERSION = 1
+STATUS = ("done", "failed", "missing")
 _PROCESS = uuid4().hex  # tells this process from an earlier one of the same number
 
 
@@ -115,19 +119,22 @@ class Cells:
         """
         file = self.folder / f"{name}.json"
         try:
-            record = json.loads(file.read_bytes())
+            record = read_json(file)
         except FileNotFoundError:
             return None
-        except ValueError:
-            raise DataError(f"{file} is no record of a cell: delete it, and it is computed again") from None
+        except DataError as error:
+            raise DataError(f"{error}: delete it, and it is computed again") from None
         if not isinstance(record, dict) or record.get("name") != name:
             raise DataError(f"{file} is no record of the cell of that name: delete it, and it is computed again")
-        if record.get("format_version", 0) > FORMAT_VERSION:
+        if whole(record.get("format_version", 0), f"{file}: format_version", error=DataError) > FORMAT_VERSION:
             raise DataError(
                 f"{file} has format_version {record['format_version']}; this dofa reads up to {FORMAT_VERSION}: "
                 "install a newer dofa"
             )
-        return record
+        digest = record.pop("sha256", None)  # of records since there is one
+        if (digest is not None and digest != _digest(record)) or record.get("status") not in [*STATUS]:
+            raise DataError(f"{file} is damaged: delete it, and the cell is computed again")
+        return dict(record)
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         """Keep what came of a cell: all of it, or nothing.
@@ -136,8 +143,9 @@ class Cells:
             name: of the cell.
             record: what a table needs of it, plain JSON.
         """
-        whole = {"format_version": FORMAT_VERSION, "name": name, **record, "host": _host(), "finished": _now()}
-        write_atomically(self.folder / f"{name}.json", (json.dumps(whole) + "\n").encode())
+        complete = {"format_version": FORMAT_VERSION, "name": name, **record, "host": _host(), "finished": _now()}
+        complete["sha256"] = _digest(complete)
+        write_atomically(self.folder / f"{name}.json", (json.dumps(complete) + "\n").encode())
 
     def _claims(self, name: str) -> list[Path]:
         return sorted(self.folder.glob(f"{name}.claim.*"), key=_generation)
@@ -145,10 +153,11 @@ class Cells:
     def _holder(self, file: Path) -> Holder:
         try:
             silent = self._clock() - file.stat().st_mtime
-            told = json.loads(file.read_text() or "{}")
-        except (FileNotFoundError, ValueError):
+            told = as_mapping(read_json(file), str(file), DataError)
+        except (FileNotFoundError, DataError):
             silent, told = 0.0, {}  # just released, or just created and not yet filled
-        host, pid = str(told.get("host", "")), int(told.get("pid", 0))
+        host, pid = str(told.get("host", "")), told.get("pid", 0)
+        pid = pid if isinstance(pid, int) and not isinstance(pid, bool) and 0 <= pid < 2**31 else 0
         reused = pid == os.getpid() and told.get("process") != _PROCESS
         gone = host == _host() and pid > 0 and (reused or not _runs(pid))
         return Holder(host.partition(" ")[0], pid, silent < STALE and not gone)
@@ -161,6 +170,10 @@ class Cells:
             return probe.stat().st_mtime
         finally:
             probe.unlink(missing_ok=True)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _generation(claim: Path) -> int:

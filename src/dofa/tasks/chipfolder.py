@@ -9,6 +9,7 @@ chips.json   sensor, scaling with statistics of the training chips, classes, and
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -21,9 +22,11 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError, DofaError
+from dofa.documents import read_json
+from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
+from dofa.settings import check_keys, each, whole
 from dofa.tasks.labelled import LabelledImages, Raw, digest, file_state
 
 if sys.platform != "win32":
@@ -32,6 +35,7 @@ if sys.platform != "win32":
 FORMAT, FORMAT_VERSION = "dofa-chips", 1
 RECORD, IMAGES, VALID, MASKS = "chips.json", "images.npy", "valid.npy", "masks.npy"
 LOCK = "lock"
+LARGEST = 2**29  # bytes of chips.json: a million chips
 KEYS = (
     "task", "sensor", "scaling", "shape", "class_names", "colours", "ignore", "notes", "labels", "places", "splits",
     "sources", "sha256",
@@ -214,22 +218,7 @@ def read_chips(path: str | Path) -> LabelledImages:
         DataError: no such folder, a newer format, or arrays that are not those its record describes.
     """
     folder = Path(path)
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} holds no chips: name the folder that dofa chips wrote") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
-        raise DataError(f"{folder / RECORD} cannot be read ({error}): make the chips again") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise DataError(f"{folder / RECORD} was not written by dofa chips")
-    if record["format_version"] > FORMAT_VERSION:
-        raise DataError(
-            f"{folder} has format version {record['format_version']}, newer than the {FORMAT_VERSION} this dofa reads: "
-            "update dofa"
-        )
-    missing = [key for key in KEYS if key not in record]
-    if missing:
-        raise DataError(f"{folder / RECORD}: {', '.join(missing)} missing: make the chips again")
+    record = _record(folder)
     count, (channels, height, width) = len(record["labels"]), record["shape"]
     images = _array(folder, IMAGES, (count, channels, height, width))
     valid = _array(folder, VALID, (count, height, width)) if VALID in record["sha256"] else None
@@ -261,9 +250,59 @@ def read_chips(path: str | Path) -> LabelledImages:
         task=record["task"],
         read_mask=None if masks is None else read_mask,
         ignore=record["ignore"],
-        colours=tuple((r, g, b) for r, g, b in record["colours"]),
+        colours=None if record["colours"] is None else tuple((r, g, b) for r, g, b in record["colours"]),
         notes=tuple(record["notes"]),
     )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """chips.json with every entry of the type and length that the arrays need."""
+    file = folder / RECORD
+    try:
+        record = read_json(file, largest=LARGEST)
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no chips: name the folder that dofa chips wrote") from None
+    except DataError as error:
+        raise DataError(f"{error}: make the chips again") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{file} was not written by dofa chips")
+    try:
+        version = whole(record.get("format_version"), "format_version", 1)
+        if version > FORMAT_VERSION:
+            raise DataError(
+                f"{folder} has format version {version}, newer than the {FORMAT_VERSION} this dofa reads: update dofa"
+            )
+        missing = [key for key in KEYS if key not in record]
+        if missing:
+            raise DataError(f"{', '.join(missing)} missing")
+        if record["task"] not in ["classification", "segmentation"]:
+            raise ConfigError(f"task is {short(repr(record['task']))}; classification or segmentation is expected")
+        names = each(record["class_names"], str, "class_names")
+        shape = [whole(side, "shape", 1, 2**20) for side in each(record["shape"], int, "shape")]
+        if len(shape) != 3 or math.prod(shape) > 2**40:
+            raise ConfigError(f"shape is {short(repr(shape))}; bands, rows and columns are expected")
+        count = len(each(record["labels"], int, "labels"))
+        for key in ("places", "splits", "sources"):
+            if record[key] is not None and len(each(record[key], str, key)) != count:
+                raise ConfigError(f"{key} has {len(record[key])} entries for {count} chips")
+        if record["sources"] is None or not set(record["splits"] or ()) <= {"train", "val", "test"}:
+            raise ConfigError("splits are train, val or test, and each chip has a source")
+        each(record["notes"], str, "notes")
+        check_keys(record["sha256"], (IMAGES, VALID, MASKS), "sha256", (IMAGES,))
+        each([*record["sha256"].values()], str, "sha256")
+        if record["ignore"] is not None:
+            whole(record["ignore"], "ignore", 0, 255)
+        if record["colours"] is not None:
+            colours = [each(colour, int, "colours") for colour in each(record["colours"], object, "colours")]
+            if len(colours) != len(names) or any(len(c) != 3 or not 0 <= min(c) <= max(c) <= 255 for c in colours):
+                raise ConfigError("colours are red, green and blue from 0 to 255, one a class")
+        if (sensor := Sensor.from_dict(record["sensor"])).band_names != Scaling.from_dict(record["scaling"]).bands:
+            raise ConfigError(f"scaling is not for the bands of its sensor {sensor.name}")
+        if len(sensor.bands) != shape[0]:
+            raise ConfigError(f"{len(sensor.bands)} bands for images of {shape[0]}")
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{file}: {error}: make the chips again") from None
+    return record
 
 
 def _array(folder: Path, name: str, shape: Sequence[int]) -> NDArray[Any]:
@@ -271,6 +310,8 @@ def _array(folder: Path, name: str, shape: Sequence[int]) -> NDArray[Any]:
         array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{folder / name} is missing or cut off ({error}): copy the folder or make it again") from None
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{folder / name} holds {array.dtype}, which are no numbers: make it again")
     if array.shape != tuple(shape):
         raise DataError(f"{folder / name} has shape {array.shape}, its {RECORD} says {tuple(shape)}: make it again")
     return array

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.files import write_atomically
 from dofa.model import checkpoint
@@ -168,7 +169,9 @@ def _found(folder: Path, digest: dict[str, Any], resume: bool, overwrite: bool) 
         return None
     if not resume:
         raise ConfigError(f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another")
-    record = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else read_facts(begun[-1])
+    record = read_json(finished, CheckpointError) if finished.is_file() else read_facts(begun[-1])
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{finished} is no result of a fine-tuning: replace it with --overwrite")
     before = record.get("digest")
     if before != digest:
         changed = [key for key in digest if not isinstance(before, dict) or before.get(key) != digest[key]]

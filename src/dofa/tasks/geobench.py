@@ -5,7 +5,6 @@ wavelengths and labels as the published evaluation did. Nothing that the pickles
 """
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import Scaling
 from dofa.tasks.geobench_sets import SETS, GeoBenchSet, Reading, reading
@@ -239,10 +239,7 @@ def _read_mask(file: Path, known: GeoBenchSet, how: Reading) -> NDArray[np.int16
 
 
 def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is no whole JSON ({error}): fetch it again") from None
+    return read_json(file)
 
 
 def _check_specifications(folder: Path, known: GeoBenchSet) -> None:

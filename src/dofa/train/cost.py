@@ -4,7 +4,6 @@
 on held-out images are not counted.
 """
 
-import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from pathlib import Path
 
 from dofa import sensors
 from dofa.corpus.mixture import Mixture
+from dofa.documents import read_json
 from dofa.errors import ConfigError
 from dofa.model.config import PRESETS, DecoderConfig, EncoderConfig, preset
 from dofa.model.released import RELEASED, trained_sensors
 from dofa.sensors import Sensor
+from dofa.settings import check_keys, field_names
 from dofa.train.config import DataConfig, ModelConfig, PretrainConfig
 from dofa.train.flops import PARTS, Step, TeacherSize, step_flops, teacher_flops
 from dofa.train.views import plan_view
@@ -203,9 +204,16 @@ def _architecture(model: ModelConfig) -> tuple[EncoderConfig, DecoderConfig, set
     file = Path(model.init).expanduser() / "config.json"
     if not file.is_file():
         raise ConfigError(f"model.init {model.init} is no folder here, so its size is not known: fetch it first")
-    record = json.loads(file.read_text(encoding="utf-8"))
-    encoder = EncoderConfig.from_dict(record["encoder"])
-    decoder = DecoderConfig(**record["decoder"]) if "decoder" in record else model.decoder
+    record = read_json(file, ConfigError)
+    if not isinstance(record, dict) or "encoder" not in record:
+        raise ConfigError(f"model.init {model.init}: {file} is no config.json of dofa")
+    try:
+        encoder = EncoderConfig.from_dict(record["encoder"])
+        decoder = model.decoder
+        if "decoder" in record:
+            decoder = DecoderConfig(**check_keys(record["decoder"], field_names(DecoderConfig), "decoder"))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
     return encoder, decoder, set(encoder.sensors)
 
 

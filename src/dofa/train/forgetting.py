@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from dofa.corpus.mixture import Mixture
 from dofa.corpus.store import SensorStore
+from dofa.documents import read_json
 from dofa.errors import CheckpointError, DataError
 from dofa.model.mae import MaskedAutoencoder
+from dofa.settings import whole
 from dofa.train.config import PretrainConfig
 from dofa.train.data import Source
 from dofa.train.evaluate import Evaluation, evaluate_store, place_interval
@@ -246,8 +248,8 @@ def read_report(folder: Path) -> Report | None:
     if not file.is_file():
         return None
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        version = int(record["format_version"])
+        record = read_json(file, CheckpointError)
+        version = whole(record["format_version"], "format_version")
         if version <= FORMAT_VERSION:
             changes = tuple(Change.from_dict(c) for c in record["sensors"])
             return Report(record["init"], record["evaluate_images"], record["seed"], changes, record["updates"])

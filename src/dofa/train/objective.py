@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore
-from dofa.errors import ConfigError
+from dofa.documents import as_mapping, read_json
+from dofa.errors import CheckpointError, ConfigError
 from dofa.model.checkpoint import create, load, load_mae, save
 from dofa.model.config import DistillConfig, TrainedSensor, preset
 from dofa.model.distill import Distillation, patch_validity, reduce_tokens
@@ -255,7 +256,9 @@ def build_model(
 def brings_decoder(init: str) -> bool:
     """Whether what `model.init` names is a folder with a decoder, and not an encoder alone."""
     record = Path(init) / "config.json"
-    return record.is_file() and "decoder" in json.loads(record.read_text(encoding="utf-8"))
+    if not record.is_file():
+        return False
+    return "decoder" in as_mapping(read_json(record, CheckpointError), str(record), CheckpointError)
 
 
 def learn_sensors(

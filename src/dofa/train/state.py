@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import dofa
+from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError
+from dofa.settings import whole
 
 if sys.platform != "win32":
     import fcntl
@@ -137,8 +139,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: missing, unreadable, or of a format version from the future.
     """
     try:
-        facts = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        version = int(facts["format_version"])
+        facts = read_json(checkpoint / "state.json", CheckpointError)
+        version = whole(facts["format_version"], "format_version")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is not a training checkpoint: {error}") from None
     if version > FORMAT_VERSION:
