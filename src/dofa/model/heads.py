@@ -144,7 +144,9 @@ class Head:
                 f"head has patch_offset {self.patch_offset}, tile_size {self.tile_size} and gsd_m {self.gsd_m:g}; 0 or "
                 "1, pixels from 1, and metres above 0 fit"
             )
-        if not all(level == "pooled" or -256 <= int(level) < 256 for level in self.levels):
+        if (self.encoder_sha256 is not None and not self.levels) or not all(
+            level == "pooled" or -256 <= int(level) < 256 for level in self.levels
+        ):
             raise CheckpointError(f"head reads the levels {short(repr(self.levels))}; blocks of an encoder fit")
         if self.weight.ndim != 2 or len(self.weight) != classes or self.bias.shape != (classes,):
             raise CheckpointError(
