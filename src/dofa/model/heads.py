@@ -321,8 +321,8 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
     record = read_record(folder / CONFIG, "head", FORMAT_VERSION, (*_KEYS, "decoder", "features"))
     check_keys(record, (*_KEYS, "decoder", "features"), str(folder / CONFIG), _KEYS, CheckpointError)
     if (record["encoder_sha256"] is None) != (record.get("features") == BAND_STATISTICS):
-        said = short(repr(record.get("features")))
-        raise CheckpointError(f"{folder / CONFIG}: features is {said}, encoder_sha256 does not fit it")
+        told = short(repr(record.get("features")))
+        raise CheckpointError(f"{folder / CONFIG}: features is {told}, encoder_sha256 does not fit it")
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{folder} is no head folder: {WEIGHTS} is missing")
     data = read_bytes(folder / WEIGHTS, CheckpointError, LARGEST)
