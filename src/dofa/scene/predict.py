@@ -16,6 +16,7 @@ from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
+from dofa.scene.areas import Mapped, with_areas
 from dofa.scene.band_statistics import BandTiles, band_inputs, band_plan, describe_bands
 from dofa.scene.command import Bar, Written, output_paths
 from dofa.scene.encoder import EncoderTiles, plan_of, specialised
@@ -266,8 +267,10 @@ def predict(
     cluster: str | None = None,
     force: bool = False,
     overwrite: bool = False,
-) -> Written:
+) -> Mapped:
     """Map scenes with a trained head.
+
+    What each class covers is printed, and kept as JSON beside each map: pixels, hectares on the ground, percent.
 
     Args:
         scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
@@ -325,4 +328,5 @@ def predict(
             [m.job for m in maps], outputs, kind=format, overwrite=overwrite,
             blocks=lambda jobs: clusters.run(jobs, **settings),
         )  # fmt: skip
-    return Written(tuple(paths), tuple(p for p in paths if p not in done), tuple(w for s in opened for w in s.warnings))
+    notes = tuple(w for s in opened for w in s.warnings)
+    return with_areas(Written(tuple(paths), tuple(p for p in paths if p not in done), notes), trained.task)
