@@ -51,16 +51,16 @@ def mixed(tmp_path_factory) -> list[str]:
     """Bands of 10, 20 and 60 m, with nodata, a border of another, and a grid that begins elsewhere."""
     folder = tmp_path_factory.mktemp("mixed")
     b02, b05, b01, b08 = noise((90, 120), 1), noise((45, 60), 2), noise((15, 20), 3), noise((90, 120), 4)
-    b02[20:30, 50:70] = 0
-    b05[30:33, 5:9] = 0
-    b01[12, 3] = 0
+    b02[20:30, 50:70] = 7
+    b05[30:33, 5:9] = 7
+    b01[12, 3] = 7
     scl = np.full((45, 60), 4, np.uint8)
     scl[10:14, 40:46] = 9
     return [
-        str(band_file(folder / "T33_B02_10m.tif", b02, 10, nodata=0, tiled=True, blockxsize=32, blockysize=16)),
-        str(band_file(folder / "T33_B05_20m.tif", b05, 20, nodata=0)),
-        str(band_file(folder / "T33_B01_60m.tif", b01, 60, nodata=0)),
-        str(band_file(folder / "T33_B08_10m.tif", b08, 10, corner=(500030, 4999980), nodata=0)),
+        str(band_file(folder / "T33_B02_10m.tif", b02, 10, nodata=7, tiled=True, blockxsize=32, blockysize=16)),
+        str(band_file(folder / "T33_B05_20m.tif", b05, 20, nodata=7)),
+        str(band_file(folder / "T33_B01_60m.tif", b01, 60, nodata=7)),
+        str(band_file(folder / "T33_B08_10m.tif", b08, 10, corner=(500030, 4999980), nodata=7)),
         str(band_file(folder / "T33_SCL_20m.tif", scl, 20)),
     ]
 
@@ -169,7 +169,7 @@ def test_much_coarser_grids_are_read_in_strips_and_equal_the_whole(tmp_path, mon
     path = band_file(tmp_path / "a.tif", noise((3, 200, 240)), 10, names=["B02", "B03", "B04"])
     with open_scene(path, "sentinel-2-l2a", dn_offset=0, gsd_m=70) as scene:
         expected, valid = scene.read(whole(scene))
-        largest, read = [], Raster.read
+        largest, read = [], Raster.read_apart
 
         def seen(raster, window):
             (top, bottom), (left, right) = window
@@ -177,7 +177,7 @@ def test_much_coarser_grids_are_read_in_strips_and_equal_the_whole(tmp_path, mon
             return read(raster, window)
 
         monkeypatch.setattr(files, "AT_ONCE", 20_000)
-        monkeypatch.setattr(Raster, "read", seen)
+        monkeypatch.setattr(Raster, "read_apart", seen)
         found, good = scene.read(whole(scene))
     assert np.array_equal(found[0], expected[0])
     assert np.array_equal(good, valid)
@@ -341,17 +341,52 @@ def test_a_border_of_zeros_without_any_word_is_not_measured(tmp_path, bands, dty
         assert any(w.startswith("zero-border: a.tif") for w in scene.warnings)
 
 
-def test_a_zero_is_a_number_where_the_file_speaks_of_missing_ones_or_no_corner_is_empty(tmp_path):
-    image, _ = bordered(3)
-    marked = band_file(tmp_path / "a.tif", image, 10, names=["B02", "B03", "B04"], nodata=65535)
+def test_a_zero_is_a_number_where_the_user_names_another_a_mask_speaks_or_no_corner_is_empty(tmp_path):
+    image, border = bordered(3)
+    names = ["B02", "B03", "B04"]
+    told = band_file(tmp_path / "a.tif", image, 10, names=names)
+    picture = band_file(tmp_path / "p.tif", (image % 250).astype(np.uint8), 10, nodata=251)
+    masked = band_file(tmp_path / "m.tif", image, 10, names=names)
+    with rasterio.open(masked, "r+") as file:
+        file.write_mask(np.ones(border.shape, bool))
     image[:] = noise(image.shape)
     image[:, 30:40, 30:40] = 0
-    inner = band_file(tmp_path / "b.tif", image, 10, names=["B02", "B03", "B04"])
+    inner = band_file(tmp_path / "b.tif", image, 10, names=names)
     dark, _ = bordered(1, np.uint8)
     one = band_file(tmp_path / "c.tif", dark, 10, names=["VV"])
-    for path, sensor in ((marked, "sentinel-2-l2a"), (inner, "sentinel-2-l2a"), (one, "sentinel-1-satlas")):
-        with open_scene(path, sensor) as scene:
+    for path, sensor, nodata in (
+        (told, "sentinel-2-l2a", 65535),
+        (masked, "sentinel-2-l2a", None),
+        (picture, "rgb-aerial", None),
+        (inner, "sentinel-2-l2a", None),
+        (one, "sentinel-1-satlas", None),
+    ):
+        with open_scene(path, sensor, nodata=nodata) as scene:
             assert scene.read(whole(scene))[1].all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "sensor", "names"),
+    [
+        (np.float32, np.nan, "sentinel-1-rtc", ["VV", "VH"]),
+        (np.float32, -9999, "sentinel-1-grd", ["VV", "VH"]),
+        (np.uint16, 65535, "sentinel-2-l2a", ["B02", "B03", "B04"]),
+        (np.int16, -32768, "sentinel-2-l2a", ["B02", "B03", "B04"]),
+    ],
+)
+def test_zeros_of_a_border_are_not_measured_where_another_nodata_value_is_tagged(
+    tmp_path, dtype, nodata, sensor, names
+):
+    image, border = bordered(len(names), dtype)
+    image[0, 70:75, 70:75] = nodata
+    path = band_file(tmp_path / "a.tif", image, 10, names=names, nodata=nodata)
+    expected = ~border
+    expected[70:75, 70:75] = False
+    with open_scene(path, sensor, dn_offset=0 if "2" in sensor else None) as scene:
+        assert np.array_equal(scene.read(whole(scene))[1], expected)
+        assert any(w.startswith("zero-border: a.tif") for w in scene.warnings)
+        with open_recipe(scene.recipe) as again:
+            assert np.array_equal(again.read(whole(again))[1], expected)
 
 
 def test_zeros_beside_a_border_in_coarser_files_do_not_darken_what_is_measured(tmp_path):
@@ -523,7 +558,7 @@ BAD = {
     "sensors for sources": (two, {"sensor": ["sentinel-2-l2a"]}, r"1 sensors for 2 sources"),
     "mask values without mask": (two, {"mask_values": [1]}, r"no mask is named"),
     "mask elsewhere": (two, {"mask": "SCL.tif"}, r"SCL\.tif shows other ground than the scene"),
-    "mask of no legend": (two, {"mask": "clouds.tif"}, r"clouds\.tif: its classes are not known.*mask_values="),
+    "mask of no legend": (two, {"mask": "clouds.tif"}, r"clouds\.tif: its classes are not known.*--mask-values"),
     "mask of floats": (two, {"mask": "float_SCL.tif"}, r"float_SCL\.tif: its numbers are float32"),
     "empty folder": (lambda t: t / "folder", {}, r"folder holds no images"),
     "nothing": (lambda t: [], {}, r"at least one source"),

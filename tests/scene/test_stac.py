@@ -142,7 +142,7 @@ def test_harmonised_items_keep_their_class_band(tmp_path, collection):
     assets = {b: {"href": f"{stem}.{b}.tif", "type": COG} for b in ("B02", "B8A", "Fmask", "SZA")}
     found = read_item(write_item(tmp_path, assets, collection))
     assert (found.part.sensor.name, found.part.sensor.band_names) == ("hls-s30", ("B02", "B8A"))
-    assert list(found.classes) == ["HLS Fmask"]
+    assert list(found.classes) == ["Fmask"]
 
 
 def test_an_unknown_instrument_is_made_of_its_wavelengths(tmp_path):

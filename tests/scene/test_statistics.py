@@ -95,7 +95,7 @@ def test_other_bands_or_units_are_no_data_set_and_no_valid_pixel_is_an_error(tmp
     with pytest.raises(DataError, match="sentinel-2-l2a in dn"):
         scene_statistics([a, b])
     apart = np.eye(4, dtype="uint16")[:, :, None].repeat(4, axis=2)  # no pixel has a measurement in every band
-    file = replace(a.parts[0].files[0], href=str(write_tiff(tmp_path / "c.tif", apart)), nodata=0.0)
+    file = replace(a.parts[0].files[0], href=str(write_tiff(tmp_path / "c.tif", apart)), nodata=1.0)
     empty = Scene("c.tif", [replace(a.parts[0], files=(file,))])
     with pytest.raises(DataError, match=r"c\.tif has no valid pixel to take statistics from"):
         scene_statistics([empty])

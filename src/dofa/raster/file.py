@@ -1,6 +1,5 @@
 """One raster file, opened once and read from any thread."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,13 +11,15 @@ from rasterio.windows import Window
 from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
-from dofa.raster import gdal, remote, words
+from dofa.raster import fill, gdal, remote, words
 from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.handles import Handles
+from dofa.raster.validity import Header, Mask, Validity
 from dofa.sensors import Sensor
 
 SAMPLE_SIDE = 384  # files up to this side are looked at whole on opening, larger ones in nine windows of a third of it
+CORNER = 16  # pixels a side of what is looked at in each corner of a large file for fill values
 SAMPLE_PIXELS = 20_000  # enough for the 0.1 percentile of a band
 
 PixelWindow: TypeAlias = Window | tuple[tuple[int, int], tuple[int, int]]
@@ -45,7 +46,7 @@ def open_raster(
         scaling: what the numbers mean; overrides tags and product.
         dn_offset: added to the numbers before the factor, in place of the file's offset: −1000 for Sentinel-2 of
             baseline ≥ 04.00, 0 to say that there is none.
-        nodata: the number that stands for no measurement; overrides the file's.
+        nodata: the number that stands for no measurement; overrides that of every band.
         strict: whatever would be assumed, or looks wrong, is an error instead of a warning.
 
     Returns:
@@ -70,7 +71,14 @@ def open_raster(
 
 
 def open_told(
-    path: str | Path, sensor: Sensor, scaling: Scaling, numbers: Sequence[int], *, nodata: float | None = None
+    path: str | Path,
+    sensor: Sensor,
+    scaling: Scaling,
+    numbers: Sequence[int],
+    *,
+    nodata: float | None = None,
+    fill_values: Sequence[float] = (),
+    alpha: Sequence[int] | None = None,
 ) -> "Raster":
     """Open a file of which everything is known already: only its header is read, nothing is looked at or assumed.
 
@@ -79,12 +87,15 @@ def open_told(
         sensor: with the bands to read.
         scaling: of these bands.
         numbers: GDAL's number of each of them.
-        nodata: the number that stands for no measurement; overrides the file's.
+        nodata: the number that stands for no measurement; overrides that of every band.
+        fill_values: numbers that nobody declared and that stand for no measurement either.
+        alpha: numbers of the bands that are alpha masks; None for those that the header marks.
 
     Raises:
         DataError: the file cannot be read, or has fewer bands.
     """
     raster = Raster(path, nodata)
+    raster.fill_values, raster.alpha = tuple(fill_values), None if alpha is None else tuple(alpha)
     try:
         raster.tell(sensor, scaling, numbers)
     except DataError:
@@ -96,10 +107,11 @@ def open_told(
 class Raster:
     """An open file. Made by `open_raster`; several threads may read it at once, each through a handle of its own.
 
-    A pixel is valid where every band read has a measurement: by the nodata value, an internal or external mask, an
-    alpha band, and, for floating-point numbers, by being finite. In 8-bit pictures a nodata value counts only where all
-    bands read have it, since 0 and 255 are ordinary numbers of a single band. Bands without one measurement in the
-    whole file are left out on opening, and named in `warnings`.
+    A pixel is valid where every band read has a measurement: by its nodata value and its mask as GDAL sees them, the
+    file's alpha bands, and, for floating-point numbers, by being finite. A nodata value of 0, and any of an 8-bit
+    picture, counts only where all bands have it (`dofa.raster.validity`). A fill value that nobody declared is found on
+    opening, named in `warnings`, and counts as nodata (`dofa.raster.fill`). Bands without one measurement in the whole
+    file are left out on opening, and named in `warnings`.
 
     Attributes:
         path: as given.
@@ -111,7 +123,8 @@ class Raster:
         width: pixels.
         height: pixels.
         dtype: of the raw numbers.
-        nodata: the number that stands for no measurement, or None.
+        fill_values: numbers that stand for none either, although nobody declares them.
+        alpha: numbers of the bands that are alpha masks, None for all that the header marks and that are not read.
         gsd_m: metres a pixel at the centre, None without a place.
         block: rows and columns that the file stores together.
         warnings: what was assumed, left out or looks wrong, each "name: file: what, and the cure".
@@ -135,12 +148,14 @@ class Raster:
             self.transform = dataset.transform
             self.gsd_m = gdal.gsd_m(self)
             self.block: tuple[int, int] = tuple(dataset.block_shapes[0])
-            self.dtype = np.dtype(dataset.dtypes[0])
+            self._header = Header.of(dataset)
+            self.dtype = self._header.dtype
             if nodata is not None and not gdal.fits(nodata, self.dtype):
                 raise ConfigError(f"nodata {nodata:g} is no {self.dtype} number")
-            self.nodata: float | None = dataset.nodata if nodata is None else float(nodata)
-            # One mask for all bands: internal, a .msk file, alpha, or a nodata value for each band (NODATA_VALUES).
-            self._masked = "per_dataset" in {flag.name for flag in dataset.mask_flag_enums[0]}
+            self._nodata = None if nodata is None else float(nodata)
+            self.fill_values: tuple[float, ...] = ()
+            self.alpha: tuple[int, ...] | None = None
+            self._validity = Validity(self._header, (1,), self._nodata)
         except (ConfigError, DataError) as error:
             self.close()
             raise type(error)(f"{self._name}: {error}") from None
@@ -171,9 +186,14 @@ class Raster:
         for said in found.assumptions:
             self._assume(said)
         self._take(found.sensor, found.numbers)
-        sample = self._leave_out_empty(self._sample(self._numbers))
-        masked = np.concatenate([self._mask(w).ravel() for w in self._sample_windows()])
-        sample = sample[:, self._valid_of(sample) & masked]
+        self._check_alpha()
+        windows = self._sample_windows()
+        raw = [self._decode(self._numbers, window) for window in windows]
+        for _, doubt in self._look_for_fill(raw, windows):
+            (self._assume if self._nodata is None else self._note)(doubt)
+        raw = self._leave_out_empty(raw)
+        valid = [self._valid(r, w) for r, w in zip(raw, windows, strict=True)]
+        sample = np.concatenate([r[:, v] for r, v in zip(raw, valid, strict=True)], axis=1)
         self._settle(scaling, dn_offset, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
 
     def tell(self, sensor: Sensor, scaling: Scaling, numbers: Sequence[int]) -> None:
@@ -186,20 +206,57 @@ class Raster:
         if max(numbers) > dataset.count:
             raise DataError(f"{self._name}: it has {dataset.count} bands, number {max(numbers)} is asked for")
         self.sensor, self._numbers = sensor, list(numbers)
-        if "alpha" in {dataset.colorinterp[n - 1].name for n in numbers}:
-            self._masked = False  # that "alpha" is a band, so it masks nothing
+        self._validity = Validity(self._header, numbers, self._nodata, self.fill_values, self.alpha)
 
-    def _leave_out_empty(self, sample: NDArray[Any]) -> NDArray[Any]:
-        """Drop the bands that hold no measurement anywhere, which would leave no pixel valid; (C, n) likewise."""
-        if self.dtype == np.uint8 or (self.nodata is None and self.dtype.kind != "f"):
+    def set_nodata(self, nodata: float) -> None:
+        """Replace the nodata value of every band.
+
+        Args:
+            nodata: of the file's type.
+        """
+        self._nodata = float(nodata)
+        self._take(self.sensor, self._numbers)
+
+    def look_for_fill(self) -> list[tuple[str, Said]]:
+        """Find fill values that nobody declared: each as text, and a warning. They count as nodata from now on.
+
+        Where the user told a nodata value, they are only named.
+        """
+        windows = self._sample_windows()
+        return self._look_for_fill([self._decode(self._numbers, window) for window in windows], windows)
+
+    def _look_for_fill(self, raw: Sequence[NDArray[Any]], windows: Sequence[Window]) -> list[tuple[str, Said]]:
+        if self.dtype.itemsize == 1:
+            return []
+        raw, windows = list(raw), list(windows)
+        if max(self.width, self.height) > SAMPLE_SIDE:  # thin borders lie between sample windows and the edge
+            side = min(CORNER, self.width, self.height)
+            corners = [(t, s) for t in (0, self.height - side) for s in (0, self.width - side)]
+            windows += [Window(left, top, side, side) for top, left in corners]
+            raw += [self._decode(self._numbers, window) for window in windows[len(raw) :]]
+        good = [self._validity.each(r) & self._masked(w, self._numbers) for r, w in zip(raw, windows, strict=True)]
+        count = len(self._numbers)
+        found = fill.undeclared(
+            np.concatenate([r.reshape(count, -1) for r in raw], axis=1),
+            np.concatenate([g.reshape(count, -1) for g in good], axis=1),
+        )
+        if found and self._nodata is None:
+            self.fill_values = tuple(one.value for one in found)
+            self._take(self.sensor, self._numbers)
+        return [(one.text, one.doubt(counted=self._nodata is not None)) for one in found]
+
+    def _leave_out_empty(self, sample: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Drop the bands that hold no measurement anywhere, which would leave no pixel valid; (C, h, w) likewise."""
+        if self.dtype == np.uint8 or (not self._validity.values and self.dtype.kind != "f"):
             return sample
-        empty = [n for n, row in zip(self._numbers, self._measured(sample), strict=True) if not row.any()]
-        whole = sample.shape[1] == self.width * self.height
+        seen = [self._validity.each(raw).any(axis=(1, 2)) for raw in sample]
+        empty = [n for n, found in zip(self._numbers, np.logical_or.reduce(seen), strict=True) if not found]
+        whole = sum(raw[0].size for raw in sample) == self.width * self.height
         unseen = () if whole else list(self._handles.dataset().block_windows(1))
         for _, window in unseen:
             if not empty:
                 break
-            rows = self._measured(self._decode(empty, window))
+            rows = self._validity.each(self._decode(empty, window), empty)
             empty = [n for n, row in zip(empty, rows, strict=True) if not row.any()]
         kept = [i for i, n in enumerate(self._numbers) if n not in empty]
         if not empty or not kept:
@@ -207,9 +264,8 @@ class Raster:
         names = self.sensor.band_names
         self._empty = tuple(names[i] for i in range(len(names)) if i not in kept)
         self._note(("bands-left-out", f"bands without any measurement are left out: {', '.join(self._empty)}"))
-        self.sensor = self.sensor.select([names[i] for i in kept])
-        self._numbers = [self._numbers[i] for i in kept]
-        return sample[kept]
+        self._take(self.sensor.select([names[i] for i in kept]), [self._numbers[i] for i in kept])
+        return [raw[kept] for raw in sample]
 
     def _settle(self, user: Scaling | None, dn_offset: float | None, sample: NDArray[Any]) -> None:
         """Decide the physical scaling: the user's word ends the matter, any other is checked against (C, n) pixels."""
@@ -228,8 +284,23 @@ class Raster:
         self._note(said)
 
     def _alpha_is_mask(self) -> bool:
-        number = next(n for n, c in enumerate(self._handles.dataset().colorinterp, 1) if c.name == "alpha")
-        return set(np.unique(self._sample([number])).tolist()) <= {0, 255}
+        return self._is_mask(self._header.alpha[0])
+
+    def _check_alpha(self) -> None:
+        """Bands that are marked alpha and hold something else (NAIP's infrared) mask nothing."""
+        masks = tuple(n for n in self._validity.alpha if self._is_mask(n))
+        if masks != self._validity.alpha:
+            self.alpha = masks
+            self._take(self.sensor, self._numbers)
+
+    def _is_mask(self, number: int) -> bool:
+        """Whether at least half of a band's pixels are 0 or its largest number, as in an alpha band.
+
+        Edges of pictures are partly transparent; an infrared band has all numbers between.
+        """
+        values = self._sample([number])[0]
+        opaque = values.max()
+        return bool(np.mean((values == 0) | (values == opaque)) >= 0.5)
 
     def _sample_windows(self) -> list[Window]:
         """All of a small file, nine windows spread over a large one."""
@@ -262,9 +333,34 @@ class Raster:
         Raises:
             DataError: a window outside the file, a band it does not hold, or pixels that cannot be decoded.
         """
+        raw, measured, drawn = self.read_apart(window, bands)
+        return raw, measured if drawn is None else measured & drawn
+
+    def read_apart(
+        self, window: PixelWindow | None = None, bands: Sequence[str] | None = None
+    ) -> tuple[NDArray[Any], Mask, Mask | None]:
+        """Like `read`, with validity in two parts, for bands that lie in several files.
+
+        Args:
+            window: pixels, None for all.
+            bands: names, None for all.
+
+        Returns:
+            (C, h, w) numbers; (h, w), False where any band lacks a measurement by itself; and (h, w), False where all
+            bands have a nodata value that means something only in all of them, None where no band has such a value.
+        """
         window = self._window(window)
-        raw = self._decode([self._numbers[i] for i in self._positions(bands)], window)
-        return raw, self._valid_of(raw) & self._mask(window)
+        numbers = [self._numbers[i] for i in self._positions(bands)]
+        raw = self._decode(numbers, window)
+        measured = self._validity.measured(raw, numbers)
+        if self._validity.masked:
+            measured &= self._masked(window, numbers)
+        drawn = self._validity.drawn(raw, numbers)
+        others = [n for n in self._validity.by_all_bands if n not in numbers]
+        if drawn is not None and others and not drawn.all():
+            more = self._validity.drawn(self._decode(others, window), others)
+            drawn = drawn if more is None else drawn | more
+        return raw, measured, drawn
 
     def read_physical(
         self, window: PixelWindow | None = None, bands: Sequence[str] | None = None
@@ -308,24 +404,21 @@ class Raster:
     def _decode(self, numbers: list[int], window: Window) -> NDArray[Any]:
         return self._handles.read(lambda dataset: dataset.read(numbers, window=window), "pixels")
 
-    def _mask(self, window: Window) -> NDArray[np.bool_]:
-        """(h, w): what the mask of all bands says."""
-        if not self._masked:
-            return np.ones((int(window.height), int(window.width)), bool)
-        number = self._numbers[0]
-        mask = self._handles.read(lambda dataset: dataset.read_masks(number, window=window), "mask")
-        return np.asarray(mask != 0)
-
-    def _measured(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
-        """Where each number is a measurement, by itself."""
-        good = np.isfinite(raw) if self.dtype.kind == "f" else np.ones(raw.shape, bool)
-        if self.nodata is not None and not math.isnan(self.nodata) and gdal.fits(self.nodata, self.dtype):
-            good &= raw != self.dtype.type(self.nodata)
+    def _masked(self, window: Window, numbers: Sequence[int]) -> Mask:
+        """(h, w): where no mask of these bands and no alpha band leaves a pixel out."""
+        good = np.ones((int(window.height), int(window.width)), bool)
+        if masks := self._validity.masks(numbers):
+            read = self._handles.read(lambda dataset: dataset.read_masks(masks, window=window), "mask")
+            good &= (read != 0).all(axis=0)
+        for number in self._validity.alpha:
+            good &= self._decode([number], window)[0] > 0
         return good
 
-    def _valid_of(self, raw: NDArray[Any]) -> NDArray[np.bool_]:
-        good = self._measured(raw)
-        return np.asarray(good.any(axis=0) if self.dtype == np.uint8 else good.all(axis=0))
+    def _valid(self, raw: NDArray[Any], window: Window) -> Mask:
+        """(h, w) of all bands' numbers."""
+        good = self._validity.measured(raw, self._numbers) & self._masked(window, self._numbers)
+        drawn = self._validity.drawn(raw, self._numbers)
+        return good if drawn is None else good & drawn
 
     # -- what the file says -------------------------------------------------------------------------------------------
 
@@ -335,14 +428,19 @@ class Raster:
         return tuple(self._numbers)
 
     @property
-    def masked(self) -> bool:
-        """Whether a mask or an alpha band says where there is no measurement."""
-        return self._masked
+    def nodata(self) -> float | None:
+        """The number that stands for no measurement in the first band read; None without one."""
+        return self._validity.nodata[0]
 
     @property
-    def marks_missing(self) -> bool:
-        """Whether a nodata value, a mask or an alpha band says where there is no measurement."""
-        return self._masked or self.nodata is not None
+    def validity(self) -> Validity:
+        """What of its numbers are measurements."""
+        return self._validity
+
+    @property
+    def masked(self) -> bool:
+        """Whether a mask or an alpha band says where there is no measurement."""
+        return self._validity.masked
 
     @property
     def files(self) -> list[str]:

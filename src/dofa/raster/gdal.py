@@ -112,8 +112,10 @@ def check_kind(dataset: Any) -> None:
         parts = dataset.subdatasets
         some = ", ".join(parts[:4]) + (", …" if len(parts) > 4 else "")
         raise DataError(f"open one of its {len(parts)} parts ({some})" if parts else "it holds no bands")
-    if len(set(dataset.dtypes)) > 1:
-        raise DataError(f"its bands have several types ({', '.join(sorted(set(dataset.dtypes)))}): split it by type")
+    colours = dataset.colorinterp
+    types = {t for t, colour in zip(dataset.dtypes, colours, strict=True) if colour.name != "alpha"}
+    if len(types) > 1:
+        raise DataError(f"its bands have several types ({', '.join(sorted(types))}): split it by type")
     if dataset.dtypes[0].startswith("complex"):
         raise DataError("its numbers are complex (single-look SAR): detect them to power or amplitude first")
     if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
@@ -123,7 +125,7 @@ def check_kind(dataset: Any) -> None:
             "it is marked as cyan, magenta, yellow, black, which would be turned into RGB: open GTIFF_RAW:PATH for the "
             "numbers in it (dofa pack five-billion-pixels does)"
         )
-    if dataset.colorinterp[0].name == "palette":
+    if colours[0].name == "palette":
         raise DataError("its numbers are indices of a colour table: expand it first (gdal_translate -expand rgb)")
 
 

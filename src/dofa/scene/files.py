@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dofa.errors import DataError
 from dofa.pixels import Scaling
-from dofa.raster import Raster, open_told, remote
+from dofa.raster import Raster, open_told, remote, words
 from dofa.raster.words import FileNumbers, Settled
 from dofa.scene.grid import Grid, Mask, place, resample, span
 from dofa.scene.names import basename
@@ -29,12 +29,32 @@ class BandFile:
         bands: names, those of the sensor.
         numbers: GDAL's number of each in the file.
         nodata: the number that stands for no measurement; None for what the file says.
+        fill_values: numbers that stand for none either, although nobody declares them.
+        alpha: numbers of the bands that are alpha masks; None for those that the file's header marks.
     """
 
     href: str
     bands: tuple[str, ...]
     numbers: tuple[int, ...] = (1,)
     nodata: float | None = None
+    fill_values: tuple[float, ...] = ()
+    alpha: tuple[int, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and strings; what is not said is left out."""
+        out: dict[str, Any] = {"href": self.href, "bands": list(self.bands), "numbers": list(self.numbers)}
+        out["nodata"] = self.nodata
+        if self.fill_values:
+            out["fill_values"] = list(self.fill_values)
+        if self.alpha is not None:
+            out["alpha"] = list(self.alpha)
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "BandFile":
+        """The inverse of `to_dict`."""
+        lists = {key: tuple(data[key]) for key in ("bands", "numbers", "fill_values", "alpha") if key in data}
+        return cls(data["href"], nodata=data["nodata"], **lists)
 
 
 class Pixels(NamedTuple):
@@ -42,8 +62,9 @@ class Pixels(NamedTuple):
 
     Attributes:
         values: (C, h, w) raw numbers.
-        measured: (h, w), by nodata value, mask, alpha or not being finite.
-        drawn: (h, w), where not all bands are 0; None where a 0 is a number like others.
+        measured: (h, w), where no band by itself lacks a measurement.
+        drawn: (h, w), where not all bands have a number that means no measurement only in all of them, such as 0; None
+            where there is no such number.
     """
 
     values: NDArray[Any]
@@ -65,7 +86,6 @@ class Layer:
 
     def __init__(self, raster: Raster, grid: Grid, zero_is_missing: bool) -> None:
         self.raster, self.zero_is_missing = raster, zero_is_missing
-        self._size = grid.height, grid.width
         name = basename(raster.path)
         try:
             self._place = place(grid, raster)
@@ -78,12 +98,6 @@ class Layer:
     def aligned(self) -> bool:
         """Whether its pixels are the grid's."""
         return self._place.offset is not None
-
-    @property
-    def covers(self) -> bool:
-        """Whether its pixels are the grid's, all of them, without a mask of its own."""
-        size = self.raster.height, self.raster.width
-        return self._place.offset == (0, 0) and size == self._size and not self.raster.masked
 
     def read(self, window: Window) -> Pixels:
         """A window of the grid, inside it; 0 and not measured where the file has no pixels."""
@@ -100,7 +114,7 @@ class Layer:
         count = len(self.raster.numbers)
         values = np.zeros((count, window.height, window.width), self.raster.dtype)
         measured = np.zeros((window.height, window.width), bool)
-        drawn = measured.copy() if self.zero_is_missing else None
+        drawn = measured.copy() if self.zero_is_missing or self.raster.validity.by_all_bands else None
         if first < last and begin < stop:
             found = self._pixels(first, last, begin, stop)
             into = np.s_[first - top : last - top, begin - left : stop - left]
@@ -133,8 +147,11 @@ class Layer:
         return Pixels(values, known, measured)
 
     def _pixels(self, top: int, bottom: int, left: int, right: int) -> Pixels:
-        values, measured = self.raster.read(((top, bottom), (left, right)))
-        return Pixels(values, measured, (values != 0).any(axis=0) if self.zero_is_missing else None)
+        values, measured, drawn = self.raster.read_apart(((top, bottom), (left, right)))
+        if self.zero_is_missing:
+            zero = (values != 0).any(axis=0)
+            drawn = zero if drawn is None else drawn & zero
+        return Pixels(values, measured, drawn)
 
 
 @dataclass(frozen=True)
@@ -158,19 +175,16 @@ class Part:
         return {
             "sensor": self.sensor.to_dict(),
             "scaling": self.scaling.to_dict(),
-            "files": [
-                {"href": f.href, "bands": list(f.bands), "numbers": list(f.numbers), "nodata": f.nodata}
-                for f in self.files
-            ],
+            "files": [file.to_dict() for file in self.files],
             "zero_border": self.zero_border,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Part":
         """The inverse of `to_dict`."""
-        files = (BandFile(f["href"], tuple(f["bands"]), tuple(f["numbers"]), f["nodata"]) for f in data["files"])
+        files = tuple(BandFile.from_dict(file) for file in data["files"])
         scaling = Scaling.from_dict(data["scaling"])
-        return cls(Sensor.from_dict(data["sensor"]), scaling, tuple(files), data["zero_border"])
+        return cls(Sensor.from_dict(data["sensor"]), scaling, files, data["zero_border"])
 
 
 @dataclass(frozen=True)
@@ -203,18 +217,18 @@ class Stack:
         self.dtype = np.result_type(*(r.dtype for r in rasters))
         order = [name for file in part.files for name in file.bands]
         self._order = [order.index(name) for name in part.sensor.band_names]
-        self._picture = self.dtype == np.uint8 and all(layer.covers for layer in self.layers)
+        # 0 is no number of a product whose offset makes it a reflectance far below 0: one band without it is enough.
+        alone = part.scaling.unit == "reflectance" and min(part.scaling.offset) < words.NEGATIVE
+        self._join = np.logical_and if alone else np.logical_or
         self._plain = self._order == list(range(len(order)))
 
     def read(self, window: Window) -> tuple[NDArray[Any], Mask]:
         """(C, h, w) raw numbers in one type, and (h, w) validity, of a window inside the grid."""
         found = [layer.read(window) for layer in self.layers]
-        # In 8-bit pictures a nodata value counts where all bands have it, as `Raster` says of those in one file.
-        join = np.logical_or if self._picture else np.logical_and
-        valid = found[0].measured if len(found) == 1 else join.reduce([one.measured for one in found])
+        valid = found[0].measured if len(found) == 1 else np.logical_and.reduce([one.measured for one in found])
         drawn = [one.drawn for one in found if one.drawn is not None]
         if drawn:
-            valid = valid & np.logical_or.reduce(drawn)
+            valid = valid & self._join.reduce(drawn)
         if len(found) == 1 and self._plain:
             return found[0].values, valid
         bands = [band for one in found for band in one.values]
@@ -234,7 +248,8 @@ def open_files(part: Part) -> list[Raster]:
     try:
         for file in part.files:
             sensor, scaling = part.sensor.select(file.bands), part.scaling.select(file.bands)
-            opened.append(open_told(file.href, sensor, scaling, file.numbers, nodata=file.nodata))
+            told: dict[str, Any] = {"nodata": file.nodata, "fill_values": file.fill_values, "alpha": file.alpha}
+            opened.append(open_told(file.href, sensor, scaling, file.numbers, **told))
     except DataError:
         for raster in opened:
             raster.close()

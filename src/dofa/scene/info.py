@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from json import dumps
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,6 +168,8 @@ def _part(scene: Scene, number: int, raw: NDArray[Any], stats: Scaling | None) -
     part, stack = scene.parts[number], scene.stacks[number]
     where = {name: layer for layer, file in zip(stack.layers, part.files, strict=True) for name in file.bands}
     shown = np.percentile(part.scaling.physical(raw[:, None])[:, 0], (1, 50, 99), axis=1).T
+    values = {value for layer in stack.layers for value in layer.raster.validity.values}
+    nan = {value for value in values if isnan(value)}
     bands = []
     for i, band in enumerate(part.sensor.bands):
         layer = where[band.name]
@@ -195,7 +198,7 @@ def _part(scene: Scene, number: int, raw: NDArray[Any], stats: Scaling | None) -
         "physical_source": part.scaling.physical_source,
         "stats_source": None if stats is None else stats.stats_source,
         "stats_unit": None if stats is None else stats.unit,
-        "nodata": sorted({r.nodata for r in (layer.raster for layer in stack.layers) if r.nodata is not None}),
+        "nodata": [*sorted(values - nan), *(["nan"] if nan else [])],
         "zero_border": part.zero_border,
         "bands": bands,
     }

@@ -22,17 +22,19 @@ PLACES = ((0.5, 0.5), (0.2, 0.75), (0.8, 0.3), (0.05, 0.1), (0.95, 0.9))
 
 
 def has_zero_border(stack: Stack, height: int, width: int) -> bool:
-    """Whether a corner of a part without any word on missing pixels is 0 in all bands.
+    """Whether a corner of a part is 0 in all bands although no nodata value is 0 and no mask leaves it out.
 
-    A single 8-bit band is never taken so: 0 is dark water or shadow there.
+    Another nodata value, such as NaN, does not make zeros measurements: terrain correction writes both. In 8-bit
+    pictures it does, and a single 8-bit band is never taken so: 0 is dark water or shadow there.
 
     Args:
         stack: files of one part.
         height, width: of the part, in pixels.
     """
     rasters: list[Raster] = [layer.raster for layer in stack.layers]
-    alone = len(stack.part.sensor.bands) == 1 and stack.dtype == np.uint8
-    if alone or any(r.marks_missing for r in rasters) or min(height, width) < 2 * CORNER:
+    declared = {value for raster in rasters for value in raster.validity.values}
+    picture = stack.dtype == np.uint8 and (len(stack.part.sensor.bands) == 1 or declared)
+    if picture or 0 in declared or any(r.masked for r in rasters) or min(height, width) < 2 * CORNER:
         return False
     return any(
         not stack.read(Window(top, left, CORNER, CORNER))[0].any()

@@ -1,7 +1,7 @@
 """Class bands that say where not to look: clouds, shadows, saturated pixels."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +20,31 @@ class Legend:
     """What the numbers of a class band mean.
 
     Attributes:
-        name: as products call it.
+        name: for messages.
+        band: as products call it, which is also what it is asked for by.
         files: a pattern of file names and band descriptions.
         classes: number of each class, or of its bit.
         bits: whether each bit of a number is a class of its own.
         bad: classes left out unless told otherwise.
         source: where the numbers are written down.
+        values: numbers that are left out, whatever else is.
+        zero_is_class: 0 is a class, so that a nodata value of 0, which a file has for its bands, says nothing of it.
     """
 
     name: str
+    band: str
     files: re.Pattern[str]
     classes: Mapping[str, int]
     bits: bool
     bad: tuple[str, ...]
     source: str
+    values: tuple[int, ...] = ()
+    zero_is_class: bool = False
 
 
 LEGENDS = (
     Legend(
+        "SCL",
         "SCL",
         re.compile(r"(.*[_.-])?scl([_.-]\d+m)?([_.-].*)?", re.IGNORECASE),
         {
@@ -50,6 +57,7 @@ LEGENDS = (
     ),
     Legend(
         "QA_PIXEL",
+        "QA_PIXEL",
         re.compile(r"(.*[_.-])?qa_?pixel([_.-].*)?", re.IGNORECASE),
         {
             "fill": 0, "dilated-cloud": 1, "cirrus": 2, "cloud": 3, "shadow": 4, "snow": 5, "clear": 6, "water": 7,
@@ -60,19 +68,25 @@ LEGENDS = (
     ),
     Legend(
         "HLS Fmask",
+        "Fmask",
         re.compile(r"hls\..*fmask.*", re.IGNORECASE),
-        {"cirrus": 0, "cloud": 1, "near-cloud": 2, "shadow": 3, "snow": 4, "water": 5},
+        {"cirrus": 0, "cloud": 1, "near-cloud": 2, "adjacent": 2, "shadow": 3, "snow": 4, "water": 5},
         bits=True,
         bad=("cloud", "near-cloud", "shadow"),
-        source="HLS user guide v2.0: Fmask bits; bit 0 is reserved and was cirrus in v1.4",
+        source="HLS user guide v2.0; bit 0 is reserved and was cirrus in v1.4, 6 and 7 are the aerosol level",
+        values=(255,),
+        zero_is_class=True,
     ),
     Legend(
+        "Fmask",
         "Fmask",
         re.compile(r"(.*[_.-])?c?fmask[0-9.]*([_.-].*)?", re.IGNORECASE),
         {"clear": 0, "water": 1, "shadow": 2, "snow": 3, "cloud": 4, "fill": 255},
         bits=False,
         bad=("shadow", "cloud", "fill"),
         source="Zhu and Woodcock 2012; the numbers Fmask 4 writes",
+        values=(255,),
+        zero_is_class=True,
     ),
 )  # fmt: skip
 
@@ -86,25 +100,43 @@ class ClassMask:
         number: of the band in it.
         values: numbers that are left out.
         bits: numbers with any of these bits set are left out.
+        zero_is_class: 0 is a class although the file's nodata value may be 0.
     """
 
     href: str
     number: int
     values: tuple[int, ...]
     bits: int = 0
+    zero_is_class: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """For a recipe; `ClassMask(**…)` gives it back."""
-        return {"href": self.href, "number": self.number, "values": list(self.values), "bits": self.bits}
+        """For a recipe: `from_dict` gives the same mask back."""
+        out = {"href": self.href, "number": self.number, "values": list(self.values), "bits": self.bits}
+        return {**out, "zero_is_class": True} if self.zero_is_class else out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ClassMask":
+        """The inverse of `to_dict`."""
+        return cls(**{**data, "values": tuple(data["values"])})
 
 
-def legend_of(name: str) -> Legend | None:
-    """The legend of a file or band, by its name; None for one we do not know."""
+def legend_of(name: str, sensors: Iterable[str] = ()) -> Legend | None:
+    """The legend of a file or band; None for one we do not know.
+
+    Args:
+        name: of the file or band.
+        sensors: names of those whose image it belongs to: HLS codes Fmask in another way than the program of that name.
+    """
     stem = re.sub(r"\.(tiff?|jp2|img|vrt|nc|png)$", "", basename(name), flags=re.IGNORECASE)
-    return next((legend for legend in LEGENDS if legend.files.fullmatch(stem)), None)
+    found = next((legend for legend in LEGENDS if legend.files.fullmatch(stem)), None)
+    if found is not None and found.band == "Fmask" and any(sensor.startswith("hls") for sensor in sensors):
+        return next(legend for legend in LEGENDS if legend.name == "HLS Fmask")
+    return found
 
 
-def class_mask(href: str, number: int, name: str, told: Sequence[int | str] | None) -> ClassMask:
+def class_mask(
+    href: str, number: int, name: str, told: Sequence[int | str] | None, sensors: Iterable[str] = ()
+) -> ClassMask:
     """What is left out by a class band.
 
     Args:
@@ -112,22 +144,27 @@ def class_mask(href: str, number: int, name: str, told: Sequence[int | str] | No
         number: of the band in it.
         name: of the file or band, which tells its legend.
         told: numbers of pixels, or names of classes; None for what the legend holds unusable.
+        sensors: names of those whose image it belongs to.
 
     Raises:
         ConfigError: classes that the legend does not have, or no legend and nothing told.
     """
-    legend = legend_of(name)
+    legend = legend_of(name, sensors)
     if told is None and legend is None:
         known = ", ".join(known.name for known in LEGENDS)
-        raise ConfigError(f"mask {name}: its classes are not known ({known} are): say which to leave out, mask_values=")
-    values: list[int] = []
+        raise ConfigError(
+            f"mask {name}: its classes are not known ({known} are): pass --mask-values with the numbers to leave out"
+        )
+    values: list[int] = list(legend.values) if legend is not None else []
     bits = 0
     for word in legend.bad if told is None and legend is not None else told or ():
         if isinstance(word, int):
             values.append(word)  # of the pixel as a whole, in bands of bits too
             continue
         if legend is None:
-            raise ConfigError(f"mask {name}: its classes have no names that we know: give mask_values as numbers")
+            raise ConfigError(f"mask {name}: its classes have no names that we know: pass --mask-values as numbers")
+        if word.lower() == "fill" and legend.values:
+            continue
         found = [number for title, number in legend.classes.items() if title == word.lower().replace("_", "-")]
         if word.lower() == "cloud" and not found:
             found = [number for title, number in legend.classes.items() if title.startswith("cloud")]
@@ -137,7 +174,7 @@ def class_mask(href: str, number: int, name: str, told: Sequence[int | str] | No
             bits |= sum(1 << number for number in found)
         else:
             values += found
-    return ClassMask(href, number, tuple(sorted(set(values))), bits)
+    return ClassMask(href, number, tuple(sorted(set(values))), bits, legend is not None and legend.zero_is_class)
 
 
 class MaskLayer:
@@ -173,6 +210,8 @@ class MaskLayer:
         rows, cols = rows[rows_in], cols[cols_in]
         top, left = int(rows.min()), int(cols.min())
         classes, known = self.raster.read(((top, int(rows.max()) + 1), (left, int(cols.max()) + 1)))
+        if self.mask.zero_is_class:
+            known = known | (classes[0] == 0)
         good = known & ~self._left_out(classes[0])
         usable[np.ix_(rows_in, cols_in)] = good[np.ix_(rows - top, cols - left)]
         return usable

@@ -24,7 +24,7 @@ from dofa.raster.file_bands import Said
 from dofa.scene.files import Part, Stack, identity, open_files
 from dofa.scene.grid import Grid, Mask, finest
 from dofa.scene.look import check_measured, has_zero_border, sample
-from dofa.scene.masks import ClassMask, MaskLayer, class_mask
+from dofa.scene.masks import ClassMask, MaskLayer, class_mask, legend_of
 from dofa.scene.names import basename
 from dofa.scene.sources import Opened, Words, absolute, grouped, open_group, share
 from dofa.scene.tiles import Window
@@ -282,7 +282,7 @@ def open_recipe(recipe: dict[str, Any]) -> Scene:
         recipe["name"],
         [Part.from_dict(part) for part in recipe["parts"]],
         gsd_m=recipe["gsd_m"],
-        mask=None if mask is None else ClassMask(mask["href"], mask["number"], tuple(mask["values"]), mask["bits"]),
+        mask=None if mask is None else ClassMask.from_dict(mask),
         warnings=recipe["warnings"],
         window=None if recipe["window"] is None else Window(*recipe["window"]),
     )
@@ -364,7 +364,7 @@ def _assembled(
     warnings = [warning for one in opened for warning in one.warnings]
     scene = Scene(name, parts, gsd_m=gsd_m, rasters=rasters)
     for i, stack in enumerate(scene.stacks):
-        if not has_zero_border(stack, scene.height, scene.width):
+        if say.nodata is not None or not has_zero_border(stack, scene.height, scene.width):
             continue
         parts[i] = replace(parts[i], zero_border=True)
         files = basename(rasters[i][0].path)
@@ -401,11 +401,14 @@ def _place_notes(scene: Scene) -> Iterator[Said]:
 def _find_mask(mask: str, told: Sequence[int | str] | None, opened: Sequence[Opened]) -> ClassMask:
     """A class band among those of the scene, or a file."""
     classes = {name: where for one in opened for name, where in one.classes.items()}
+    sensors = [one.part.sensor.name for one in opened]
     for name, (href, number) in classes.items():
         if name.lower() == mask.lower():
-            return class_mask(href, number, name, told)
+            # A file named HLS.S30.…Fmask says more than the band's name.
+            full = basename(href) if legend_of(basename(href)) else name
+            return class_mask(href, number, full, told, sensors)
     if Path(mask).exists() or "/" in mask or remote.suffix(mask):
-        return class_mask(absolute(mask), 1, mask, told)
+        return class_mask(absolute(mask), 1, mask, told, sensors)
     has = f"the scene has {', '.join(classes)}" if classes else "the scene has no class band"
     raise ConfigError(f"mask {mask!r} is no file, and {has}: name one of them, or a file of the same place")
 

@@ -214,7 +214,11 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
         part = replace(part, files=tuple(replace(f, nodata=say.nodata) for f in part.files))
     if say.strict and product.warnings:
         raise DataError(f"{product.warnings[0]} (an error under strict)")
-    opened = Opened(part, open_files(part), dict(product.classes), list(product.warnings), name=product.name)
+    rasters = open_files(part)
+    unsaid = [raster for raster in rasters if not raster.validity.values and not raster.masked]
+    warnings = [*product.warnings, *_undeclared(unsaid, say)]
+    part = replace(part, files=_with_fill(part.files, rasters))
+    opened = Opened(part, rasters, dict(product.classes), warnings, name=product.name)
     if part.scaling.physical_source != "user" and product.settled is not None and product.said is not None:
         opened.settled = replace(product.settled, scaling=part.scaling)
         opened.said = product.said.select(
@@ -236,7 +240,9 @@ def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
         source, sensor, bands, say.wavelengths_um, say.scaling, dn_offset=say.dn_offset, nodata=say.nodata,
         strict=say.strict,
     )  # fmt: skip
-    file = BandFile(absolute(source), raster.sensor.band_names, raster.numbers, say.nodata)
+    file = BandFile(
+        absolute(source), raster.sensor.band_names, raster.numbers, say.nodata, raster.fill_values, raster.alpha
+    )
     classes = {b.description: (file.href, b.number) for b in raster.file_bands() if legend_of(b.description)}
     part = Part(raster.sensor, raster.scaling, (file,))
     return Opened(part, [raster], classes, list(raster.warnings))
@@ -272,11 +278,37 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
         if say.bands is None and found.sensor.name in sensors.names():  # the product's, not that of file names
             order = tuple(b for b in sensors.get(found.sensor.name).band_names if b in chosen)
         opened = _settle(files, {b: chosen[b] for b in order}, found.sensor.select(order), say, name)
+        warnings += _undeclared(opened.rasters, say)
+        opened.part = replace(opened.part, files=_with_fill(opened.part.files, opened.rasters))
         opening.pop_all()
     for unused in set(files) - set(opened.rasters):
         unused.close()
     opened.classes, opened.warnings = classes, warnings
     return opened
+
+
+def _undeclared(rasters: Sequence[Raster], say: Words) -> list[str]:
+    """Look for fill values that no file declares, which count as nodata from now on: a warning for each value.
+
+    Raises:
+        DataError: there is one, and what looks wrong is an error.
+    """
+    found: dict[str, tuple[str, Said, int]] = {}
+    for raster in rasters:
+        for value, doubt in raster.look_for_fill():
+            name, first, count = found.get(value, (basename(raster.path), doubt, 0))
+            found[value] = name, first, count + 1
+    warnings: list[str] = []
+    for name, doubt, count in found.values():
+        _tell(
+            [doubt], name if count == 1 else f"{name} and {count - 1} more", warnings, say.strict and say.nodata is None
+        )
+    return warnings
+
+
+def _with_fill(files: Sequence[BandFile], rasters: Sequence[Raster]) -> tuple[BandFile, ...]:
+    """Files with the fill values that were found in them."""
+    return tuple(replace(f, fill_values=r.fill_values) for f, r in zip(files, rasters, strict=True))
 
 
 def _settle(
@@ -300,7 +332,7 @@ def _settle(
         file.tell(sensor.select(tuple(held)), settled.scaling.select(tuple(held)), tuple(held.values()))
         nodata = say.nodata if say.nodata is not None and gdal.fits(say.nodata, file.dtype) else None
         if nodata is not None:
-            file.nodata = nodata
+            file.set_nodata(nodata)
         band_files.append(BandFile(absolute(file.path), tuple(held), tuple(held.values()), nodata))
     if say.nodata is not None and all(f.nodata is None for f in band_files):
         raise ConfigError(f"nodata {say.nodata:g} is no {_dtype(used)} number")
@@ -332,7 +364,7 @@ def _without_auxiliary(
         name = basename(file.path)
         legend = legend_of(name)
         if legend is not None:
-            classes[legend.name] = absolute(file.path), 1
+            classes[legend.band] = absolute(file.path), 1
         if legend is not None or (
             all(not b.description and b.wavelength_um is None for b in bands)
             and (folder is not None or any(AUXILIARY.fullmatch(t) for t in tokens(file.path)))

@@ -251,8 +251,8 @@ def _classes(item: Mapping[str, Any], source: str) -> dict[str, tuple[str, int]]
         legend = legend_of(file) or legend_of(key)
         kind = f"{asset.get('type', '')} {remote.suffix(file)}".lower()
         rank = next((i for i, known in enumerate(FORMATS) if known.search(kind)), None)
-        if legend is not None and rank is not None and (legend.name not in out or rank == 0):
-            out[legend.name] = (_href(asset, source), 1)
+        if legend is not None and rank is not None and (legend.band not in out or rank == 0):
+            out[legend.band] = (_href(asset, source), 1)
     return out
 
 

@@ -1,0 +1,137 @@
+"""Fill values that nobody declared: a spike at the edge of the range, far from everything else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dofa.raster.file_bands import Said
+from dofa.raster.validity import FILL_TOLERANCE, HUGE, Mask, fill_span, outside
+
+# What producers write where nothing was measured. Those below are no reading of any product; those above may also be
+# saturation, which is why more is asked of them.
+BELOW = (-9999.0, -99999.0, -999999.0, -32768.0, -32767.0, -(2.0**31), 1 - 2.0**31)
+ABOVE = (255.0, 999.0, 9999.0, 99999.0, 999999.0, 32767.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
+SMALL = (-99.0, -999.0)  # also producers' values, but a dark band may have one by chance
+SCALED = 1e-4  # the same in float files that were multiplied by the factor of reflectance
+SHARE = 0.01  # of the pixels, for a value that may be saturation
+SHARE_ALONE = 0.05  # likewise, in a single band, where no other can agree
+DISTINCT = 32  # numbers that an image has beside its fill value, at least
+TOGETHER = 0.9  # share of a fill value's pixels that have one in every band
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A number that stands for no measurement although nobody says so.
+
+    Attributes:
+        value: it.
+        share: of the pixels that were looked at.
+    """
+
+    value: float
+    share: float
+
+    @property
+    def text(self) -> str:
+        """The number as one writes it after --nodata."""
+        return f"{self.value:.0f}" if abs(self.value) < HUGE and self.value.is_integer() else f"{self.value:.9g}"
+
+    def doubt(self, counted: bool) -> Said:
+        """A warning that names it.
+
+        Args:
+            counted: whether its pixels are measurements all the same, by the user's nodata value.
+        """
+        share = f"{self.share:.0%}" if self.share >= 0.1 else f"{self.share:.2%}"
+        text = f"{share} of the pixels looked at are {self.text}, far from all other values, and not declared as nodata"
+        if counted:
+            return "undeclared-nodata", f"{text}: they count as measured, since --nodata names another value"
+        cure = f"pass --nodata {self.text} to say so, or --nodata with another value if they are measurements"
+        return "undeclared-nodata", f"{text}: they count as not measured: {cure}"
+
+
+def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
+    """Fill values among pixels.
+
+    Each band is looked at by itself. A known value below all others counts wherever it is far from them, a value beyond
+    ±1e18 always; one above all others, and one that no producer is known for, only where every band has it at the same
+    pixels: else it may be saturation. 0 is never one (see zero borders), nor is any number of 8 bits.
+
+    Args:
+        raw: (C, n) numbers.
+        measured: (C, n) where each is a measurement by what is declared.
+    """
+    if raw.dtype.itemsize == 1 or not measured.any():
+        return ()
+    single: dict[float, Mask] = {}  # pixels that have a value, by the value
+    common: list[list[tuple[float, Mask]]] = []
+    for band, good in zip(raw, measured, strict=True):
+        common.append([])
+        left = good.copy()
+        for _ in range(4):  # both ends, and what lies behind a first fill value
+            found = _spike(band, left, SHARE_ALONE if len(raw) == 1 else SHARE)
+            if found is None:
+                break
+            value, where, alone = found
+            left &= ~where
+            if alone:
+                single[value] = single.get(value, False) | where
+            else:
+                common[-1].append((value, where))
+    for value in {value for band in common for value, _ in band}:
+        at = [[where for v, where in band if v == value] for band in common]
+        if all(at):
+            everywhere = np.logical_and.reduce([band[0] for band in at])
+            if everywhere.sum() >= TOGETHER * max(band[0].sum() for band in at):
+                single[value] = everywhere
+    return tuple(Fill(value, float(where.mean())) for value, where in sorted(single.items()))
+
+
+def _spike(band: NDArray[Any], left: Mask, share: float) -> tuple[float, Mask, bool] | None:
+    """A fill value at one end of a band: (value, where, whether it needs no other band to agree)."""
+    numbers = band[left]
+    if not numbers.size:
+        return None
+    for below in (True, False):
+        edge = float(numbers.min() if below else numbers.max())
+        if edge >= 0 if below else edge <= 0:
+            continue
+        value = edge if below and edge in SMALL else _known(edge, BELOW if below else ABOVE, band.dtype)
+        span = fill_span(edge if value is None else value, band.dtype)
+        assert span is not None  # it is a number of the band
+        where = left & ~outside(band, span)
+        if abs(edge) >= HUGE:
+            return edge, where, True
+        rest = band[left & ~where].astype(np.float64)
+        count = int(where.sum())
+        if below and value is not None and (value not in SMALL or count >= SHARE * band.size):
+            # A file resampled over its fill value has numbers between; those of a noisy band's tail are more than it.
+            if not rest.size or (_far(edge, rest, 0.5, robust=True) and count >= _between(edge, rest)):
+                return value, where, True
+            continue
+        if rest.size < 100 or count < share * band.size:
+            continue
+        if _far(edge, rest, 0.5 if value is not None else 2.0) and np.unique(rest).size >= DISTINCT:
+            return edge if value is None else value, where, False
+    return None
+
+
+def _known(edge: float, values: Sequence[float], dtype: np.dtype[Any]) -> float | None:
+    """The producer's value that a number is, within rounding."""
+    candidates = (*values, *(v * SCALED for v in values)) if dtype.kind == "f" else tuple(values)
+    return next((v for v in candidates if abs(edge - v) <= FILL_TOLERANCE * abs(v)), None)
+
+
+def _between(edge: float, rest: NDArray[np.float64]) -> int:
+    """How many numbers lie nearer to the lowest one than to the bulk of the others."""
+    return int((rest < (edge + np.percentile(rest, 1)) / 2).sum())
+
+
+def _far(edge: float, rest: NDArray[np.float64], times: float, robust: bool = False) -> bool:
+    """Whether a number lies further from the others than so many times their own range."""
+    low, high = np.percentile(rest, (1, 99)) if robust else (rest.min(), rest.max())
+    gap = low - edge if edge < low else edge - high
+    return bool(gap > 0 and gap >= times * (high - low))
