@@ -3,13 +3,16 @@
 import difflib
 from collections.abc import Iterable, Mapping
 
+from dofa.addresses import shown
+
 LONGEST = 480  # characters of a message: a few lines of a terminal
 
 
 class DofaError(Exception):
     """A mistake in the input; the command line prints it without a traceback.
 
-    As text it is one line of printable characters, however long or odd the names are that a file put into it.
+    As text it is one line of printable characters, however long or odd the names are that a file put into it;
+    addresses in it show no passwords or signatures.
 
     Args:
         message: one line.
@@ -17,7 +20,7 @@ class DofaError(Exception):
     """
 
     def __init__(self, message: str = "", flags: Mapping[str, str | None] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.flags = dict(flags or {})
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import runpy
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zarr
 
 from dofa.corpus.items import Item, Reading, Sample
 from dofa.pixels import Scaling
@@ -51,11 +53,33 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def as_version_1(folder: Path, name: str = "toy") -> None:
+    """Make of a store what dofa wrote before chunks had checksums and attributes a seal."""
+    for path in ("", name):
+        group = zarr.open_group(folder / path, mode="r+")
+        attributes = {k: v for k, v in group.attrs.asdict().items() if k not in ("sha256", "columns", "state")}
+        group.attrs.put({**attributes, "format_version": 1})
+    for array in (folder / name / "images", folder / name / "valid"):
+        if array.exists():
+            before = zarr.open_array(array, mode="r")
+            layout = {"chunks": before.chunks, "shards": before.shards, "fill_value": before.fill_value}
+            pixels = before[:]
+            shutil.rmtree(array)
+            codec = zarr.codecs.BloscCodec(shuffle="shuffle")
+            zarr.create_array(array, data=pixels, compressors=codec, **layout)
+
+
 @pytest.fixture(scope="session")
 def toy() -> SimpleNamespace:
     """Makers of small corpora, which test modules cannot import from here."""
     return SimpleNamespace(
-        sensor=make_sensor, images=make_images, reading=make_reading, with_items=with_items, item=item, tree=tree
+        sensor=make_sensor,
+        images=make_images,
+        reading=make_reading,
+        with_items=with_items,
+        item=item,
+        tree=tree,
+        as_version_1=as_version_1,
     )
 
 

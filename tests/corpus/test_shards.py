@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dofa.corpus import packing, shards
 from dofa.corpus.items import Reading
 from dofa.corpus.packing import DTYPES, pack
-from dofa.corpus.shards import ABSENT, ShardFiles
+from dofa.corpus.shards import ABSENT, Layout
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError
 
@@ -31,6 +31,10 @@ def store(request, toy, tmp_path_factory) -> SensorStore:
         patch.setattr(packing, "SHARD_BYTES", 2 * images[0].nbytes)
         pack(reading, folder, progress=False, chunk=32)
     return open_stores(folder)["toy"]
+
+
+def layout_of(array) -> Layout | None:
+    return Layout.read(json.loads((array / "zarr.json").read_text()))
 
 
 def through_zarr(store: SensorStore, name: str) -> zarr.Array:
@@ -57,14 +61,28 @@ def test_local_crops_go_past_zarr(store, monkeypatch):
     assert not valid.all()
 
 
-def test_a_mask_that_is_true_all_over_a_shard_has_no_file(toy, tmp_path, monkeypatch):
+def test_a_lost_mask_is_missed_where_it_was_true_all_over_the_shard(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "SHARD_BYTES", 2 * 3 * 16 * 16 * 2)
     valid = np.ones((6, 16, 16), bool)
     valid[0, 0] = False
     pack(Reading.from_arrays(toy.sensor(), toy.images(6), list("abcdef"), valid=valid), tmp_path, progress=False)
-    assert sorted(p.name for p in (tmp_path / "toy" / "valid" / "c").iterdir()) == ["0"]
     read = open_stores(tmp_path)["toy"].read(5, 2, 3, 4, 5)[1]
     np.testing.assert_array_equal(read, np.ones((4, 5), bool), strict=True)
+    shutil.rmtree(tmp_path / "toy" / "valid" / "c" / "2")
+    with pytest.raises(DataError, match="toy/valid/c/2/0/0 is missing"):
+        open_stores(tmp_path)["toy"].read(5)
+
+
+def test_a_store_of_version_1_has_no_file_for_a_mask_that_is_true_all_over_a_shard(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "SHARD_BYTES", 2 * 3 * 16 * 16 * 2)
+    valid = np.ones((6, 16, 16), bool)
+    valid[0, 0] = False
+    pack(Reading.from_arrays(toy.sensor(), toy.images(6), list("abcdef"), valid=valid), tmp_path, progress=False)
+    toy.as_version_1(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "toy" / "valid" / "c").iterdir()) == ["0"]
+    store = open_stores(tmp_path)["toy"]
+    np.testing.assert_array_equal(store.read(5, 2, 3, 4, 5)[1], np.ones((4, 5), bool), strict=True)
+    np.testing.assert_array_equal(store.read(0)[1], valid[0])
 
 
 @pytest.mark.parametrize(
@@ -79,16 +97,17 @@ def test_a_mask_that_is_true_all_over_a_shard_has_no_file(toy, tmp_path, monkeyp
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_store_that_another_program_laid_out_anew_is_read_through_zarr(toy, tmp_path, relaid):
+def test_a_store_of_version_1_that_another_program_laid_out_anew_is_read_through_zarr(toy, tmp_path, relaid):
     reading = toy.reading(3, side=64)
     pack(reading, tmp_path, progress=False, chunk=32)
+    toy.as_version_1(tmp_path)
     array = tmp_path / "toy" / "images"
     pixels = zarr.open_array(array, mode="r")[:]
-    assert ShardFiles.open(array) is not None
+    assert layout_of(array) is not None
     shutil.rmtree(array)
     layout = {"chunks": (1, 3, 32, 32), "shards": (3, 3, 64, 64), "compressors": zarr.codecs.BloscCodec()}
     zarr.create_array(array, data=pixels, **{**layout, **relaid})
-    assert ShardFiles.open(array) is None
+    assert layout_of(array) is None
     np.testing.assert_array_equal(open_stores(tmp_path)["toy"].read(2)[0], reading.items[2].load().image, strict=True)
 
 
@@ -148,18 +167,32 @@ def test_a_chunk_with_a_damaged_header_is_noticed(one, at):
         store.read(0)
 
 
-def test_a_chunk_that_another_program_left_out_is_the_fill_value(one):
+def test_a_chunk_that_is_left_out_is_missed_and_of_version_1_the_fill_value(one, toy, tmp_path):
     store, file = one
     index = index_of(file).copy()
     index[0] = ABSENT
     rewrite(file, index)
+    with pytest.raises(DataError, match="a chunk is missing"):
+        store.read(0)
+    toy.as_version_1(tmp_path)
+    store = open_stores(tmp_path)["toy"]
     assert not store.read(0)[0][:, :32, :32].any()
     assert store.read(0)[0][:, 32:, 32:].any()
 
 
+@pytest.mark.parametrize("relaid", [{"serializer": zarr.codecs.BytesCodec(endian="big")}, {"shards": None}])
+def test_a_store_with_checksums_that_was_laid_out_anew_is_refused(toy, tmp_path, relaid):
+    pack(toy.reading(3, side=64), tmp_path, progress=False, chunk=32)
+    array = tmp_path / "toy" / "images"
+    pixels = zarr.open_array(array, mode="r")[:]
+    shutil.rmtree(array)
+    zarr.create_array(array, data=pixels, **{"chunks": (1, 3, 32, 32), "shards": (3, 3, 64, 64), **relaid})
+    with pytest.raises(DataError, match=r"toy/images/zarr.json is not as it was written"):
+        open_stores(tmp_path)["toy"].read(0)
+
+
 def test_metadata_of_another_kind_is_left_to_zarr(tmp_path):
-    assert ShardFiles.open(tmp_path) is None
     zarr.create_array(tmp_path / "plain", shape=(4, 3, 8, 8), dtype="uint8")
-    assert ShardFiles.open(tmp_path / "plain") is None
+    assert layout_of(tmp_path / "plain") is None
     metadata = json.loads((tmp_path / "plain" / "zarr.json").read_text())
     assert metadata["codecs"][0]["name"] == "bytes"

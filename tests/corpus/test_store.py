@@ -69,7 +69,7 @@ def test_zarr_itself_reads_the_store(toy, tmp_path, small_shards):
     assert images.chunks == (1, 3, 32, 32)
     np.testing.assert_array_equal(images[:], np.stack([i.load().image for i in reading.items]))
     assert group.attrs["complete"] is True
-    assert group.attrs["format_version"] == 1
+    assert group.attrs["format_version"] == 2
     assert sorted(group.array_keys()) == ["images", "labels", "place", "source", "split"]
 
 
@@ -353,7 +353,7 @@ def test_a_format_version_from_the_future_is_refused_by_name(toy, tmp_path):
     pack(toy.reading(), tmp_path / "store", progress=False)
     for folder in (tmp_path / "store" / "toy", tmp_path / "store"):
         zarr.open_group(folder, mode="r+").attrs["format_version"] = 7
-        with pytest.raises(DataError, match="format version 7, newer than the 1 this dofa reads: update dofa"):
+        with pytest.raises(DataError, match="format version 7, newer than the 2 this dofa reads: update dofa"):
             open_stores(tmp_path / "store")
 
 

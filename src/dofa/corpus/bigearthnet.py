@@ -101,6 +101,7 @@ def read_bigearthnet(
                     bounds=part(bounds, size, window),
                     frame=lies.frame,
                     split=None if splits is None else splits[patch.name],
+                    files=(str(patch.path),),
                 )
             )
     return Reading(

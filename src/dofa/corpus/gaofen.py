@@ -78,6 +78,7 @@ def read_five_billion_pixels(folder: str | Path, *, tile: int | None = None, str
                     load=_Load(file, (top, left, tile, tile), sensor.band_names),
                     bounds=file.bounds(top, left, tile, tile),
                     frame=f"pixels of {path.stem}",
+                    files=(str(path),),
                 )
             )
     if not items:

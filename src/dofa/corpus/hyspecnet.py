@@ -79,6 +79,7 @@ def read_hyspecnet(
                     load=_Load(path, tuple(numbers), top, left, side),
                     bounds=(x, -(y + side), x + side, -y),
                     frame=f"pixels of {name['scene']}",
+                    files=(path,),
                 )
             )
     return Reading(chosen, items, (side, side), "int16", refused=tuple(refused), notes=notes)

@@ -40,6 +40,7 @@ class Item:
         bounds: (left, bottom, right, top) in the units of `frame`, for splits by blocks; None where it is not known.
         frame: what `bounds` are measured in: a CRS, or "pixels".
         split: where a published layout says it.
+        files: what `load` reads, files or folders of them: a pack notices that they have changed.
     """
 
     source: str
@@ -48,6 +49,7 @@ class Item:
     bounds: Bounds | None = None
     frame: str = ""
     split: Split | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

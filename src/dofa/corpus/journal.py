@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dofa.corpus.items import Item, Split
 from dofa.corpus.loading import Loaded
+from dofa.errors import DataError
 from dofa.pixels import RunningStats
 
 
@@ -40,7 +42,17 @@ class Line:
 
 
 class Journal:
-    """One line a shard, appended and synced after the shard is on disk; a torn last line counts for nothing."""
+    """One line a shard, appended and synced after the shard is on disk; a torn last line counts for nothing.
+
+    A line is its checksum and JSON.
+
+    Args:
+        path: of the file; made where it is not there.
+        bands: of the images.
+
+    Raises:
+        DataError: it was damaged.
+    """
 
     def __init__(self, path: Path, bands: Sequence[str]) -> None:
         self.path = path
@@ -52,7 +64,10 @@ class Journal:
             if not text.endswith(b"\n"):
                 break
             whole += len(text)
-            entry = json.loads(text)
+            checksum, _, record = text.partition(b" ")
+            if checksum != _checksum(record):
+                raise DataError(f"{path} is damaged: begin the pack anew with --no-resume")
+            entry = json.loads(record)
             self._add(Line(**entry["line"]))
             self.digest = entry["digest"]
             self.stats = RunningStats.from_dict(entry["stats"])
@@ -81,7 +96,8 @@ class Journal:
                 self.stats.merge(piece.stats)
             self.digest = hashlib.sha256(self.digest.encode() + piece.digest).hexdigest()
         entry = {"line": asdict(line), "digest": self.digest, "stats": self.stats.to_dict()}
-        self._file.write(json.dumps(entry).encode() + b"\n")
+        record = json.dumps(entry).encode() + b"\n"
+        self._file.write(_checksum(record) + b" " + record)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._add(line)
@@ -97,3 +113,7 @@ class Journal:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+
+def _checksum(record: bytes) -> bytes:
+    return f"{zlib.crc32(record):08x}".encode()

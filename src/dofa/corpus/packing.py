@@ -24,8 +24,9 @@ from dofa.corpus import shards
 from dofa.corpus.items import Item, Reading, Refusal, Split
 from dofa.corpus.journal import Journal, Line
 from dofa.corpus.loading import Loaded, Loader
+from dofa.corpus.metadata import FORMAT, FORMAT_VERSION, check_format, column_digest, read_attributes, sealed
 from dofa.corpus.split import SplitConfig, assign, held_out_places
-from dofa.corpus.store import FORMAT, FORMAT_VERSION, SensorStore, check_format, read_attributes
+from dofa.corpus.store import COLUMN_CHUNK, SensorStore
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import RunningStats
 from dofa.progress import Progress
@@ -136,6 +137,7 @@ def pack(
         "class_names": list(reading.class_names),
         "packing": {"split": asdict(split), "min_valid": min_valid, "chunk": chunk, "shard": shard_size},
         "items": _fingerprint(((reading.items[n], s) for n, s in work), reading.refused),
+        "state": _state(reading.items[n] for n, _ in work),
         "complete": False,
     }
     folder = Path(out) / sensor.name
@@ -185,15 +187,21 @@ def _begin(out: Path, name: str, begun: dict[str, Any], resume: bool) -> bool:
         check_format(root, str(out))
     there = read_attributes(str(out), name) if root is not None else None
     if there is not None:
-        check_format(there, f"{out}, {name}")
-        same = all(there.get(key) == value for key, value in json.loads(json.dumps(begun)).items() if key != "complete")
-        if same and (there["complete"] or resume):
+        check_format(there, str(out), name)
+        complete = bool(there.get("complete"))
+        if not complete and resume and there["format_version"] != FORMAT_VERSION:
+            raise DataError(f"{out}: {name} was begun by an older dofa: begin it anew with --no-resume")
+        ignored = {"complete", "format_version", *({"state"} if "state" not in there else ())}
+        asked = {key: value for key, value in json.loads(json.dumps(begun)).items() if key not in ignored}
+        changed = [key for key, value in asked.items() if there.get(key) != value]
+        if not changed and (complete or resume):
             _register(out, name)
-            return bool(there["complete"])
-        if there["complete"] or resume:
+            return complete
+        if complete or resume:
+            what = "files that have changed since" if changed == ["state"] else "other images or with other options"
             raise DataError(
-                f"{out} already holds {name}, {'packed' if there['complete'] else 'begun'} from other images or with "
-                f"other options: pack into a new store, or delete {out / name} first"
+                f"{out} already holds {name}, {'packed' if complete else 'begun'} from {what}: pack into a new store, "
+                + (f"or delete {out / name} first" if complete else "or begin anew with --no-resume")
             )
     shutil.rmtree(out / name, ignore_errors=True)
     _register(out, name)  # first, so that a sensor that was begun is never overlooked
@@ -205,7 +213,7 @@ def _register(out: Path, name: str) -> None:
     """List a sensor in the root of its store: readers do not list folders."""
     root = read_attributes(str(out))
     names = sorted({*(root or {}).get("sensors", ()), name})
-    attributes: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "sensors": names}
+    attributes = sealed({"format": FORMAT, "format_version": FORMAT_VERSION, "sensors": names})
     if root is None:
         zarr.create_group(out, zarr_format=3, attributes=attributes)
     elif root["sensors"] != names:
@@ -244,7 +252,7 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
         "labels": np.array(total.labels, np.int64),
     }
     for name, values in columns.items():
-        group.create_array(name, data=values, chunks=(min(count, 65536),), overwrite=True)
+        group.create_array(name, data=values, chunks=(min(count, COLUMN_CHUNK),), overwrite=True)
     lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in refused)
     part = folder / "refused.jsonl.part"
     part.write_text(lines, encoding="utf-8")
@@ -252,6 +260,7 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
     os.replace(part, folder / "refused.jsonl")
     group.update_attributes(
         {
+            "columns": {name: column_digest(values) for name, values in columns.items()},
             "scaling": scaling.with_stats(list(stats.mean), list(stats.std), "corpus").to_dict(),
             "statistics": {"pixels": stats.count, "minimum": stats.minimum.tolist(), "maximum": stats.maximum.tolist()},
             "counts": {
@@ -273,7 +282,7 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
         file.unlink()
     for file in folder.rglob("zarr.json"):
         shards.sync(file)
-    group.update_attributes({"complete": True})
+    group.attrs.put(sealed({**group.attrs.asdict(), "complete": True}))
     shards.sync(folder / "zarr.json")
     journal.path.unlink()
 
@@ -306,6 +315,26 @@ def _nothing(refused: Sequence[Refusal]) -> str:
     return (
         f"nothing to pack: all {len(refused)} images are refused, the first, {refused[0].source}: {refused[0].reason}"
     )
+
+
+def _state(items: Iterable[Item]) -> str:
+    """What tells the files of images from those that bear the same names later: sizes and times of change."""
+    digest = hashlib.sha256()
+    before: tuple[str, ...] = ()
+    for item in items:
+        if item.files != before:  # the windows of one image follow each other
+            before = item.files
+            digest.update(json.dumps([_stamps(file) for file in item.files]).encode())
+    return digest.hexdigest()
+
+
+def _stamps(path: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a file, or of every file in a folder."""
+    try:
+        found = sorted(Path(path).iterdir()) if os.path.isdir(path) else [Path(path)]
+        return [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in found]
+    except OSError:
+        return []
 
 
 def _fingerprint(work: Iterable[tuple[Item, Split]], refused: Sequence[Refusal]) -> str:

@@ -131,6 +131,7 @@ def read_images(
                         load=_Load(file, index, (top, left, *shape), common, label),
                         bounds=file.bounds(top, left, *shape),
                         frame=file.frame,
+                        files=(file.path,),
                     )
                 )
     return Reading(

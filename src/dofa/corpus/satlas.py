@@ -320,6 +320,7 @@ class _Tiles(Sequence[Item]):
             load=_Load(tile, top, left, self.side),
             bounds=(west, north - self.side * pixel, west + self.side * pixel, north),
             frame="EPSG:3857",
+            files=tuple(tile.files),
         )
 
 

@@ -1,12 +1,12 @@
 """The arrays of pixels in a store: how images are cut into chunks, chunks put into shards, and crops taken from them.
 
-A shard is one plain file (Zarr v3, sharding_indexed: chunks one after the other, then offset and length of each, then a
-checksum of these). Through Zarr a chunk costs three quarters of a millisecond to write and a third to read, all in one
-thread, which is many times what its pixels cost (docs/data-path.md). So the threads that load images compress them too,
-and crops are read from local shards here; Zarr reads what is elsewhere.
+A shard is one plain file (Zarr v3, sharding_indexed: chunks one after the other, each with its crc32c, then offset and
+length of each, then a checksum of these; chunks of format version 1 have none). Through Zarr a chunk costs three
+quarters of a millisecond to write and a third to read, all in one thread, which is many times what its pixels cost
+(docs/data-path.md). So the threads that load images compress them too, and crops are read from local shards here; Zarr
+reads what is elsewhere.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BloscShuffle
+from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
 ABSENT = 2**64 - 1  # offset and length of a chunk that holds only the fill value
@@ -29,8 +29,67 @@ FEW, MANY = Blosc("zstd", 3, Blosc.SHUFFLE), Blosc("lz4hc", 5, Blosc.BITSHUFFLE)
 MASKS = Blosc("zstd", 3, Blosc.BITSHUFFLE)
 MANY_BANDS = 32
 LITTLE = {"endian": "little"}
+CHECKSUM, BLOSC_HEADER = 4, 16  # bytes
 
 Chunks = Sequence[bytes | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an array of pixels lies in its files.
+
+    Attributes:
+        shape: of the array; images first, rows and columns last.
+        dtype: of its numbers.
+        chunk: side of a chunk in pixels.
+        shard: images in a shard.
+        fill: value of the chunks that are not there.
+        checked: whether each chunk ends in its crc32c.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    chunk: int
+    shard: int
+    fill: int | bool
+    checked: bool
+
+    @classmethod
+    def read(cls, metadata: dict[str, Any]) -> "Layout | None":
+        """The layout in an array's zarr.json; None where it is another than `Cut.create` makes.
+
+        Args:
+            metadata: contents of zarr.json.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError: it is damaged.
+        """
+        if [c["name"] for c in metadata["codecs"]] != ["sharding_indexed"]:
+            return None
+        sharding = metadata["codecs"][0]["configuration"]
+        shape = [int(n) for n in metadata["shape"]]
+        *middle, height, width = shape[1:]
+        chunk, shard = sharding["chunk_shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        side = int(chunk[-1])
+        inner = [c["name"] for c in sharding["codecs"]]
+        laid_out = (
+            side > 0
+            and shard[0] > 0
+            and chunk == [1, *middle, side, side]
+            and shard[1:] == [*middle, -(-height // side) * side, -(-width // side) * side]
+            and inner in (["bytes", "blosc"], ["bytes", "blosc", "crc32c"])
+            and sharding["codecs"][0].get("configuration", LITTLE) == LITTLE  # absent for single bytes
+            and [c["name"] for c in sharding["index_codecs"]] == ["bytes", "crc32c"]
+            and sharding["index_codecs"][0].get("configuration", LITTLE) == LITTLE
+            and sharding["index_location"] == "end"
+            and metadata["chunk_grid"]["name"] == "regular"
+            and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+            and (metadata["zarr_format"], metadata["node_type"]) == (3, "array")
+        )
+        if not laid_out:
+            return None
+        dtype = str(np.dtype(metadata["data_type"]))
+        return cls(tuple(shape), dtype, side, int(shard[0]), metadata["fill_value"], len(inner) == 3)
 
 
 @dataclass(frozen=True)
@@ -56,32 +115,43 @@ class Cut:
             folder: of the sensor's group.
             count: of images.
         """
-        bands, *tile = self.shape
-        codecs = {"images": self._codec, "valid": MASKS}
-        cover = [-(-side // self.chunk) * self.chunk for side in tile]
-        for name, middle, kind, fill in (("images", [bands], self.dtype, 0), ("valid", [], "bool", True)):
+        for name, codec in (("images", self._codec), ("valid", MASKS)):
+            layout = self.layout(name, count)
+            middle, tile = layout.shape[1:-2], layout.shape[-2:]
             if not (folder / name / "zarr.json").exists():
                 zarr.create_array(
                     folder / name,
-                    shape=(count, *middle, *tile),
-                    dtype=kind,
+                    shape=layout.shape,
+                    dtype=layout.dtype,
                     chunks=(1, *middle, self.chunk, self.chunk),
-                    shards=(self.shard, *middle, *cover),
-                    compressors=_zarr_codec(codecs[name]),
-                    fill_value=fill,
+                    shards=(self.shard, *middle, *(-(-side // self.chunk) * self.chunk for side in tile)),
+                    compressors=(_zarr_codec(codec), Crc32cCodec()),
+                    fill_value=layout.fill,
                 )
+
+    def layout(self, name: str, count: int) -> Layout:
+        """How `images` or `valid` lies in its files.
+
+        Args:
+            name: of the array.
+            count: of images.
+        """
+        bands, *tile = self.shape
+        if name == "images":
+            return Layout((count, bands, *tile), self.dtype, self.chunk, self.shard, 0, True)
+        return Layout((count, *tile), "bool", self.chunk, self.shard, True, True)
 
     def encode(self, image: NDArray[Any]) -> Chunks:
         """(…, H, W) as compressed chunks, row by row. A chunk of zeros is kept: one that is not there is a lost one."""
-        return [self._codec.encode(chunk) for chunk in self._chunks(image, 0)]
+        return [_with_checksum(self._codec.encode(chunk)) for chunk in self._chunks(image, 0)]
 
     def encode_mask(self, valid: NDArray[np.bool_] | None) -> Chunks:
         """(H, W) validity as compressed chunks; those that are True everywhere take no room."""
         whole = np.ones(self.shape[1:], bool) if valid is None else valid
-        return [None if chunk.all() else MASKS.encode(chunk) for chunk in self._chunks(whole, True)]
+        return [None if chunk.all() else _with_checksum(MASKS.encode(chunk)) for chunk in self._chunks(whole, True)]
 
     def write(self, array: Path, number: int, images: Sequence[Chunks]) -> None:
-        """Write a shard as one whole file; nothing where not a single chunk is present.
+        """Write a shard as one whole file, also where not a single chunk is present: a file that is not there is lost.
 
         Args:
             array: folder of `images` or `valid`.
@@ -89,8 +159,6 @@ class Cut:
             images: compressed chunks of each image, None where a chunk holds nothing but the fill value.
         """
         present = [chunk for chunks in images for chunk in chunks]
-        if not any(present):
-            return
         index = np.full((self.shard * len(images[0]), 2), ABSENT, "<u8")
         offset = 0
         for n, chunk in enumerate(present):
@@ -127,46 +195,17 @@ class Cut:
 class ShardFiles:
     """The shards of one local array, read without Zarr; nothing stays open, so threads and processes may share it.
 
-    Attributes:
+    Args:
         folder: of the array.
-        shape: of the array; images first, rows and columns last.
-        dtype: of its numbers.
-        chunk: side of a chunk in pixels.
-        shard: images in a shard.
-        fill: value of the chunks that are not there.
+        layout: of its files.
     """
 
-    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
-        self.folder, self.fill = folder, metadata["fill_value"]
-        self.shape = tuple(metadata["shape"])
-        self.dtype = np.dtype(metadata["data_type"])
-        self.shard = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
-        self.chunk = int(metadata["codecs"][0]["configuration"]["chunk_shape"][-1])
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder, self.layout = folder, layout
+        self.dtype = np.dtype(layout.dtype)
+        self.shape, self.shard, self.chunk = layout.shape, layout.shard, layout.chunk
         self._across = -(-self.shape[-1] // self.chunk)
         self._chunks = -(-self.shape[-2] // self.chunk) * self._across  # of an image
-
-    @classmethod
-    def open(cls, folder: Path) -> "ShardFiles | None":
-        """The shards of an array; None where there is none, or one laid out in another way than `Cut.create` does."""
-        if not (folder / "zarr.json").is_file():
-            return None
-        metadata = json.loads((folder / "zarr.json").read_bytes())
-        if [c["name"] for c in metadata["codecs"]] != ["sharding_indexed"]:
-            return None
-        sharding = metadata["codecs"][0]["configuration"]
-        *middle, height, width = metadata["shape"][1:]
-        chunk, shard = sharding["chunk_shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
-        side = chunk[-1]
-        laid_out = (
-            chunk == [1, *middle, side, side]
-            and shard[1:] == [*middle, -(-height // side) * side, -(-width // side) * side]
-            and [c["name"] for c in sharding["codecs"]] == ["bytes", "blosc"]
-            and sharding["codecs"][0].get("configuration", LITTLE) == LITTLE  # absent for single bytes
-            and [c["name"] for c in sharding["index_codecs"]] == ["bytes", "crc32c"]
-            and sharding["index_location"] == "end"
-            and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
-        )
-        return cls(folder, metadata) if laid_out else None
 
     def read(
         self, image: int, rows: slice, columns: slice, bands: Sequence[int] | NDArray[np.int64] | None = None
@@ -204,9 +243,14 @@ class ShardFiles:
                     inside_x, to_x = _overlap(columns, x * side, side)
                     offset, length = map(int, index[y * self._across + x])
                     if offset == ABSENT:
-                        out[..., to_y, to_x] = self.fill
+                        if self.layout.checked and not self.layout.fill:
+                            raise ValueError("a chunk is missing")  # of images `Cut.encode` leaves out none
+                        out[..., to_y, to_x] = self.layout.fill
                         continue
-                    _decode(os.pread(file, length, offset), length, pixels)
+                    data = os.pread(file, length, offset)
+                    if len(data) != length:
+                        raise ValueError("a chunk is cut short")
+                    _decode(_without_checksum(data) if self.layout.checked else data, pixels)
                     found = pixels[..., inside_y, inside_x]
                     out[..., to_y, to_x] = found if bands is None else found[chosen]
         finally:
@@ -228,10 +272,23 @@ def _overlap(wanted: slice, start: int, side: int) -> tuple[slice, slice]:
     return slice(first - start, last - start), slice(first - wanted.start, last - wanted.start)
 
 
-def _decode(data: bytes, length: int, out: NDArray[Any]) -> None:
+def _with_checksum(chunk: bytes) -> bytes:
+    """A chunk with its crc32c behind it, as Zarr's codec of this name has it."""
+    return chunk + int(google_crc32c.value(chunk)).to_bytes(CHECKSUM, "little")
+
+
+def _without_checksum(chunk: bytes) -> bytes:
+    """A chunk without its crc32c, which must be right."""
+    body = chunk[:-CHECKSUM]
+    if google_crc32c.value(body).to_bytes(CHECKSUM, "little") != chunk[-CHECKSUM:]:
+        raise ValueError("the checksum of a chunk is wrong: its bytes were changed")
+    return body
+
+
+def _decode(data: bytes, out: NDArray[Any]) -> None:
     """Undo Blosc, which believes its header: bytes 4 to 8 say how many come out, 12 to 16 how many there are."""
     out_bytes, in_bytes = int.from_bytes(data[4:8], "little"), int.from_bytes(data[12:16], "little")
-    if len(data) != length or in_bytes != length or out_bytes != out.nbytes:
+    if len(data) < BLOSC_HEADER or in_bytes != len(data) or out_bytes != out.nbytes:
         raise ValueError("a chunk is cut short or of another size")
     FEW.decode(data, out=out)  # a chunk says itself how it was compressed
 

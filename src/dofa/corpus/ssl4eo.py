@@ -107,6 +107,7 @@ def read_ssl4eo_s12(
                         load=_Load(source, scaling, window, size, say_offset),
                         bounds=lies,
                         frame=one.frame,
+                        files=(source,),
                     )
                 )
     notes = [coarser(chosen)]

@@ -5,35 +5,42 @@ local disk.
 """
 
 import os
-import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import zarr
-from fsspec.implementations.http import HTTPFileSystem
 from numpy.typing import NDArray
-from zarr.errors import ContainsArrayError, GroupNotFoundError
-from zarr.storage import FsspecStore
 
+from dofa.addresses import shown
 from dofa.corpus.items import Split
-from dofa.corpus.shards import ShardFiles
+from dofa.corpus.metadata import (
+    COPY_AGAIN,
+    check_format,
+    column_digest,
+    fetch,
+    in_line,
+    local_path,
+    read_attributes,
+    read_json,
+    zarr_store,
+)
+from dofa.corpus.shards import Cut, Layout, ShardFiles
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
-FORMAT = "dofa-store"
-FORMAT_VERSION = 1
-UNREADABLE = (OSError, ValueError, RuntimeError)  # what damaged files and broken connections raise
+
+COLUMN_CHUNK = 65536  # entries
 
 
 class SensorStore:
     """The images of one sensor in a store; safe to share with threads and with forked or spawned workers.
 
     Attributes:
-        url: of the store.
+        url: of the store, as it is opened; `shown` strips it for messages and files.
         name: of the sensor, and of its group.
         sensor: whole, bands in the order of the images.
         scaling: raw to normalised, with the statistics of the store's training split.
@@ -47,13 +54,26 @@ class SensorStore:
 
     def __init__(self, url: str, name: str, attributes: dict[str, Any]) -> None:
         self.url, self.name, self.attributes = url, name, attributes
-        self.sensor = Sensor.from_dict(attributes["sensor"])
-        self.scaling = Scaling.from_dict(attributes["scaling"])
-        self.shape: tuple[int, int, int] = (len(self.sensor.bands), *attributes["tile"])
-        self.dtype = np.dtype(attributes["dtype"])
-        self.count = int(attributes["counts"]["images"])
-        self.class_names = tuple(attributes["class_names"])
-        self.digest: str = attributes["digest"]
+        try:
+            self.version = int(attributes["format_version"])
+            self.sensor = Sensor.from_dict(attributes["sensor"])
+            self.scaling = Scaling.from_dict(attributes["scaling"])
+            height, width = (int(side) for side in attributes["tile"])
+            self.shape: tuple[int, int, int] = (len(self.sensor.bands), height, width)
+            self.dtype = np.dtype(attributes["dtype"])
+            self.counts: dict[str, Any] = {
+                key: attributes["counts"][key] for key in ("images", "splits", "labelled", "partly_valid")
+            }
+            self.count = int(self.counts["images"])
+            self.class_names = tuple(str(name) for name in attributes["class_names"])
+            self.digest = str(attributes["digest"])
+            packing = attributes["packing"]
+            self._cut = Cut(self.shape, str(self.dtype), int(packing["chunk"]), int(packing["shard"]))
+            least = min(*self.shape, self.count, self._cut.chunk, self._cut.shard)
+            if least < 1 or self.scaling.bands != self.sensor.band_names or self.scaling.mean is None:
+                raise ValueError("its numbers do not hold together")
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise DataError(f"{url} is damaged: zarr.json of {name}: {in_line(error)}: {COPY_AGAIN}") from None
         self._opened: dict[str, Any] = {}
         self._owner = os.getpid()
 
@@ -64,7 +84,7 @@ class SensorStore:
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """(N,) class indices, −1 where an image has none; None where no image has one."""
-        return self._column("labels") if self.attributes["counts"]["labelled"] else None
+        return self._column("labels") if self.counts["labelled"] else None
 
     def sources(self, indices: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Where images come from: file, and window or index within it."""
@@ -109,71 +129,105 @@ class SensorStore:
             )
         rows, columns = slice(top, top + height), slice(left, left + width)
         image = self._window("images", int(index), rows, columns, bands)
-        partly = self.attributes["counts"]["partly_valid"]
-        return image, self._window("valid", int(index), rows, columns) if partly else None
+        return image, self._window("valid", int(index), rows, columns) if self.counts["partly_valid"] else None
 
     def _window(
         self, name: str, index: int, rows: slice, columns: slice, bands: Sequence[int] | None = None
     ) -> NDArray[Any]:
         """Part of one image, or of its validity: straight from local shards, through Zarr from elsewhere."""
         shards = self._shards(name)
-        if shards is None:
-            part = self._take(name, (index, ..., rows, columns))
-            if name == "images" and not part.any():
-                self._check_shard(index)  # Zarr reads a file that is not there as zeros
-            return part if bands is None else part[list(bands)]
         try:
-            return shards.read(index, rows, columns, bands)
+            if shards is not None:
+                return shards.read(index, rows, columns, bands)
+            part = np.asarray(self._array(name)[(index, ..., rows, columns)])
         except FileNotFoundError:
-            if name == "images":
-                raise self._lost(index) from None
-            return np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)  # no mask was worth a file
-        except UNREADABLE as error:
-            raise self._unreadable(name, index, error) from None
+            self._check_shard(name, index)
+            return np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)  # version 1, all valid
+        except DataError:
+            raise
+        except Exception as error:  # of Zarr, its codecs, fsspec and its clients
+            raise self._unreadable(f"{name} of image {index}", error) from None
+        if part.all() if name == "valid" else not part.any():
+            self._check_shard(name, index)  # Zarr reads a file that is not there as the fill value
+        return part if bands is None else part[list(bands)]
 
-    def _take(self, name: str, window: tuple[Any, ...]) -> NDArray[Any]:
-        try:
-            return np.asarray(self._array(name)[window])
-        except UNREADABLE as error:
-            raise self._unreadable(name, window[0], error) from None
+    def _unreadable(self, what: str, error: Exception) -> DataError:
+        return DataError(f"{self.url}, {self.name}: {what} cannot be read: {in_line(error)}")
 
-    def _unreadable(self, name: str, index: object, error: Exception) -> DataError:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return DataError(f"{self.url}, {self.name}: {name} of image {index} cannot be read: {reason}")
-
-    def _check_shard(self, index: int) -> None:
-        system, root = fsspec.core.url_to_fs(self.url)
-        if not system.exists(f"{root}/{self._shard(index)}"):
-            raise self._lost(index)
-
-    def _shard(self, index: int) -> str:
-        return f"{self.name}/images/c/{index // self.attributes['packing']['shard']}/0/0/0"
-
-    def _lost(self, index: int) -> DataError:
-        return DataError(f"{self.url} is damaged: {self._shard(index)} is missing; copy the store again")
+    def _check_shard(self, name: str, index: int) -> None:
+        """Refuse a store without the shard of an image; version 1 left out shards of `valid` that say nothing."""
+        number = index // self._cut.shard
+        path = f"{self.name}/{name}/c/{number}/" + "/".join("0" * (3 if name == "images" else 2))
+        if f"shard {path}" in self._opened or (name == "valid" and self.version < 2):
+            return
+        if fetch(self.url, path, end=1) is None:
+            raise DataError(f"{self.url} is damaged: {path} is missing: {COPY_AGAIN}")
+        self._opened[f"shard {path}"] = True
 
     def _column(self, name: str) -> NDArray[Any]:
-        """A whole array of one entry an image, read once."""
+        """A whole array of one entry an image, read once and compared with what the attributes say of it."""
         key = f"column {name}"
         if key not in self._opened:
-            self._opened[key] = self._take(name, (slice(None),))
-        column: NDArray[Any] = self._opened[key]
-        return column
+            metadata = read_json(self.url, f"{self.name}/{name}/zarr.json") or {}
+            try:
+                chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+                if metadata["shape"] != [self.count] or not 0 < chunks[0] <= max(self.count, COLUMN_CHUNK):
+                    raise ValueError("its zarr.json is damaged")  # before Zarr makes room for what it says
+                column = np.asarray(self._array(name)[:])
+            except DataError:
+                raise
+            except Exception as error:  # of Zarr, its codecs, fsspec and its clients
+                raise self._unreadable(name, error) from None
+            self._check_column(name, column)
+            self._opened[key] = column
+        found: NDArray[Any] = self._opened[key]
+        return found
+
+    def _check_column(self, name: str, column: NDArray[Any]) -> None:
+        """Refuse a column that was changed, or of which a part is missing: Zarr reads that as zeros and empty texts."""
+        if self.version > 1:
+            whole = column_digest(column) == self.attributes["columns"][name]
+        elif name == "split":
+            whole = Counter(column.tolist()) == self.counts["splits"]
+        elif name == "labels":
+            whole = column.dtype.kind == "i" and int((column >= 0).sum()) == self.counts["labelled"]
+        else:
+            whole = all(str(text) for text in column.tolist())
+        if not whole or column.shape != (self.count,):
+            raise DataError(f"{self.url} is damaged: {name} of {self.name} is not as it was written: {COPY_AGAIN}")
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if self._owner != os.getpid():  # connections and event loops do not survive a fork
             self._opened, self._owner = {}, os.getpid()
         if name not in self._opened:
-            self._opened[name] = zarr.open_array(_address(self.url), path=f"{self.name}/{name}", mode="r")
+            self._opened[name] = zarr.open_array(zarr_store(self.url), path=f"{self.name}/{name}", mode="r")
         array: zarr.Array[Any] = self._opened[name]
         return array
 
     def _shards(self, name: str) -> ShardFiles | None:
-        """The files of a local array; None where it lies elsewhere or is laid out in another way."""
+        """The files of a local array; None where it lies elsewhere, or another program laid out version 1 anew.
+
+        Raises:
+            DataError: its zarr.json is not there, damaged, or not what the attributes of the group say.
+        """
         key = f"shards {name}"
         if key not in self._opened:
-            address = _address(self.url)
-            self._opened[key] = ShardFiles.open(Path(address, self.name, name)) if isinstance(address, str) else None
+            path = f"{self.name}/{name}/zarr.json"
+            metadata = read_json(self.url, path)
+            if metadata is None:
+                raise DataError(f"{self.url} is damaged: {path} is missing: {COPY_AGAIN}")
+            expected = self._cut.layout(name, self.count)
+            try:
+                layout = Layout.read(metadata)
+                same = tuple(metadata["shape"]) == expected.shape and metadata["data_type"] == expected.dtype
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+                same = False
+            if not same or (self.version > 1 and layout != expected):
+                raise DataError(f"{self.url} is damaged: {path} is not as it was written: {COPY_AGAIN}")
+            folder, local = local_path(self.url), None
+            if folder is not None and layout is not None:
+                local = ShardFiles(folder / self.name / name, layout)
+            self._opened[key] = local
         shards: ShardFiles | None = self._opened[key]
         return shards
 
@@ -185,7 +239,9 @@ class SensorStore:
 
     def __repr__(self) -> str:
         channels, height, width = self.shape
-        return f"SensorStore({self.url!r}, {self.name!r}: {self.count} × {channels}×{height}×{width} {self.dtype})"
+        return (
+            f"SensorStore({shown(self.url)!r}, {self.name!r}: {self.count} × {channels}×{height}×{width} {self.dtype})"
+        )
 
 
 def open_stores(urls: str | Path | Sequence[str | Path]) -> dict[str, SensorStore]:
@@ -210,78 +266,24 @@ def open_stores(urls: str | Path | Sequence[str | Path]) -> dict[str, SensorStor
         check_format(root, url)
         if "sensors" not in root:
             raise DataError(f"{url} is one sensor of a store: name the store, {url.rpartition('/')[0] or '.'}")
-        for name in root["sensors"]:
+        names = root["sensors"]
+        if not isinstance(names, list) or not all(isinstance(name, str) and is_group_name(name) for name in names):
+            raise DataError(f"{url} is damaged: its zarr.json lists no sensors: {COPY_AGAIN}")
+        for name in names:
             attributes = read_attributes(url, name)
             if attributes is None or not attributes.get("complete"):
                 raise DataError(f"{url}: {name} is packed only in part; run the same dofa pack again to finish it")
-            check_format(attributes, f"{url}, {name}")
+            check_format(attributes, url, name)
             if name in found:
                 raise DataError(f"both {found[name].url} and {url} hold {name}: pack its images into one store")
             found[name] = SensorStore(url, name, attributes)
     return found
 
 
-def read_attributes(url: str, path: str = "") -> dict[str, Any] | None:
-    """Attributes of a group; None where there is none.
+def is_group_name(name: str) -> bool:
+    """Whether a name is that of a group in a store, and leads nowhere else.
 
     Args:
-        url: folder or address of a store.
-        path: of the group in it; empty for the root.
-
-    Raises:
-        DataError: the address cannot be reached, or holds something else.
+        name: as a store lists it.
     """
-    try:
-        return dict(zarr.open_group(_address(url), path=path, mode="r", zarr_format=3).attrs)
-    except (GroupNotFoundError, FileNotFoundError):
-        return None
-    except (OSError, ValueError, ContainsArrayError) as error:
-        raise DataError(f"{url} cannot be read as a store: {' '.join(str(error).split())}") from None
-
-
-def check_format(attributes: dict[str, Any], where: str) -> None:
-    """Refuse what is no store of ours, and formats newer than this version knows.
-
-    Args:
-        attributes: of the root.
-        where: the store, for messages.
-
-    Raises:
-        DataError: with the cure.
-    """
-    if attributes.get("format") != FORMAT:
-        raise DataError(f"{where} is Zarr but no store written by dofa pack")
-    if attributes["format_version"] > FORMAT_VERSION:
-        raise DataError(
-            f"{where} has store format version {attributes['format_version']}, newer than the {FORMAT_VERSION} this "
-            "dofa reads: update dofa"
-        )
-
-
-def _address(url: str) -> str | FsspecStore:
-    """What zarr opens: a local path as it is, anything else through fsspec."""
-    protocol, path = fsspec.core.split_protocol(url)
-    if protocol in (None, "file", "local"):
-        return str(Path(path).absolute())
-    if protocol in ("http", "https"):
-        return FsspecStore(_RangeHTTP(asynchronous=True), read_only=True, path=url)
-    try:
-        remote: FsspecStore = FsspecStore.from_url(url, read_only=True)
-    except ImportError as error:
-        raise DataError(f"{url}: {error}") from None
-    return remote
-
-
-class _RangeHTTP(HTTPFileSystem):  # type: ignore[misc]
-    """HTTP where a server may ignore Range, as `python -m http.server` does, and answer with the whole file."""
-
-    async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        out: bytes = await super()._cat_file(url, start=start, end=end, **options)
-        # Zarr asks for whole files, for start to end, and for the last bytes (a negative start).
-        if start is None or len(out) <= (-start if end is None else end - start):
-            return out
-        warnings.warn(
-            f"the server of {url} ignores byte ranges: every crop costs a whole shard; serve the store with ranges",
-            stacklevel=2,
-        )
-        return out[start:end]
+    return bool(name) and name not in (".", "..") and not any(mark in name for mark in "/\\:?")

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from dofa import sensors
+from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
-from dofa.raster import fill, gdal, remote, words
+from dofa.raster import fill, gdal, words
 from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.handles import Handles
@@ -136,7 +137,7 @@ class Raster:
     def __init__(self, path: str | Path, nodata: float | None = None, strict: bool = False) -> None:
         self.path = str(path)
         self.warnings: list[str] = []
-        self._name = remote.shown(self.path).rsplit("/", 1)[-1]
+        self._name = shown(self.path).rsplit("/", 1)[-1]
         self._strict = strict
         self._handles = Handles(self.path, self._name)
         self._empty: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform, transform_bounds
 
+from dofa.addresses import shown
 from dofa.errors import DataError
 from dofa.raster import remote
 from dofa.raster.band_names import IN_BRACKETS
@@ -93,7 +94,7 @@ def open_dataset(path: str) -> Any:
         why = "set AWS_NO_SIGN_REQUEST=YES for a public bucket, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif os.path.isfile(path):
         why = f"{why.rstrip('.')}: no image, or a truncated one: copy or download it again"
-    raise DataError(f"{remote.shown(path)} cannot be opened: {why}")
+    raise DataError(f"{shown(path)} cannot be opened: {why}")
 
 
 def driver_names() -> set[str]:

@@ -9,6 +9,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from dofa.addresses import shown
 from dofa.errors import DataError
 from dofa.raster import gdal, remote
 
@@ -69,7 +70,7 @@ class Handles:
             far = remote.is_remote(self._fetched)
             why = f"its {what} cannot be decoded: {remote.reason(error, 'the server sent' if far else 'the file has')}"
             if far:
-                raise DataError(f"{remote.shown(self._path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
+                raise DataError(f"{shown(self._path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
             raise DataError(f"{self._name}: truncated or damaged, {why}: copy or download it again") from None
 
     def _forget(self) -> None:

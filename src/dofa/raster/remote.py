@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from dofa.addresses import shown
 from dofa.errors import DataError
 
 WAITS_S: tuple[float, ...] = (1.0, 3.0)  # before the second and the third attempt
@@ -42,14 +43,6 @@ def gdal_name(path: str) -> str:
     if head is None:
         return path
     return f"{head}://{rest}" if head.startswith("/vsicurl") else head + rest
-
-
-def shown(path: str) -> str:
-    """An address without what may be secret in it: the query (signatures, keys) and the user's name and password."""
-    parts = urlsplit(path)
-    if not parts.netloc or not parts.scheme:
-        return path
-    return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}{'?…' if parts.query else ''}"
 
 
 def persistently(path: str, act: Callable[[], Answer], forget: Callable[[], None], *, lost: type[Exception]) -> Answer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from dofa import sensors
+from dofa import addresses, sensors
 from dofa.errors import DataError
 from dofa.raster import remote, words
 from dofa.raster.band_names import AUXILIARY, match
@@ -156,7 +156,7 @@ def read_item(source: str | Path, sensor: Sensor | None = None) -> Product:
 def _load(source: str) -> dict[str, Any]:
     """The item, checked to be one."""
     if remote.is_remote(source):
-        shown, data = remote.shown(source), remote.fetch(source)
+        shown, data = addresses.shown(source), remote.fetch(source)
     else:
         shown = source
         try:
