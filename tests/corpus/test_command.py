@@ -1,6 +1,8 @@
 """`dofa pack`: layouts, where the store is named, samples, and settings that do not belong."""
 
+import glob
 import inspect
+import os
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -57,6 +59,53 @@ def test_a_published_folder_is_packed_by_name(layout, sensor, images, layouts, t
     assert main(["pack", layout, str(tmp_path / "in"), str(tmp_path / "store")]) == 0
     assert f"{sensor}, {images} images" in capsys.readouterr().out
     assert len(open_stores(tmp_path / "store")[sensor]) == images
+
+
+@pytest.mark.parametrize("layout", ["satlas-s1", "satlas-s2", "five-billion-pixels"])
+@pytest.mark.parametrize("kind", ["another time", "another size"])
+def test_a_file_that_changed_under_the_same_name_is_not_passed_over(layout, kind, layouts, tmp_path, capsys):
+    """The store kept the old pixels, and said that all was packed."""
+    layouts.WRITERS[layout](tmp_path / "in")
+    command = ["pack", layout, str(tmp_path / "in"), str(tmp_path / "store")]
+    assert main(command) == 0
+    assert main(command) == 0, "nothing has changed"
+    (store,) = open_stores(tmp_path / "store").values()
+    file = Path(sorted(glob.glob(store.sources([0])[0].split("@")[0]))[-1])
+    before = file.stat()
+    if kind == "another size":
+        file.write_bytes(file.read_bytes() + b" ")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    capsys.readouterr()
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "files that have changed since" in said
+    assert str(tmp_path / "store") in said
+
+
+def test_an_interrupted_pack_of_files_that_changed_begins_anew_on_the_users_word(tmp_path, toy, capsys, monkeypatch):
+    for n, image in enumerate(toy.images(6)):
+        np.savez(tmp_path / f"{n}.npz", x=image)
+    command = [
+        "pack",
+        "images",
+        str(tmp_path / "*.npz"),
+        str(tmp_path / "store"),
+        "--sensor",
+        "naip-rgb",
+        "--place",
+        "path",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr("dofa.corpus.packing._finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        pytest.raises(RuntimeError, main, command)
+    np.savez(tmp_path / "3.npz", x=toy.images(6, seed=1)[3])
+    assert main(command) == 2
+    assert "--no-resume" in capsys.readouterr().err
+    assert main([*command, "--no-resume"]) == 0
+    store = open_stores(tmp_path / "store")["naip-rgb"]
+    np.testing.assert_array_equal(store.read(3)[0], toy.images(6, seed=1)[3])
 
 
 def test_the_store_may_be_named_last_or_by_its_option(s1, tmp_path, toy):

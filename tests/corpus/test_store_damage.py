@@ -85,7 +85,7 @@ def test_every_byte_of_a_shard_counts(made, tmp_path):
         (copy / "toy" / "valid").rglob("c/0/0/0")
     ):
         data = file.read_bytes()
-        for at in range(0, len(data), 7):
+        for at in range(0, len(data), 23):
             file.write_bytes(data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :])
             assert answered(copy, expected), f"byte {at} of {file}"
         file.write_bytes(data)
@@ -169,14 +169,14 @@ def mutated(value, rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [2, 1])
-def test_two_thousand_damaged_stores_are_answered_in_a_line_or_rightly(made, toy, tmp_path, version):
+def test_thousands_of_damaged_stores_are_answered_in_a_line_or_rightly(made, toy, tmp_path, version):
     """Bytes and JSON values of every file. Of version 1, whose metadata nothing seals, only that it is answered."""
     copy = shutil.copytree(made, tmp_path / "store")
     if version == 1:
         toy.as_version_1(copy)
     expected, rng = everything(copy), np.random.default_rng(version)
     every = files(copy)
-    for _ in range(2000):
+    for _ in range(2000 if version == 2 else 1000):
         file = every[rng.integers(len(every))]
         data = file.read_bytes()
         if file.name == "zarr.json" and rng.random() < 0.8:

@@ -1,7 +1,8 @@
 """A web server of byte ranges that misbehaves as told, run as a process of its own: python flaky_server.py FOLDER
 
 Rules are posted as JSON, [{path, range, method, skip, times, fault}, …]: patterns, how many matching requests pass
-first, how many then get the fault: a status code, "truncate", "reset" or "stall". GET /-/log gives what was asked.
+first, how many then get the fault: a status code, {"status": …, "headers": {…}}, "truncate", "reset", "stall" or
+"drip" (a byte now and then). GET /-/log gives what was asked.
 """
 
 import json
@@ -53,15 +54,26 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
+        elif isinstance(fault, dict):
+            self.send(b"", fault["status"], fault["headers"])
         elif isinstance(fault, int) or not path.is_file():
             self.send(b"", fault if isinstance(fault, int) else 404)
+        elif fault == "drip":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.05)
         else:
             self.part(path.read_bytes(), span, fault == "truncate")
 
     def part(self, data, span, cut):
         code, headers = 200, {"Accept-Ranges": "bytes"}
         if span:
-            first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", span).groups()
+            first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", span).groups()
+            if not first:
+                first, last = max(len(data) - int(last), 0), ""
             first, last = int(first), min(int(last or len(data)), len(data) - 1)
             code, headers["Content-Range"] = 206, f"bytes {first}-{last}/{len(data)}"
             data = data[first : last + 1]

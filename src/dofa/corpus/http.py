@@ -9,10 +9,10 @@ import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
 from dofa.addresses import shown
-from dofa.raster.remote import TIMEOUT_S, WAITS_S
+from dofa.raster import remote
 
 LONGEST_WAIT_S = 30.0  # whatever a server asks for in Retry-After
-DEADLINE_S = 120.0  # for one answer: a server may send a byte a second for ever
+DEADLINE_S = 60.0  # for one answer: a server may send a byte a second for ever
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that another attempt may change
 
 
@@ -27,13 +27,13 @@ class HTTPStore(HTTPFileSystem):  # type: ignore[misc]
     """
 
     def __init__(self, query: str = "", **options: Any) -> None:
-        timeout = aiohttp.ClientTimeout(total=DEADLINE_S, sock_connect=TIMEOUT_S, sock_read=TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=DEADLINE_S, sock_connect=remote.TIMEOUT_S, sock_read=remote.TIMEOUT_S)
         super().__init__(client_kwargs={"timeout": timeout}, **options)
         self.query = query
 
     async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         address = f"{url}?{self.query}" if self.query else url
-        for wait in (*WAITS_S, None):
+        for wait in (*remote.WAITS_S, None):
             try:
                 out: bytes = await super()._cat_file(address, start=start, end=end, **options)
                 break
@@ -41,10 +41,11 @@ class HTTPStore(HTTPFileSystem):  # type: ignore[misc]
                 if wait is None or error.status not in PASSING:
                     raise OSError(_refused(error)) from None
                 wait = max(wait, _retry_after(error))
-            except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-                if wait is None or isinstance(error, aiohttp.InvalidURL | aiohttp.TooManyRedirects):
-                    why = str(error) or f"no answer within {TIMEOUT_S:.0f} s ({type(error).__name__})"
-                    raise OSError(shown(" ".join(why.split()))) from None
+            except (aiohttp.ServerTimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+                if wait is None:
+                    raise OSError(f"{_lost(error)} (asked {1 + len(remote.WAITS_S)} times): try again later") from None
+            except TimeoutError:
+                raise OSError(f"the server sends too slowly, no whole answer within {DEADLINE_S:g} s") from None
             await asyncio.sleep(wait)
         # Zarr asks for whole files, for start to end, and for the last bytes (a negative start).
         if start is None or len(out) <= (-start if end is None else end - start):
@@ -57,13 +58,22 @@ class HTTPStore(HTTPFileSystem):  # type: ignore[misc]
         return out[start:end]
 
 
+def _lost(error: Exception) -> str:
+    """Why no whole answer came."""
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return f"the server sends nothing for {remote.TIMEOUT_S:g} s"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the server cuts its answer off"
+    return shown(" ".join(str(error).split())) or type(error).__name__
+
+
 def _refused(error: aiohttp.ClientResponseError) -> str:
     """What a status says, and what to do."""
     said = f"the server answers {error.status} {error.message}".strip()
     if error.status in (401, 403):
         return f"{said}: look at the password or signature in its address, signatures run out"
     if error.status in PASSING:
-        return f"{said} (asked {1 + len(WAITS_S)} times): try again later"
+        return f"{said} (asked {1 + len(remote.WAITS_S)} times): try again later"
     return f"{said}: look at the address"
 
 

@@ -32,7 +32,6 @@ from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
-
 COLUMN_CHUNK = 65536  # entries
 
 
