@@ -99,7 +99,8 @@ def test_an_interrupted_pack_of_files_that_changed_begins_anew_on_the_users_word
     ]
     with monkeypatch.context() as patch:
         patch.setattr("dofa.corpus.packing._finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
-        pytest.raises(RuntimeError, main, command)
+        with pytest.raises(RuntimeError):
+            main(command)
     np.savez(tmp_path / "3.npz", x=toy.images(6, seed=1)[3])
     assert main(command) == 2
     assert "--no-resume" in capsys.readouterr().err

@@ -204,7 +204,7 @@ def usable_crs(dataset: Any) -> tuple[Any, Said | None]:
     Args:
         dataset: opened with rasterio.
     """
-    crs, name = dataset.crs, os.path.basename(remote.shown(dataset.name))
+    crs, name = dataset.crs, os.path.basename(shown(dataset.name))
     if crs is not None and not (crs.is_projected or crs.is_geographic):
         known = re.match(r'\w+\["([^"]*)"', crs.to_wkt())
         called = f" ({known[1]})" if known and known[1] else ""
