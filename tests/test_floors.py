@@ -12,7 +12,8 @@ import dofa
 SOURCE = Path(dofa.__file__).parent
 # docs/architecture.md; a module may import from lower floors and from its own room.
 FLOORS = [
-    {"addresses", "errors", "files", "progress", "version"},
+    {"addresses"},
+    {"errors", "files", "progress", "version"},
     {"documents", "settings"},
     {"pixels"},
     {"sensors", "figures"},

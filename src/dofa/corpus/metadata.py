@@ -15,6 +15,7 @@ from zarr.storage import FsspecStore
 
 from dofa.addresses import with_path
 from dofa.corpus.http import HTTPStore
+from dofa.documents import parse_json
 from dofa.errors import DataError
 
 FORMAT = "dofa-store"
@@ -107,10 +108,7 @@ def read_json(url: str, path: str) -> dict[str, Any] | None:
     data = fetch(url, path)
     if data is None:
         return None
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{url} is damaged: {path} is no JSON ({in_line(error)}): {COPY_AGAIN}") from None
+    found = parse_json(data, f"{url} is damaged: {path}")
     if not isinstance(found, dict):
         raise DataError(f"{url} is damaged: {path} holds no mapping: {COPY_AGAIN}")
     return found
