@@ -587,7 +587,7 @@ def test_what_is_assumed_is_a_warning_and_an_error_under_strict(tmp_path):
     paths = [band_file(tmp_path / f"x_{n}.tif", image[0], 10) for n in ("B02", "B03", "B04", "B08")]
     with open_scene(paths, "sentinel-2-l2a") as scene:
         assert any(w.startswith("offset-unknown") for w in scene.warnings)
-    with pytest.raises(DataError, match=r"dn_offset=-1000.*strict"):
+    with pytest.raises(DataError, match=r"--dn-offset -1000.*strict"):
         open_scene(paths, "sentinel-2-l2a", strict=True)
 
 

@@ -269,7 +269,7 @@ def test_an_offset_that_nobody_speaks_of_or_that_was_taken_off_before_is_told_an
     wrong = earth_search(tmp_path, **{APPLIED: False, BASELINE: "05.09"})  # the numbers are free of it
     with open_scene(wrong) as scene:
         assert [w.split(":")[0] for w in scene.warnings] == ["offset-doubtful"]
-    with pytest.raises(DataError, match=r"taken off a second time: say dn_offset=0.*strict"):
+    with pytest.raises(DataError, match=r"taken off a second time: say --dn-offset 0.*strict"):
         open_scene(wrong, strict=True)
     with open_scene(wrong, dn_offset=0, strict=True) as scene:
         assert scene.parts[0].scaling.offset == (0.0,) * 12

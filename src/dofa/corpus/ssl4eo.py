@@ -21,6 +21,8 @@ from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.raster import words
+from dofa.raster.factors import with_dn_offset
+from dofa.raster.numbers import FileNumbers
 from dofa.sensors import Sensor
 
 FOLDERS = {"sentinel-1-grd": "s1", "sentinel-2-l1c": "s2c", "sentinel-2-l2a": "s2a"}
@@ -78,7 +80,7 @@ def read_ssl4eo_s12(
     scaling = chosen.scaling
     assert scaling is not None  # all three products have one
     if dn_offset is not None:
-        scaling = words.with_dn_offset(scaling, [dn_offset] * len(chosen.bands))
+        scaling = with_dn_offset(scaling, [dn_offset] * len(chosen.bands))
         scaling = replace(scaling, physical_source="user")
     finest = min(chosen.bands, key=lambda band: band.gsd_m or chosen.gsd_m).name
     with ThreadPoolExecutor(max(4, os.cpu_count() or 1)) as pool:
@@ -193,7 +195,7 @@ class _Load:
         """Refuse numbers that carry the offset of processing baseline 04.00, or may."""
         metadata, n = _metadata(self.scene), len(self.scaling.bands)
         tags = {key.upper(): str(value) for key, value in metadata.items()}
-        numbers = words.FileNumbers((1.0,) * n, (0.0,) * n, ("",) * n, tags, ({},) * n, {})
+        numbers = FileNumbers((1.0,) * n, (0.0,) * n, ("",) * n, tags, ({},) * n, {})
         offset = words.sentinel2_offset(numbers, self.scaling.bands)
         if offset is None:
             if doubt := words.offset_doubt(numbers, stack.image[:, stack.valid]):
@@ -201,7 +203,7 @@ class _Load:
         elif any(offset):
             raise DataError(
                 f"carries an offset by its metadata.json ({offset[0]:g} is to be added), and the corpus as published "
-                "has none: say dn_offset=-1000 for a folder where all do"
+                "has none: say --dn-offset -1000 for a folder where all do"
             )
 
 

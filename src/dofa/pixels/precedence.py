@@ -27,8 +27,8 @@ def resolve_physical(
         if scaling is not None:
             return replace(scaling.without_stats(), physical_source=source)
     raise ConfigError(
-        f"{what}: nothing says what its numbers mean: pass a scaling with its unit, write scale, offset and unit tags "
-        "into the file, or name a sensor whose product defines them"
+        f"{what}: nothing says what its numbers mean: say it (--unit, with --dn-scale if they are scaled), write "
+        "scale, offset and unit tags into the file, or name a sensor whose product defines them (--sensor)"
     )
 
 

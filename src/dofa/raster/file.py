@@ -16,6 +16,7 @@ from dofa.raster import fill, gdal, words
 from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.handles import Handles
+from dofa.raster.numbers import FileNumbers, UserNumbers
 from dofa.raster.validity import Header, Mask, Validity
 from dofa.sensors import Sensor
 
@@ -34,6 +35,8 @@ def open_raster(
     scaling: Scaling | None = None,
     *,
     dn_offset: float | None = None,
+    dn_scale: float | None = None,
+    unit: str | None = None,
     nodata: float | None = None,
     strict: bool = False,
 ) -> "Raster":
@@ -47,6 +50,8 @@ def open_raster(
         scaling: what the numbers mean; overrides tags and product.
         dn_offset: added to the numbers before the factor, in place of the file's offset: −1000 for Sentinel-2 of
             baseline ≥ 04.00, 0 to say that there is none.
+        dn_scale: factor from the numbers to their unit, in place of the file's and the product's.
+        unit: what the numbers are, as a unit tag would say it, in place of the file's: reflectance, percent, db, dn, …
         nodata: the number that stands for no measurement; overrides that of every band.
         strict: whatever would be assumed, or looks wrong, is an error instead of a warning.
 
@@ -59,11 +64,10 @@ def open_raster(
     """
     if isinstance(sensor, str):
         sensor = sensors.get(sensor)
-    if scaling is not None and dn_offset is not None:
-        raise ConfigError("scaling already says the offset: give scaling or dn_offset, not both")
+    user = UserNumbers(scaling, dn_offset, dn_scale, unit)
     raster = Raster(path, nodata, strict)
     try:
-        raster._understand(sensor, bands, wavelengths_um, scaling, dn_offset)
+        raster._understand(sensor, bands, wavelengths_um, user)
     except (ConfigError, DataError) as error:
         raster.close()
         text = str(error)
@@ -168,8 +172,7 @@ class Raster:
         sensor: Sensor | None,
         bands: Sequence[str | None] | None,
         wavelengths_um: Sequence[float] | None,
-        scaling: Scaling | None,
-        dn_offset: float | None,
+        user: UserNumbers,
     ) -> None:
         """Recognise the bands, leave out the empty ones, and settle what the numbers mean."""
         dataset = self._handles.dataset()
@@ -195,7 +198,7 @@ class Raster:
         raw = self._leave_out_empty(raw)
         valid = [self._valid(r, w) for r, w in zip(raw, windows, strict=True)]
         sample = np.concatenate([r[:, v] for r, v in zip(raw, valid, strict=True)], axis=1)
-        self._settle(scaling, dn_offset, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
+        self._settle(user, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
 
     def tell(self, sensor: Sensor, scaling: Scaling, numbers: Sequence[int]) -> None:
         """Read these bands, by the caller's word; see `open_told`."""
@@ -268,11 +271,14 @@ class Raster:
         self._take(self.sensor.select([names[i] for i in kept]), [self._numbers[i] for i in kept])
         return [raw[kept] for raw in sample]
 
-    def _settle(self, user: Scaling | None, dn_offset: float | None, sample: NDArray[Any]) -> None:
+    def _settle(self, user: UserNumbers, sample: NDArray[Any]) -> None:
         """Decide the physical scaling: the user's word ends the matter, any other is checked against (C, n) pixels."""
         numbers = gdal.file_numbers(self._handles.dataset(), self._numbers)
-        settled = words.settle(self.sensor, numbers, self.dtype.name, user, dn_offset, self._name)
+        settled = words.settle(self.sensor, numbers, self.dtype.name, user, self._name)
+        settled = words.assumed(settled, self.sensor, numbers, sample)
         self.scaling = settled.scaling
+        for said in settled.notes:
+            self._note(said)
         for doubt in settled.doubts(numbers, sample, self.sensor.name):
             self._assume(doubt)
 
@@ -316,6 +322,10 @@ class Raster:
         """(C, n) raw numbers of the sample windows."""
         raw = [self._decode(numbers, w).reshape(len(numbers), -1) for w in self._sample_windows()]
         return np.concatenate(raw, axis=1)
+
+    def sample(self) -> NDArray[Any]:
+        """(n,) valid raw numbers of all bands read, from a few windows."""
+        return np.concatenate([raw[:, valid].ravel() for raw, valid in map(self.read, self._sample_windows())])
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -452,7 +462,7 @@ class Raster:
         """What the file says of all its bands."""
         return gdal.file_bands(self._handles.dataset())
 
-    def file_numbers(self, numbers: Sequence[int]) -> words.FileNumbers:
+    def file_numbers(self, numbers: Sequence[int]) -> FileNumbers:
         """What the file says of the numbers in these bands."""
         return gdal.file_numbers(self._handles.dataset(), numbers)
 

@@ -18,7 +18,7 @@ from dofa.errors import DataError
 from dofa.raster import remote
 from dofa.raster.band_names import IN_BRACKETS
 from dofa.raster.file_bands import FileBand, Said
-from dofa.raster.words import FileNumbers
+from dofa.raster.numbers import FileNumbers
 
 # How GDAL behaves over a network; a variable of that name in the environment wins. docs/scenes-remote.md
 HTTP: dict[str, str] = {

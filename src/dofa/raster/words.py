@@ -5,65 +5,31 @@ wrong becomes a warning with a name, and an error under `strict`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import DataError
-from dofa.pixels import Scaling, Unit, resolve_physical
+from dofa.pixels import Scaling, resolve_physical
+from dofa.raster.factors import (
+    file_scaling,
+    likely_factor,
+    number,
+    tagged_units,
+    user_scaling,
+    with_dn_offset,
+)
 from dofa.raster.file_bands import Said
+from dofa.raster.numbers import FileNumbers, UserNumbers
+from dofa.raster.units import TaggedUnit
 from dofa.sensors import Sensor
 
 SENTINEL2_OFFSET_DN = -1000.0  # added by every product of processing baseline 04.00 (25 January 2022) and later
 SHIFTED_FROM_DN = 950  # darkest pixels of a product that still carries the offset lie near 1000 in every band
 NEGATIVE = -0.05  # reflectance; atmospheric correction leaves dark pixels slightly below 0, not that far
 TELLING_BANDS = 4  # a few bands alone may well have no dark pixel: infrared over forest, blue at the top of the air
-UNIT_WORDS: dict[str, Unit] = {
-    "db": "db",
-    "decibel": "db",
-    "k": "kelvin",
-    "kelvin": "kelvin",
-    "reflectance": "reflectance",
-    "w/m^2/sr/um": "radiance",
-    "w/(m2*sr*um)": "radiance",
-    "w m-2 sr-1 um-1": "radiance",
-}
-Tags = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class FileNumbers:
-    """What a file says of the numbers in the bands that are read, one entry a band.
-
-    Attributes:
-        scales: GDAL scale, 1 where nothing is said.
-        offsets: GDAL offset, 0 where nothing is said.
-        units: GDAL unit, empty where nothing is said.
-        tags: of the data set, keys in upper case.
-        band_tags: of each band, keys in upper case.
-        envi: the header of an ENVI file, keys in lower case.
-    """
-
-    scales: tuple[float, ...]
-    offsets: tuple[float, ...]
-    units: tuple[str, ...]
-    tags: Tags
-    band_tags: tuple[Tags, ...]
-    envi: Tags
-
-    def select(self, places: Sequence[int]) -> "FileNumbers":
-        """What is said of some of the bands."""
-        return FileNumbers(
-            scales=tuple(self.scales[i] for i in places),
-            offsets=tuple(self.offsets[i] for i in places),
-            units=tuple(self.units[i] for i in places),
-            tags=self.tags,
-            band_tags=tuple(self.band_tags[i] for i in places),
-            envi=self.envi,
-        )
 
 
 @dataclass(frozen=True)
@@ -73,15 +39,23 @@ class Settled:
     Attributes:
         scaling: from raw to physical values, without statistics.
         offset_open: nobody said whether a Sentinel-2 product carries its offset.
+        scale_open: nobody said the factor of numbers that may not be the product's counts; see `assumed`.
+        dn_offset: what the user adds to the numbers first, once their factor is known.
         told: by the user: it is not to be doubted.
+        notes: what was understood of the file's words.
+        assumptions: what was assumed, an error under strict.
     """
 
     scaling: Scaling
     offset_open: bool = False
+    scale_open: bool = False
+    dn_offset: float | None = None
     told: bool = False
+    notes: tuple[Said, ...] = ()
+    assumptions: tuple[Said, ...] = ()
 
     def doubts(self, numbers: "FileNumbers", raw: NDArray[Any], sensor: str) -> list[Said]:
-        """What looks wrong, given (C, n) valid pixels and the sensor's name.
+        """What is assumed or looks wrong, given (C, n) valid pixels and the sensor's name.
 
         Args:
             numbers: what the file says of its numbers.
@@ -91,12 +65,11 @@ class Settled:
         if self.told:
             return []
         offset = offset_doubt(numbers, raw) if self.offset_open else offset_twice(self.scaling, raw, sensor)
-        return [said for said in (offset, scale_doubt(self.scaling, raw, sensor)) if said is not None]
+        found = [said for said in (offset, scale_doubt(self.scaling, raw, sensor)) if said is not None]
+        return [*self.assumptions, *found]
 
 
-def settle(
-    sensor: Sensor, numbers: FileNumbers, dtype: str, user: Scaling | None, dn_offset: float | None, name: str
-) -> Settled:
+def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, name: str) -> Settled:
     """Decide what numbers mean: the user's word, then the file's, then the product's.
 
     Args:
@@ -104,58 +77,76 @@ def settle(
         numbers: what the file says of them.
         dtype: of the numbers.
         user: what the user says.
-        dn_offset: the user's word on what is added to the numbers before the factor.
         name: of the file, for errors.
 
     Raises:
         ConfigError: nobody says; the cures are named.
-        DataError: the file says it in a way that cannot be read.
+        DataError: the file says it in a way that cannot be read, or another unit than the sensor's product has.
     """
     names, product = sensor.band_names, sensor.scaling
-    if user is not None:
-        return Settled(resolve_physical(user.select(names), None, None), told=True)
-    scaling = resolve_physical(None, file_scaling(numbers, names, product, dtype), product, name)
-    if dn_offset is not None:
+    if user.scaling is not None:
+        return Settled(resolve_physical(user.scaling.select(names), None, None), told=True)
+    if user.unit is not None or user.dn_scale is not None:
+        return Settled(user_scaling(user, numbers, names, product, name), told=True)
+    tagged, notes = tagged_units(numbers, sensor)
+    said = file_scaling(numbers, tagged, names, product, dtype)
+    scaling = resolve_physical(None, said, product, name)
+    open_scale = not numbers.scaled and _scale_open(scaling, product, tagged, dtype)
+    if user.dn_offset is not None:
         base = replace(scaling, offset=product.offset if product else (0.0,) * len(names))
-        return Settled(replace(with_dn_offset(base, [dn_offset] * len(names)), physical_source="user"))
-    if not is_sentinel2(sensor, dtype) or any(numbers.offsets):
-        return Settled(scaling)
-    offset = sentinel2_offset(numbers, names)
-    if offset is None:
-        return Settled(scaling, offset_open=True)
-    return Settled(replace(with_dn_offset(scaling, offset), physical_source="file"))
+        moved = replace(with_dn_offset(base, [user.dn_offset] * len(names)), physical_source="user")
+        return Settled(moved, scale_open=open_scale, dn_offset=user.dn_offset, notes=notes)
+    settled = Settled(scaling, scale_open=open_scale, notes=notes)
+    return settled if open_scale else with_sentinel2_offset(settled, sensor, numbers, dtype)
 
 
-def file_scaling(numbers: FileNumbers, bands: Sequence[str], product: Scaling | None, dtype: str) -> Scaling | None:
-    """The scaling a file's own tags give; None where they say nothing.
+def _scale_open(scaling: Scaling, product: Scaling | None, tagged: Sequence[TaggedUnit], dtype: str) -> bool:
+    """Whether the product's factor may have been applied already: to floats, and to what bears its unit's name."""
+    if product is None or scaling.unit != product.unit:
+        return False
+    if any(t.unit == "dn" or (t.scale, t.offset) != (1.0, 0.0) for t in tagged):
+        return False
+    if product.unit == "uint8":
+        return dtype.startswith("float")
+    counts = set(product.scale) != {1.0} or any(product.offset)
+    return counts and (dtype.startswith("float") or any(t.unit == product.unit for t in tagged))
 
-    Without a unit tag the unit is the product's. An 8-bit file without any word is what its type says: 8-bit numbers.
+
+def with_sentinel2_offset(settled: Settled, sensor: Sensor, numbers: FileNumbers, dtype: str) -> Settled:
+    """The same with the Sentinel-2 offset where the file says it; where nobody does it is open.
 
     Args:
-        numbers: what the file says of its numbers.
-        bands: names.
-        product: the sensor's own scaling, None where it has none.
+        settled: so far.
+        sensor: with the bands read.
+        numbers: what the file says of them.
         dtype: of the numbers.
-
-    Raises:
-        DataError: a scale without any unit, or bands in several units.
     """
-    said = {UNIT_WORDS[u.strip().lower()] for u in numbers.units if u.strip().lower() in UNIT_WORDS}
-    if len(said) > 1:
-        raise DataError(f"its bands are in several units ({', '.join(sorted(said))}): read them apart with bands=")
-    unit = said.pop() if said else None
-    scales, offsets = numbers.scales, numbers.offsets
-    factor = _number(numbers.envi.get("reflectance_scale_factor"))
-    if factor and set(scales) == {1.0}:
-        scales, unit = (1 / factor,) * len(bands), unit or "reflectance"
-    clip = product.clip if product is not None and unit in (None, product.unit) else None
-    if unit is None and set(scales) == {1.0} and set(offsets) == {0.0}:
-        if product is None and dtype == "uint8":
-            return Scaling.uniform("uint8", bands, clip=(0, 255), physical_source="file")
-        return None
-    if unit is None and product is None:
-        raise DataError("its scale tags come without a unit: name the sensor, or pass a scaling with its unit")
-    return Scaling.uniform(unit or product.unit, bands, scales, offsets, clip, "file")  # type: ignore[union-attr]
+    if not is_sentinel2(sensor, dtype) or any(numbers.offsets):
+        return settled
+    offset = sentinel2_offset(numbers, sensor.band_names)
+    if offset is None:
+        return replace(settled, offset_open=True)
+    return replace(settled, scaling=replace(with_dn_offset(settled.scaling, offset), physical_source="file"))
+
+
+def assumed(settled: Settled, sensor: Sensor, numbers: FileNumbers, raw: NDArray[Any]) -> Settled:
+    """Decide by their values what numbers mean whose factor nobody says; see `factors.likely_factor`.
+
+    Args:
+        settled: so far; nothing changes unless its `scale_open`.
+        sensor: with the bands read.
+        numbers: what the file says of them.
+        raw: valid numbers of any shape.
+    """
+    if not settled.scale_open or sensor.scaling is None:
+        return settled
+    scaling, said = likely_factor(sensor.scaling, sensor.name, raw, settled.scaling.physical_source == "file")
+    counts = (scaling.scale, scaling.offset) == (sensor.scaling.scale, sensor.scaling.offset)
+    if settled.dn_offset is not None:
+        moved = with_dn_offset(scaling, [settled.dn_offset] * len(scaling.bands))
+        scaling = replace(moved, physical_source="user")
+    found = replace(settled, scale_open=False, scaling=scaling, assumptions=() if said is None else (said,))
+    return with_sentinel2_offset(found, sensor, numbers, "uint16") if counts and settled.dn_offset is None else found
 
 
 def is_sentinel2(sensor: Sensor, dtype: str) -> bool:
@@ -197,7 +188,7 @@ def sentinel2_offset(numbers: FileNumbers, bands: Sequence[str]) -> list[float] 
                 numbers.tags.get(kind),
             )
         ]
-        found.append(next((n for n in map(_number, words) if n is not None), None))
+        found.append(next((n for n in map(number, words) if n is not None), None))
     if all(n is not None for n in found):
         return [n for n in found if n is not None]
     baseline = baseline_number(numbers.tags.get("PROCESSING_BASELINE"))
@@ -206,17 +197,6 @@ def sentinel2_offset(numbers: FileNumbers, bands: Sequence[str]) -> list[float] 
     if baseline is not None and any(k.endswith("QUANTIFICATION_VALUE") for k in numbers.tags):
         return [SENTINEL2_OFFSET_DN] * len(bands)
     return None
-
-
-def with_dn_offset(scaling: Scaling, offset_dn: Sequence[float]) -> Scaling:
-    """The scaling for numbers to which `offset_dn` is added first, one a band.
-
-    Args:
-        scaling: for numbers with the offset already added.
-        offset_dn: in raw numbers.
-    """
-    offset = tuple(o + s * dn for o, s, dn in zip(scaling.offset, scaling.scale, offset_dn, strict=True))
-    return replace(scaling, offset=offset)
 
 
 def offset_doubt(numbers: FileNumbers, raw: NDArray[Any]) -> Said | None:
@@ -233,7 +213,7 @@ def offset_doubt(numbers: FileNumbers, raw: NDArray[Any]) -> Said | None:
         text = f"its darkest pixels lie at {_darkest(raw):.0f} in every band, as with the +1000 of baseline 04.00"
     else:
         return None
-    return "offset-unknown", f"{text}: say dn_offset=-1000 to take it off, or dn_offset=0 to keep the numbers"
+    return "offset-unknown", f"{text}: say --dn-offset -1000 to take it off, or --dn-offset 0 to keep the numbers"
 
 
 def offset_twice(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None:
@@ -253,7 +233,7 @@ def offset_twice(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | Non
     if raw.shape[1] < 100 or (low := _low(scaling, raw)) >= NEGATIVE:
         return None
     text = f"1 % of its numbers lie below reflectance {low:.2f}: the offset seems to be taken off a second time"
-    return "offset-doubtful", f"{text}: say dn_offset=0 to keep the numbers, or dn_offset=-1000 if that is right"
+    return "offset-doubtful", f"{text}: say --dn-offset 0 to keep the numbers, or --dn-offset -1000 if that is right"
 
 
 def _low(scaling: Scaling, raw: NDArray[Any]) -> float:
@@ -276,18 +256,29 @@ def scale_doubt(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None
     unclipped = Scaling.uniform(unit, scaling.bands, scaling.scale, scaling.offset)
     raw = raw[:, :: max(1, raw.size // 200_000)]
     low, middle, high = np.percentile(unclipped.physical(raw[:, None])[:, 0], (1, 50, 99))
-    hint = {
-        "reflectance": "8-bit values are no reflectance" if raw.dtype == np.uint8 and said_by == "catalogue"
-        else "reflectance lies near 0 to 1" if high > 4 or high < 1e-3 or middle < -0.1 else "",
-        "db": "these look like linear power" if low >= 0 else "decibels lie below that" if high > 60 else "",
-        "linear_power": "these look like decibels" if low < -0.1 else "",
-        "kelvin": "the Earth is 200 to 350 K warm" if low < 100 or high > 2000 else "",
-    }.get(unit, "")  # fmt: skip
+    if unit == "reflectance":
+        # The unclipped product of a file in percent lies below 130, that of counts × 10⁴ far above.
+        hint = "reflectance lies near 0 to 1" if high > 4 or high < 1e-3 or middle < -0.1 else ""
+        cure = "--unit percent" if 4 < high <= 130 else "--unit and --dn-scale"
+        if raw.dtype == np.uint8 and said_by == "catalogue":
+            hint, cure = "8-bit values are no reflectance", "--unit uint8"
+    elif unit == "db":
+        hint = "these look like linear power" if low >= 0 else ""
+        cure = "--unit linear_power"
+        if not hint and (high > 60 or low < -100):
+            hint, cure = "decibels of radar lie in -60 … 40", "--dn-scale 0.01" if low < -100 else "--unit"
+    elif unit == "linear_power":
+        hint, cure = "these look like decibels" if low < -0.1 else "", "--unit db"
+    elif unit == "kelvin":
+        hint = "the Earth is 200 to 350 K warm" if low < 100 or high > 2000 else ""
+        cure = "--unit celsius" if low > -100 and high < 100 else "--unit and --dn-scale"
+    else:
+        return None
     if not hint:
         return None
-    word = f"the product {sensor}" if said_by == "catalogue" else said_by
+    word = f"the product {sensor}" if said_by == "catalogue" else "the user" if said_by == "user" else f"the {said_by}"
     text = f"{raw.dtype} numbers read as {unit} by the word of {word} lie in {low:.4g} … {high:.4g} (98 % of them)"
-    return "scale-doubtful", f"{text}; {hint}: pass a scaling, or name the sensor and level whose product this is"
+    return "scale-doubtful", f"{text}; {hint}: say what they are ({cure}), or name the sensor and level whose they are"
 
 
 def looks_shifted(raw: NDArray[Any]) -> bool:
@@ -298,15 +289,6 @@ def looks_shifted(raw: NDArray[Any]) -> bool:
 def _darkest(raw: NDArray[Any]) -> float:
     """0.1 percentile of the darkest of (C, n) bands; 0 without pixels."""
     return float(np.percentile(raw, 0.1, axis=1).min()) if raw.shape[1] else 0.0
-
-
-def _number(text: str | None) -> float | None:
-    """A number, or the one number a list repeats."""
-    try:
-        values = {float(part) for part in re.split(r"[,;\s]+", (text or "").strip("{}[]() \t"))}
-    except ValueError:
-        return None
-    return values.pop() if len(values) == 1 else None
 
 
 def baseline_number(text: str | None) -> float | None:

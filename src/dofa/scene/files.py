@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.raster import Raster, open_told, remote, words
-from dofa.raster.words import FileNumbers, Settled
+from dofa.raster.numbers import FileNumbers
+from dofa.raster.words import Settled
 from dofa.scene.grid import Grid, Mask, place, resample, span
 from dofa.scene.names import basename
 from dofa.scene.tiles import Window

@@ -14,6 +14,7 @@ from dofa.errors import ConfigError
 from dofa.pixels import Scaling
 from dofa.raster import gdal, words
 from dofa.scene.look import sample
+from dofa.scene.opening import opening_words
 from dofa.scene.scene import Scene, open_scene
 from dofa.scene.statistics import measure
 from dofa.sensors import formula
@@ -58,6 +59,8 @@ def info(
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
     dn_offset: float | None = None,
+    dn_scale: float | None = None,
+    unit: str | None = None,
     nodata: float | None = None,
     gsd: float | None = None,
     mask: str | None = None,
@@ -76,6 +79,9 @@ def info(
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
         dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
+        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
+            radiance, dn (the product's counts).
         nodata: the number that stands for no measurement.
         gsd: metres a pixel to resample to.
         mask: file or band with classes to leave out, such as SCL.
@@ -84,14 +90,11 @@ def info(
         strict: what would be assumed is an error.
         json: print JSON.
     """
-    opened = [
-        open_scene(
-            source, sensor, bands=None if bands is None else [None if b == "-" else b for b in bands],
-            wavelengths_um=wavelengths, dn_offset=dn_offset, nodata=nodata, strict=strict, gsd_m=gsd, mask=mask,
-            mask_values=mask_values,
-        )
-        for source in ([list(scenes)] if stack else scenes)
-    ]  # fmt: skip
+    opening = opening_words(
+        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
+        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
+    )  # fmt: skip
+    opened = [open_scene(source, **opening) for source in ([list(scenes)] if stack else scenes)]
     config = None if weights is None else _config(weights)
     try:
         measured = measure(opened, stats, config)
@@ -245,7 +248,7 @@ def _doubts(scene: Scene, values: Sequence[NDArray[Any]]) -> list[str]:
         sentinel2 = part.sensor.platform == "sentinel-2" and raw.dtype.kind in "iu"
         if sentinel2 and not told and not any(scaling.offset) and words.looks_shifted(raw):
             say("histogram-shifted", "its darkest pixels lie near 1000 in every band, although no offset is taken off: "
-                "say dn_offset=-1000 if its processing baseline is 04.00 or later")  # fmt: skip
+                "say --dn-offset -1000 if its processing baseline is 04.00 or later")  # fmt: skip
     return out
 
 

@@ -149,7 +149,7 @@ def _scaling(tree: Element, sensor: Sensor, name: str) -> Scaling:
     if lacking and (told or baseline >= 4):
         raise DataError(
             f"{name}: processing baseline {baseline:05.2f}, but its metadata give no offset for {', '.join(lacking)}: "
-            "download it again, or open the band files as a list with dn_offset="
+            "download it again, or open the band files as a list with --dn-offset"
         )
     offset = [by_band.get(band, 0.0) / quantity for band in sensor.band_names]
     return Scaling.uniform("reflectance", sensor.band_names, 1 / quantity, offset, None, "file")

@@ -296,6 +296,8 @@ def open_scene(
     wavelengths_um: Sequence[float] | None = None,
     scaling: Scaling | None = None,
     dn_offset: float | None = None,
+    dn_scale: float | None = None,
+    unit: str | None = None,
     nodata: float | None = None,
     strict: bool = False,
     gsd_m: float | None = None,
@@ -316,6 +318,8 @@ def open_scene(
         scaling: what the numbers mean; overrides tags and product.
         dn_offset: added to the numbers before the factor, in place of the file's offset: −1000 for Sentinel-2 of
             baseline ≥ 04.00, 0 to say that there is none.
+        dn_scale: factor from the numbers to their unit, in place of the files' and the product's.
+        unit: what the numbers are, as a unit tag would say it, in place of the files': reflectance, percent, db, dn, …
         nodata: the number that stands for no measurement; overrides the file's.
         strict: whatever would be assumed, or looks wrong, is an error instead of a warning.
         gsd_m: metres a pixel to resample to; None for the finest of the files.
@@ -334,7 +338,7 @@ def open_scene(
     if not listed:
         raise ConfigError("a scene needs at least one source")
     groups = grouped(listed, sensor)
-    say = Words(bands, wavelengths_um, scaling, dn_offset, nodata, strict)
+    say = Words(bands, wavelengths_um, scaling, dn_offset, dn_scale, unit, nodata, strict)
     name = _name([source for group in groups for source in group.sources])
     opened: list[Opened] = []
     try:

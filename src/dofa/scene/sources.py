@@ -14,7 +14,9 @@ from dofa.pixels import Scaling
 from dofa.raster import Raster, gdal, open_raster, words
 from dofa.raster.band_names import AUXILIARY, match
 from dofa.raster.bands import recognise
+from dofa.raster.factors import user_scaling
 from dofa.raster.file_bands import FileBand, Said
+from dofa.raster.numbers import FileNumbers, UserNumbers
 from dofa.scene.files import BandFile, Part, Product, open_files
 from dofa.scene.masks import legend_of
 from dofa.scene.names import band_by_name, basename, product_sensor, tokens
@@ -34,8 +36,15 @@ class Words:
     wavelengths_um: Sequence[float] | None = None
     scaling: Scaling | None = None
     dn_offset: float | None = None
+    dn_scale: float | None = None
+    unit: str | None = None
     nodata: float | None = None
     strict: bool = False
+
+    @property
+    def numbers(self) -> UserNumbers:
+        """What the user says of the numbers."""
+        return UserNumbers(self.scaling, self.dn_offset, self.dn_scale, self.unit)
 
 
 @dataclass
@@ -57,7 +66,7 @@ class Opened:
     classes: dict[str, tuple[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     settled: words.Settled | None = None
-    said: words.FileNumbers | None = None
+    said: FileNumbers | None = None
     name: str | None = None
 
 
@@ -126,9 +135,10 @@ def share(groups: Sequence[Group], say: Words) -> list[Words]:
     """
     if len(groups) == 1:
         return [say]
-    if say.bands is not None or say.wavelengths_um is not None or say.scaling is not None:
+    if any(v is not None for v in (say.bands, say.wavelengths_um, say.scaling, say.dn_scale, say.unit)):
         raise ConfigError(
-            "bands, wavelengths and scaling speak of one sensor's files: describe the bands of a stack inside the files"
+            "--bands, --wavelengths, --dn-scale and --unit speak of one sensor's files: describe the bands of a stack "
+            "and their numbers inside the files"
         )
     offset = [g.product or (g.sensor is not None and g.sensor.platform == "sentinel-2") for g in groups]
     if say.dn_offset is not None and not any(offset):
@@ -207,6 +217,10 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
         )
     if say.scaling is not None:
         part = replace(part, scaling=replace(say.scaling.select(part.sensor.band_names), physical_source="user"))
+    elif say.unit is not None or say.dn_scale is not None:
+        names, own = part.sensor.band_names, part.scaling
+        said = FileNumbers(own.scale, own.offset, ("",) * len(names), {}, ({},) * len(names), {})
+        part = replace(part, scaling=user_scaling(say.numbers, said, names, part.sensor.scaling, product.name))
     elif say.dn_offset is not None:
         offset = tuple(say.dn_offset * scale for scale in part.scaling.scale)
         part = replace(part, scaling=replace(part.scaling, offset=offset, physical_source="user"))
@@ -220,10 +234,12 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
     part = replace(part, files=_with_fill(part.files, rasters))
     opened = Opened(part, rasters, dict(product.classes), warnings, name=product.name)
     if part.scaling.physical_source != "user" and product.settled is not None and product.said is not None:
-        opened.settled = replace(product.settled, scaling=part.scaling)
         opened.said = product.said.select(
             [product.part.sensor.band_names.index(name) for name in part.sensor.band_names]
         )
+        opened.settled = replace(product.settled, scaling=part.scaling)
+        opened.warnings += [f"{title}: {product.name}: {text}" for title, text in opened.settled.notes]
+        _by_values(opened)
     return opened
 
 
@@ -237,8 +253,8 @@ def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
         if told is not None:  # a file of one band, which may be told by its name alone
             bands = [told.name]
     raster = open_raster(
-        source, sensor, bands, say.wavelengths_um, say.scaling, dn_offset=say.dn_offset, nodata=say.nodata,
-        strict=say.strict,
+        source, sensor, bands, say.wavelengths_um, say.scaling, dn_offset=say.dn_offset, dn_scale=say.dn_scale,
+        unit=say.unit, nodata=say.nodata, strict=say.strict,
     )  # fmt: skip
     file = BandFile(
         absolute(source), raster.sensor.band_names, raster.numbers, say.nodata, raster.fill_values, raster.alpha
@@ -283,7 +299,7 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
         opening.pop_all()
     for unused in set(files) - set(opened.rasters):
         unused.close()
-    opened.classes, opened.warnings = classes, warnings
+    opened.classes, opened.warnings = classes, [*warnings, *opened.warnings]
     return opened
 
 
@@ -316,7 +332,7 @@ def _settle(
 ) -> Opened:
     """What the numbers of bands in several files mean; `chosen` is the file and the number in it of each band."""
     numbers = [files[i].file_numbers([n]) for i, n in chosen.values()]
-    said = words.FileNumbers(
+    said = FileNumbers(
         scales=tuple(n.scales[0] for n in numbers),
         offsets=tuple(n.offsets[0] for n in numbers),
         units=tuple(n.units[0] for n in numbers),
@@ -325,7 +341,7 @@ def _settle(
         envi={},
     )
     used = [files[i] for i in dict.fromkeys(i for i, _ in chosen.values())]
-    settled = words.settle(sensor, said, _dtype(used), say.scaling, say.dn_offset, name)
+    settled = words.settle(sensor, said, _dtype(used), say.numbers, name)
     band_files = []
     for file in used:
         held = {band: n for band, (i, n) in chosen.items() if files[i] is file}
@@ -336,7 +352,21 @@ def _settle(
         band_files.append(BandFile(absolute(file.path), tuple(held), tuple(held.values()), nodata))
     if say.nodata is not None and all(f.nodata is None for f in band_files):
         raise ConfigError(f"nodata {say.nodata:g} is no {_dtype(used)} number")
-    return Opened(Part(sensor, settled.scaling, tuple(band_files)), used, settled=settled, said=said)
+    opened = Opened(Part(sensor, settled.scaling, tuple(band_files)), used, settled=settled, said=said)
+    opened.warnings = [f"{title}: {name}: {text}" for title, text in settled.notes]
+    _by_values(opened)
+    return opened
+
+
+def _by_values(opened: Opened) -> None:
+    """Decide by a sample what numbers mean whose factor neither files nor metadata say."""
+    if opened.settled is None or opened.said is None or not opened.settled.scale_open:
+        return
+    values = np.concatenate([file.sample() for file in opened.rasters])
+    opened.settled = words.assumed(opened.settled, opened.part.sensor, opened.said, values)
+    opened.part = replace(opened.part, scaling=opened.settled.scaling)
+    for file in opened.rasters:
+        file.tell(file.sensor, opened.settled.scaling.select(file.sensor.band_names), file.numbers)
 
 
 def _heard(file: Raster, sensor: Sensor | None) -> list[FileBand]:

@@ -18,6 +18,7 @@ from dofa.raster import remote, words
 from dofa.raster.band_names import AUXILIARY, match
 from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand
+from dofa.raster.numbers import FileNumbers, UserNumbers
 from dofa.scene.files import BandFile, Part, Product
 from dofa.scene.masks import legend_of
 from dofa.sensors import Sensor
@@ -140,7 +141,7 @@ def read_item(source: str | Path, sensor: Sensor | None = None) -> Product:
         sensor = whole.select([band for band in whole.band_names if band in held])
         said = _numbers(item, sensor, held)
         dtype = str(held[sensor.band_names[0]].said.get("data_type", ""))
-        settled = words.settle(sensor, said, dtype, None, None, name)
+        settled = words.settle(sensor, said, dtype, UserNumbers(), name)
     except DataError as error:
         text = str(error)
         raise DataError(text if name in text else f"{name}: {text}") from None
@@ -344,7 +345,7 @@ def _choose(bands: Sequence[AssetBand], sensor: Sensor) -> dict[str, AssetBand]:
 # -- what the numbers mean --------------------------------------------------------------------------------------------
 
 
-def _numbers(item: Mapping[str, Any], sensor: Sensor, held: Mapping[str, AssetBand]) -> words.FileNumbers:
+def _numbers(item: Mapping[str, Any], sensor: Sensor, held: Mapping[str, AssetBand]) -> FileNumbers:
     """What the item says of the numbers, in the form of a file's tags.
 
     For Sentinel-2 the offset of a band is worth less than what is said of the whole: Earth Search names −0.1 for every
@@ -364,7 +365,7 @@ def _numbers(item: Mapping[str, Any], sensor: Sensor, held: Mapping[str, AssetBa
     if words.is_sentinel2(sensor, str(bands[0].said.get("data_type", ""))):
         tags, band_tags = _sentinel2_words(properties, bands, scales)
         offsets = [0.0] * len(bands)
-    return words.FileNumbers(
+    return FileNumbers(
         scales=tuple(scales),
         offsets=tuple(offsets),
         units=tuple(str(b.said.get("unit") or "") for b in bands),

@@ -95,6 +95,8 @@ def chips(
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
     dn_offset: float | None = None,
+    dn_scale: float | None = None,
+    unit: str | None = None,
     nodata: float | None = None,
     gsd: float | None = None,
     mask: str | None = None,
@@ -128,6 +130,9 @@ def chips(
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
         dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
+        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
+            radiance, dn (the product's counts).
         nodata: the number that stands for no measurement.
         gsd: metres a pixel to resample to.
         mask: file or band with classes to leave out, such as SCL; what is learned is --labels.
@@ -148,8 +153,8 @@ def chips(
     check_shares(val_fraction, test_fraction)
     check_free(out, overwrite)
     opening = opening_words(
-        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, nodata=nodata, gsd=gsd, mask=mask,
-        mask_values=mask_values, strict=strict,
+        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
+        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
     )  # fmt: skip
     groups = [list(rasters)] if stack else [[r] for r in rasters]
     if len(labels) not in (1, len(groups)):
