@@ -34,6 +34,10 @@ FACTORS: dict[str, tuple[tuple[str, float, float, tuple[float, float, float]], .
 def tagged_units(numbers: FileNumbers, sensor: Sensor) -> tuple[tuple[TaggedUnit, ...], tuple[Said, ...]]:
     """The unit of each band by the file's tags, none where they say nothing that is known; and what was understood.
 
+    Args:
+        numbers: what the file says of its numbers.
+        sensor: with the bands read.
+
     Raises:
         DataError: bands in several units, or a unit that the sensor's product cannot have.
     """
@@ -122,7 +126,18 @@ def with_dn_offset(scaling: Scaling, offset_dn: Sequence[float]) -> Scaling:
 def user_scaling(
     user: UserNumbers, numbers: FileNumbers, bands: Sequence[str], product: Scaling | None, name: str
 ) -> Scaling:
-    """Unit and factor as the user says, what he does not say by the file's tags and the product."""
+    """Unit and factor as the user says, what is not said by the file's tags and the product.
+
+    Args:
+        user: with a unit or a factor.
+        numbers: what the file says of its numbers.
+        bands: names.
+        product: the sensor's own scaling, None where it has none.
+        name: of the file, for errors.
+
+    Raises:
+        ConfigError: a factor to no unit, or amplitudes.
+    """
     written = {text: unit_of(text) for text in (user.unit,) if text} or {t: unit_of(t) for t in numbers.units if t}
     tagged = next((found for found in written.values() if found is not None), None)
     if tagged is not None and tagged.unit == "amplitude":
