@@ -171,7 +171,7 @@ def test_a_product_before_baseline_4_has_no_offset_and_none_is_guessed(tmp_path)
 
 def test_baseline_4_without_offsets_in_its_metadata_is_refused(tmp_path):
     root = make_safe(tmp_path, offset=None, baseline="04.00", bands=("B02",))
-    with pytest.raises(DataError, match=r"baseline 04\.00.*no offset for B02.*dn_offset"):
+    with pytest.raises(DataError, match=r"baseline 04\.00.*no offset for B02.*--dn-offset"):
         open_scene(root)
 
 
