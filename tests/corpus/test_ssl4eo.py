@@ -185,8 +185,8 @@ def test_an_image_that_carries_the_offset_or_may_carry_it_is_refused_and_named(t
     carries, may = refusals(tmp_path)
     assert "carries an offset by its metadata.json (-1000 is to be added)" in carries
     assert "processing baseline 05.09 adds 1000 to every number, unless the provider took it off" in may
-    assert "dn_offset=-1000" in carries
-    assert "dn_offset=-1000" in may
+    assert "--dn-offset -1000" in carries
+    assert "--dn-offset -1000" in may
 
 
 def test_the_users_word_on_the_offset_ends_the_matter(tmp_path):
