@@ -271,7 +271,7 @@ def test_physical_values_are_the_users_then_the_files_then_the_products():
     assert resolve_physical(None, file, product).scale[0] == 1e-4
     assert resolve_physical(None, None, product).physical_source == "catalogue"
     assert resolve_physical(None, None, scaling()).mean is None
-    with pytest.raises(ConfigError, match=r"x.tif: .*pass a scaling.*tags into the file.*name a sensor"):
+    with pytest.raises(ConfigError, match=r"x.tif: .*--unit.*tags into the file.*name a sensor"):
         resolve_physical(None, None, None, "x.tif")
 
 
