@@ -1,5 +1,6 @@
 """Weights by name: the hub's real client against a real HTTP server on this machine."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,10 +17,10 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 
 from dofa.errors import CheckpointError
-from dofa.model import hub
+from dofa.model import download
 from dofa.model.checkpoint import encoder_sha256, load, load_mae, save
 from dofa.model.config import DecoderConfig, EncoderConfig
 from dofa.model.convert import UnverifiedWeightsWarning
@@ -42,6 +43,8 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}  # "owner/model/file": content
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
         self.cut_once_at: int | None = None  # bytes after which the next download loses its connection
+        self.fault: dict[str, str] = {}  # method: what goes wrong with every such request
+        self.after_cut: dict[str, str] = {}  # the same from then on
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     @property
@@ -82,6 +85,8 @@ class Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if self.command in hub_server.fault and self.misbehave(hub_server.fault[self.command]):
+            return
         content = hub_server.files[f"{repo}/{file}"]
         start = int(re.fullmatch(r"bytes=(\d+)-", span)[1]) if span else 0
         self.send_response(206 if span else 200)
@@ -97,10 +102,38 @@ class Answer(BaseHTTPRequestHandler):
             return
         if hub_server.cut_once_at is not None and len(content) > hub_server.cut_once_at:
             self.wfile.write(content[start : hub_server.cut_once_at])
-            hub_server.cut_once_at = None
+            hub_server.cut_once_at, hub_server.fault = None, hub_server.after_cut
             self.close_connection = True
             return
         self.wfile.write(content[start:])
+
+    def misbehave(self, fault):
+        if fault == "silent":
+            time.sleep(60)
+        elif fault == "endless":
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(bytes(1 << 20))
+            except OSError:
+                pass
+        elif fault == "trickle":
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.1)
+            except OSError:
+                pass
+        else:
+            self.send_response(int(fault))
+            self.send_header("Retry-After", "3600")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        self.close_connection = True
+        return True
 
 
 @pytest.fixture
@@ -205,7 +238,7 @@ def test_another_file_under_a_known_name_is_refused_and_not_cached(server, named
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(server, named, tmp_path):
-    source = Path(hub.hf_hub_download("earthflow/DOFA", FILE))
+    source = Path(hf_hub_download("earthflow/DOFA", FILE))  # as another program left it there
     with source.open("rb+") as file:
         file.write(b"damaged")
     assert torch.equal(load("dofa-v1-tiny").pos_embed, named.pos_embed)
@@ -213,7 +246,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(server, named, tmp_path):
         file.write(b"damaged")
     shutil.rmtree(tmp_path / "assets")
     server.stop()
-    with pytest.raises(CheckpointError, match=f"fetching {FILE} from .* failed") as caught:
+    with pytest.raises(CheckpointError, match=f"{FILE} is not in the cache .* cannot be reached") as caught:
         load("dofa-v1-tiny")
     one_line(caught)
 
@@ -289,17 +322,122 @@ def test_a_repository_of_another_library_is_one_line(server):
 @pytest.mark.parametrize("name", ["dofa-v1-base", "me/tiny"])
 def test_offline_without_a_cache_is_one_line(server, monkeypatch, name):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"not in the cache .* cannot be reached: connect once") as caught:
+    with pytest.raises(CheckpointError, match=r"not in the cache .* cannot be reached.*: connect once") as caught:
         load(name)
     one_line(caught)
     assert not server.requests
 
 
 def test_a_server_that_never_answers_right_is_one_line(server, repository, monkeypatch):
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full\nlong story")))
+    monkeypatch.setattr(
+        download, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full\nlong story"))
+    )
     with pytest.raises(CheckpointError, match=r"fetching config\.json from .*/me/tiny failed: disk full$") as caught:
         load("me/tiny")
     one_line(caught)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+@pytest.mark.parametrize("fault", ["silent", "429", "503", "endless", "trickle"])
+@pytest.mark.parametrize("name", ["dofa-v1-tiny", "me/tiny"])
+def test_a_server_that_hangs_or_asks_to_wait_is_one_line_in_time(
+    server, named, repository, monkeypatch, capfd, name, fault, method
+):
+    monkeypatch.setattr(download, "SILENT_S", 0.8)
+    monkeypatch.setattr(download, "LEAST", 1 << 10)
+    server.fault[method] = fault
+    start = time.monotonic()
+    if method == "HEAD" and fault in ("endless", "trickle"):
+        server.fault = {"GET": "silent"}  # an answer to HEAD has no body
+    with pytest.raises(CheckpointError, match=f"{name}: fetching .* from .*(came in|429|503|announced)") as caught:
+        load(name)
+    one_line(caught)
+    assert time.monotonic() - start < 6
+    assert not capfd.readouterr().err.strip(" \r\n") or fault in ("endless", "trickle")  # whose progress was shown
+
+
+@pytest.mark.parametrize("name", ["dofa-v1-tiny", "me/tiny"])
+@pytest.mark.parametrize("where", ["http://127.0.0.1:9", "http://nowhere.invalid"])
+def test_without_a_network_that_is_one_line_and_at_once(named, repository, monkeypatch, capfd, name, where):
+    monkeypatch.setattr(constants, "ENDPOINT", where)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", where + "/{repo_id}/resolve/{revision}/{filename}")
+    start = time.monotonic()
+    with pytest.raises(
+        CheckpointError, match=f"not in the cache .*{where}.* cannot be reached: connect once"
+    ) as caught:
+        load(name)
+    one_line(caught)
+    assert time.monotonic() - start < 5
+    assert not capfd.readouterr().err
+
+
+def test_a_later_run_goes_on_where_a_download_was_given_up(server, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 12)
+    content = server.files[f"earthflow/DOFA/{FILE}"]
+    server.cut_once_at, server.after_cut = len(content) // 2, {"GET": "silent"}
+    monkeypatch.setattr(download, "SILENT_S", 1.6)  # the client waits a second before it asks again
+    with pytest.raises(CheckpointError, match=r"came in .* run it again to go on from there"):
+        load("dofa-v1-tiny")
+    server.fault.clear()
+    server.requests.clear()
+    (part,) = (tmp_path / "assets" / "dofa-downloads").glob("*.part")
+    assert content.startswith(part.read_bytes())
+    load("dofa-v1-tiny")
+    ((_, span),) = downloads(server)
+    assert span == f"bytes={part_size(content, span)}-"
+    assert not list((tmp_path / "assets" / "dofa-downloads").glob(f"*{FILE}*.p*"))
+
+
+def part_size(content, span):
+    start = int(span.removeprefix("bytes=").rstrip("-"))
+    assert 0 < start < len(content)
+    return start
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+@pytest.mark.parametrize("name", ["dofa-v1-tiny", "me/tiny"])
+def test_a_home_that_cannot_be_written_is_one_line_with_the_cure(server, named, repository, monkeypatch, number, name):
+    def refuse(self, *args, **kwargs):
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "makedirs", refuse)
+    with pytest.raises(CheckpointError, match=f"{name}: .*{os.strerror(number)}.* export HF_HOME=") as caught:
+        load(name)
+    one_line(caught)
+
+
+def test_a_cache_under_a_file_is_one_line_with_the_cure(server, named, repository, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "file" / "assets"))
+    for name in ("dofa-v1-tiny", "me/tiny"):
+        with pytest.raises(CheckpointError, match=r"cannot be written .* export HF_HOME="):
+            load(name)
+
+
+def test_the_full_training_file_has_a_name_for_the_encoder_and_for_the_autoencoder(server, tmp_path, monkeypatch):
+    torch.manual_seed(2)
+    config = EncoderConfig(
+        32, 2, 2, 8, image_size=64, patch_offset=1, sar_wavelength=3.75, polarisation_embedding=False
+    )
+    model = MaskedAutoencoder(DOFA(config), DecoderConfig(32, 1, 2), legacy_layout=True)
+    state = {k.removeprefix("encoder."): v for k, v in model.state_dict().items() if "fc_norm" not in k}
+    state |= {"teacher.cls_token": torch.zeros(1, 1, 32), "projector.weight": torch.zeros(32, 32)}
+    torch.save({"model": state, "epoch": 99}, tmp_path / "full.pth")
+    server.files["earthflow/DOFA/full.pth"] = (tmp_path / "full.pth").read_bytes()
+    monkeypatch.setitem(RELEASED, "dofa-v1-base-full", ReleasedFile("earthflow/DOFA", "full.pth", 2, decoder=True))
+    monkeypatch.setattr("dofa.model.convert.DECODER_HEADS", {32: 2})
+    with pytest.warns(UnverifiedWeightsWarning):
+        again = load_mae("dofa-v1-base-full")
+    assert again.legacy_layout
+    x = torch.randn(1, 3, 64, 64)
+    torch.manual_seed(3)
+    expected = model.eval()(x, [0.665, 0.56, 0.49])["loss"]
+    torch.manual_seed(3)
+    assert torch.equal(again(x, [0.665, 0.56, 0.49])["loss"], expected)
+    assert encoder_sha256(load("dofa-v1-base-full")) == encoder_sha256(model)
+    assert len(downloads(server)) == 1
 
 
 @pytest.fixture

@@ -44,8 +44,9 @@ def load(name_or_folder: str | Path, *, revision: str | None = None) -> DOFA:
     """An encoder with its weights; every key is accounted for or it is an error.
 
     Args:
-        name_or_folder: a model folder; or dofa-v1-base, dofa-v1-large, dofa-v2-base, dofa-v2-large (the authors'
-            files, fetched and converted once); or owner/model, a repository on the hub in the native format.
+        name_or_folder: a model folder; or dofa-v1-base, dofa-v1-large, dofa-v1-base-full (with its decoder, for
+            `load_mae`), dofa-v2-base, dofa-v2-large (the authors' files, fetched and converted once); or owner/model, a
+            repository on the hub in the native format.
         revision: branch, tag or commit of a repository.
 
     Returns:

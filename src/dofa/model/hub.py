@@ -4,26 +4,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants
 
 from dofa.errors import CheckpointError
 from dofa.model.convert import convert
+from dofa.model.download import download, fetch_cached, fetch_file
 from dofa.model.native import CONFIG, FORMAT_VERSION, WEIGHTS, file_sha256
 from dofa.model.released import RELEASED, ReleasedFile
-
-# OSError and the base of the HTTP library's own errors, which is another library in each version of the hub's client.
-_FETCH_ERRORS: Any = HfHubHTTPError.__bases__
 
 
 def fetch_released(name: str) -> Path:
@@ -42,33 +30,45 @@ def fetch_released(name: str) -> Path:
     folder = Path(constants.HF_ASSETS_CACHE) / "dofa" / f"{name}-format{FORMAT_VERSION}"
     if (folder / CONFIG).is_file():
         return folder
-    source = _download(file.repo, file.file, name)
+    source = fetch_file(file.repo, file.file, name)
     if file.sha256 is not None:
         source = _checked(source, file, name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Converted beside and moved in whole: several processes may do this at once, and each may be killed.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as beside:
-        converted = convert(source, Path(beside) / name, num_heads=file.num_heads).folder
-        try:
-            os.rename(converted, folder)
-        except OSError:
-            if not (folder / CONFIG).is_file():
-                shutil.rmtree(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Converted beside and moved in whole: several processes may do this at once, and each may be killed.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as beside:
+            layout = True if file.decoder else None
+            converted = convert(source, Path(beside) / name, num_heads=file.num_heads, legacy_layout=layout).folder
+            try:
                 os.rename(converted, folder)
+            except OSError:
+                if not (folder / CONFIG).is_file():
+                    shutil.rmtree(folder)
+                    os.rename(converted, folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{name}: {folder} cannot be written ({error.strerror}): name a folder for converted models, export "
+            "HF_HOME=FOLDER"
+        ) from None
+    if source.is_relative_to(constants.HF_ASSETS_CACHE):
+        source.unlink(missing_ok=True)  # our own download: everything in it is in the folder, or was left out by name
     return folder
 
 
 def _checked(source: Path, file: ReleasedFile, name: str) -> Path:
-    """The download if it is the file the name stands for; a damaged copy is fetched again."""
+    """The file if it is the one the name stands for; a damaged or older copy is fetched again."""
     found = file_sha256(source)
-    # The cache calls large files by their digest: under its own name, this is whole and another file.
-    if found != file.sha256 and source.resolve().name != found:
-        source = _download(file.repo, file.file, name, force=True)
-        found = file_sha256(source)
+    if found != file.sha256:
+        if source.is_relative_to(constants.HF_ASSETS_CACHE):
+            source.rename(source.with_name(f"{found[:16]}-{file.file}"))
+            source = source.with_name(f"{found[:16]}-{file.file}")
+        else:
+            source = download(file.repo, file.file, name)
+            found = file_sha256(source)
     if found != file.sha256:
         raise CheckpointError(
             f"{file.repo}/{file.file} has sha256 {found[:12]}…, but {name} is {str(file.sha256)[:12]}…: another file "
-            f"lies there now; if you trust it, convert it yourself: dofa convert {source}"
+            f"lies there now; if you trust it, convert it yourself: dofa convert {source} --out FOLDER"
         )
     return source
 
@@ -86,30 +86,6 @@ def fetch_repository(name: str, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: the repository, the revision or a file is not there, or the hub cannot be reached.
     """
-    config = _download(name, CONFIG, name, revision)
+    config = fetch_cached(name, CONFIG, name, revision)
     commit = config.parent.name  # the weights of the same commit, whatever is pushed meanwhile
-    return _download(name, WEIGHTS, name, commit).parent
-
-
-def _download(repo: str, file: str, name: str, revision: str | None = None, force: bool = False) -> Path:
-    where = f"{constants.ENDPOINT}/{repo}"
-    try:
-        return Path(hf_hub_download(repo, file, revision=revision, force_download=force))
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise CheckpointError(
-            f"{name}: {file} is not in the cache ({constants.HF_HUB_CACHE}) and {where} cannot be reached: "
-            "connect once, or give a local model folder"
-        ) from None
-    except EntryNotFoundError:
-        raise CheckpointError(f"{name}: {where} has no file {file}") from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{name}: {where} has no revision {revision}") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{name}: no repository {where}, or it needs a login (hf auth login); no such local folder either"
-        ) from None
-    except HFValidationError as error:
-        raise CheckpointError(f"{name} is no repository name: {error}") from None
-    except (*_FETCH_ERRORS, ValueError) as error:  # ValueError: a forced download that found no server
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name}: fetching {file} from {where} failed: {told}") from None
+    return fetch_cached(name, WEIGHTS, name, commit).parent

@@ -23,12 +23,14 @@ class ReleasedFile:
         file: its name there.
         num_heads: of the attention, which no tensor tells.
         sha256: the file's digest where it is known.
+        decoder: whether it is the full training state, with the decoder in its published layout.
     """
 
     repo: str
     file: str
     num_heads: int
     sha256: str | None = None
+    decoder: bool = False
 
 
 # The digests of the base files are given alike by several independent users of the hub, v1 large by one beside the
@@ -46,6 +48,7 @@ RELEASED: dict[str, ReleasedFile] = {
         16,
         "ea9910bc026268ca36c30b76fd1169aeaca9ea51af5eaff840a20f150ea03d49",
     ),
+    "dofa-v1-base-full": ReleasedFile("earthflow/DOFA", "DOFA_ViT_base_e100_full_weight.pth", 12, decoder=True),
     "dofa-v2-base": ReleasedFile(
         "earthflow/DOFA",
         "dofav2_vit_base_e150.pth",
