@@ -52,7 +52,13 @@ def fetch_file(repo: str, file: str, name: str) -> Path:
 
 
 def download(repo: str, file: str, name: str) -> Path:
-    """Like `fetch_file`, without a look at the hub's cache."""
+    """Like `fetch_file`, without a look at the hub's cache.
+
+    Args:
+        repo: owner/model.
+        file: its name there.
+        name: what the user asked for, for messages.
+    """
     with _in_one_line(repo, file, name), _quiet():
         url = hf_hub_url(repo, file)
         found = _watched(lambda: get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT), lambda: 0, None)
