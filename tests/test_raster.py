@@ -603,7 +603,7 @@ def test_netcdf_and_zarr_give_wavelengths_scale_nodata_and_place(tmp_path, name,
 def test_a_file_of_several_variables_names_them_and_each_opens(tmp_path):
     array, data = cube(tmp_path / "one.nc")
     data.assign(slope=(("y", "x"), array[0])).to_netcdf(tmp_path / "x.nc", engine="scipy")
-    refused(r"open one of its 2 parts \(netcdf:.*x.nc:refl", tmp_path / "x.nc")
+    refused(r"name one of its 2 images \(.*netcdf:.*x.nc:refl", tmp_path / "x.nc")
     with open_raster(f"netcdf:{tmp_path}/x.nc:refl") as r:
         assert np.array_equal(r.read()[0], array)
 

@@ -548,7 +548,7 @@ BAD = {
     "truncated before its directory": (lambda t: truncated(t, 9_000, names=["B03"]), {}, r"B03\.tif cannot be opened"),
     "no file": (lambda t: t / "none.tif", {}, r"none\.tif cannot be opened"),
     "one of a list is no file": (lambda t: [*two(t), t / "none_B04.tif"], {}, r"none_B04\.tif cannot be opened"),
-    "unnamed": (lambda t: one_more(t, "three.tif"), {}, r"three\.tif: neither .* bands="),
+    "unnamed": (lambda t: one_more(t, "three.tif"), {}, r"three\.tif: neither .* --bands "),
     "unknown sensor": (two, {"sensor": "sentinel-2-l2b"}, r"unknown sensor 'sentinel-2-l2b': did you mean"),
     "unknown sensor of a file": (lambda t: [f"sentinel-9={two(t)[0]}"], {}, r"unknown sensor 'sentinel-9'"),
     "unknown band": (two, {"bands": ["B02", "B44"]}, r"no band 'B44': did you mean"),

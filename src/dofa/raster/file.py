@@ -12,7 +12,7 @@ from dofa import sensors
 from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
-from dofa.raster import fill, gdal, words
+from dofa.raster import band_metadata, fill, gdal, parts, words
 from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.handles import Handles
@@ -148,6 +148,7 @@ class Raster:
         dataset = self._handles.dataset()
         try:
             gdal.check_kind(dataset)
+            band_metadata.check_axes(dataset)
             self.width, self.height = int(dataset.width), int(dataset.height)
             self.crs, self.no_place = gdal.usable_crs(dataset)
             self.transform = dataset.transform
@@ -176,17 +177,26 @@ class Raster:
     ) -> None:
         """Recognise the bands, leave out the empty ones, and settle what the numbers mean."""
         dataset = self._handles.dataset()
-        found = recognise(
-            gdal.file_bands(dataset),
-            sensor,
-            names=bands,
-            wavelengths_um=wavelengths_um,
-            gsd_m=self.gsd_m or 1.0,
-            dtype=self.dtype.name,
-            alpha_is_mask=self._alpha_is_mask,
-        )
+        pages = parts.pages(dataset)
+        try:
+            found = recognise(
+                band_metadata.file_bands(dataset),
+                sensor,
+                names=bands,
+                wavelengths_um=wavelengths_um,
+                gsd_m=self.gsd_m or 1.0,
+                dtype=self.dtype.name,
+                alpha_is_mask=self._alpha_is_mask,
+            )
+        except DataError as error:
+            raise DataError(f"{error}; {parts.described(pages)}") if pages else error from None
+        if pages:
+            self._assume(("pages-left-out", parts.described(pages)))
         for said in found.notes:
             self._note(said)
+        if bands is None:
+            for said in band_metadata.unread(dataset):
+                self._assume(said)
         for said in found.assumptions:
             self._assume(said)
         self._take(found.sensor, found.numbers)
@@ -460,7 +470,7 @@ class Raster:
 
     def file_bands(self) -> list[FileBand]:
         """What the file says of all its bands."""
-        return gdal.file_bands(self._handles.dataset())
+        return band_metadata.file_bands(self._handles.dataset())
 
     def file_numbers(self, numbers: Sequence[int]) -> FileNumbers:
         """What the file says of the numbers in these bands."""

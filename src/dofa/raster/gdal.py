@@ -4,7 +4,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,8 @@ from rasterio.warp import transform, transform_bounds
 
 from dofa.addresses import shown
 from dofa.errors import DataError
-from dofa.raster import remote
-from dofa.raster.band_names import IN_BRACKETS
-from dofa.raster.file_bands import FileBand, Said
+from dofa.raster import parts, remote
+from dofa.raster.file_bands import Said
 from dofa.raster.numbers import FileNumbers
 
 # How GDAL behaves over a network; a variable of that name in the environment wins. docs/scenes-remote.md
@@ -45,8 +44,6 @@ OPTIONS: dict[str, Any] = {
 }
 # Formats that builds of GDAL may leave out.
 DRIVERS = {".nc": "netCDF", ".nc4": "netCDF", ".zarr": "Zarr", ".h5": "HDF5", ".he5": "HDF5", ".jp2": "JP2OpenJPEG"}
-# How GDAL's netCDF and Zarr drivers name a band's value on an axis.
-AXIS = re.compile(r"(?:netcdf_)?dim_((?:cent(?:ral|er|re)_)?wavelengths?)(?:_value)?")
 WITHOUT_SIDE_FILES = (".tif", ".tiff", ".jp2")
 reason = remote.reason
 SEMI_MAJOR_M, ECCENTRICITY_2 = 6_378_137.0, 0.00669437999014  # of WGS 84
@@ -76,7 +73,7 @@ def open_dataset(path: str) -> Any:
 
     def act() -> Any:
         with rasterio.Env(**options(path)):
-            return rasterio.open(remote.gdal_name(path))
+            return parts.open_only_image(rasterio.open(remote.gdal_name(path)))
 
     try:
         return remote.persistently(path, act, lambda: None, lost=RasterioError)
@@ -110,9 +107,13 @@ def check_kind(dataset: Any) -> None:
         DataError: no bands, bands of several types, complex numbers, a colour table, inks or a bit mask.
     """
     if dataset.count == 0:
-        parts = dataset.subdatasets
-        some = ", ".join(parts[:4]) + (", …" if len(parts) > 4 else "")
-        raise DataError(f"open one of its {len(parts)} parts ({some})" if parts else "it holds no bands")
+        found = parts.images(dataset) or dataset.subdatasets
+        some = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
+        raise DataError(
+            f"name one of its {len(found)} images ({some}), or those that are bands of one scene with --stack"
+            if found
+            else "it holds no bands"
+        )
     colours = dataset.colorinterp
     types = {t for t, colour in zip(dataset.dtypes, colours, strict=True) if colour.name != "alpha"}
     if len(types) > 1:
@@ -128,40 +129,6 @@ def check_kind(dataset: Any) -> None:
         )
     if colours[0].name == "palette":
         raise DataError("its numbers are indices of a colour table: expand it first (gdal_translate -expand rgb)")
-
-
-def file_bands(dataset: Any) -> list[FileBand]:
-    """What the file says of each band.
-
-    Wavelengths come from tags named wavelength or central_wavelength with a unit tag, the axis of that name in netCDF
-    and Zarr files, GDAL's IMAGERY domain, the header of ENVI files, or brackets in the description, "B4 (665 nm)".
-
-    Raises:
-        DataError: a wavelength whose unit is not known.
-    """
-    header = {k.lower(): v for k, v in dataset.tags(ns="ENVI").items()}
-    of_file = {**{k.lower(): v for k, v in dataset.tags().items()}, **header}
-    listed = {key: _list(header.get(key), dataset.count) for key in ("wavelength", "fwhm", "bbl")}
-    descriptions, colours = dataset.descriptions, dataset.colorinterp  # each access walks over all bands
-    bands = []
-    for i in range(dataset.count):
-        tags = {k.lower(): v for k, v in dataset.tags(i + 1).items()}
-        imagery = {k.lower(): v for k, v in dataset.tags(i + 1, ns="IMAGERY").items()}
-        unit = tags.get("wavelength_units") or tags.get("wavelength_unit") or of_file.get("wavelength_units")
-        axis, axis_unit = _coordinate(tags, of_file)
-        unit = unit or axis_unit
-        description = descriptions[i] or ""
-        bracket = IN_BRACKETS.search(description)
-        wave = _um(tags.get("wavelength") or tags.get("central_wavelength") or listed["wavelength"][i] or axis, unit)
-        if wave is None:  # three decimals only, so after the tags
-            wave = _um(imagery.get("central_wavelength_um"), "um")
-        if wave is None and bracket:
-            wave = _um(bracket[1], bracket[2])
-        fwhm = _um(tags.get("fwhm") or listed["fwhm"][i], unit, like=wave) or _um(imagery.get("fwhm_um"), "um")
-        bands.append(
-            FileBand(i + 1, description, wave, fwhm or None, colours[i].name, bad=listed["bbl"][i] in ("0", "0.0"))
-        )
-    return bands
 
 
 def file_numbers(dataset: Any, numbers: Sequence[int]) -> FileNumbers:
@@ -342,41 +309,3 @@ def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float
     except (CRSError, RasterioError, CPLE_BaseError):
         return None
     return west, south, east, north
-
-
-def _um(text: str | None, unit: str | None, like: float | None = None) -> float | None:
-    """A length in micrometres.
-
-    Without a unit a wavelength of 200 or more is in nanometres and one up to 20 in micrometres: no band lies in both. A
-    width without a unit has that of its wavelength, which is what `like` stands for.
-    """
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    word = (unit or "").strip().lower()
-    if re.match(r"nm|nanom", word):
-        return value / 1000
-    if re.match(r"[uµμ]m|microm|micron", word):
-        return value
-    if word not in ("", "unknown"):
-        raise DataError(f"its wavelengths are in {unit!r}: give wavelengths_um, in micrometres")
-    if like is not None:
-        return value / 1000 if value > like else value
-    return value / 1000 if value >= 200 else value
-
-
-def _coordinate(tags: Mapping[str, str], of_file: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """A band's place on the wavelength axis of a netCDF or Zarr file, and the unit of that axis."""
-    for key, value in tags.items():
-        found = AXIS.fullmatch(key)
-        if found is not None:
-            name = found[1]
-            return value, tags.get(f"dim_{name}_unit") or of_file.get(f"{name}#units")
-    return None, None
-
-
-def _list(text: str | None, count: int) -> list[str | None]:
-    """The entries of an ENVI header's list, one a band; nothing if their number is another."""
-    parts = [p.strip() for p in (text or "").strip().strip("{}").split(",")]
-    return [*parts] if len(parts) == count else [None] * count

@@ -26,7 +26,7 @@ def basename(path: str) -> str:
 def tokens(path: str) -> list[str]:
     """Words of a file's name that may name its band, the last first: SR_B4 before B4 before what stands further on."""
     stem = re.sub(r"\.[A-Za-z0-9]+$", "", basename(path.split("?")[0]))
-    parts = [p for p in re.split(r"[_.\-\s]+", stem) if p and not re.fullmatch(r"\d+m?", p, re.IGNORECASE)]
+    parts = [p for p in re.split(r"[_.\-\s:\"]+", stem) if p and not re.fullmatch(r"\d+m?", p, re.IGNORECASE)]
     out = []
     for i in range(len(parts) - 1, -1, -1):
         out += [f"{parts[i - 1]}_{parts[i]}", parts[i]] if i else [parts[i]]

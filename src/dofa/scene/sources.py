@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from dofa import sensors
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
-from dofa.raster import Raster, gdal, open_raster, words
+from dofa.raster import Raster, gdal, open_raster, parts, remote, words
 from dofa.raster.band_names import AUXILIARY, match
 from dofa.raster.bands import recognise
 from dofa.raster.factors import user_scaling
@@ -180,8 +180,30 @@ def open_group(group: Group, say: Words) -> Opened:
             )
         if path.is_dir() and not _one_dataset(path):
             return _open_list(_images_in(path), sensor, say, folder=path)
+        bands = _bands_in_parts(sources[0], sensor)
+        if bands:
+            return _open_list(bands, sensor, say, folder=path)
         return _open_file(sources[0], sensor, say)
     return _open_list(sources, sensor, say)
+
+
+def _bands_in_parts(source: str, sensor: Sensor | None) -> list[str]:
+    """GDAL's names of the parts of a file that holds each band apart; none of any other file.
+
+    These are pages of one band each, as programs write them that know no bands, and variables named as bands of a
+    sensor: so xarray writes a data set with a variable a band.
+    """
+    if remote.is_remote(source):
+        return []
+    with gdal.open_dataset(source) as dataset:
+        images = parts.pages_of_one_band(dataset) if dataset.count else parts.images(dataset)
+        paged = dataset.count > 0
+    images = [name.replace(source, absolute(source), 1) for name in images]
+    if paged:
+        return images
+    known = [sensor] if sensor is not None else list(sensors.catalogue().values())
+    most = max((sum(match(parts.variable(n), s) is not None for n in images) for s in known), default=0)
+    return images if most > 1 else []
 
 
 def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
@@ -199,10 +221,10 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
     part = product.part
     if sensor is not None and sensor.name != part.sensor.name:
         raise DataError(
-            f"{product.name} is {part.sensor.name} by its metadata, told is {sensor.name}: leave out sensor"
+            f"{product.name} is {part.sensor.name} by its metadata, told is {sensor.name}: leave out --sensor"
         )
     if say.wavelengths_um is not None:
-        raise ConfigError(f"{product.name} names its bands: choose with bands=, without wavelengths")
+        raise ConfigError(f"{product.name} names its bands: choose with --bands, without --wavelengths")
     if say.bands is not None:
         chosen = part.sensor.select([band for band in say.bands if band is not None])
         files = [
@@ -392,7 +414,7 @@ def _without_auxiliary(
     kept, left_out = [], []
     for file, bands in zip(files, heard, strict=True):
         name = basename(file.path)
-        legend = legend_of(name)
+        legend = legend_of(name) or legend_of(parts.variable(name))
         if legend is not None:
             classes[legend.band] = absolute(file.path), 1
         if legend is not None or (
@@ -404,15 +426,16 @@ def _without_auxiliary(
         if all(not b.description and b.wavelength_um is None for b in bands):
             hint = f" ({', '.join(sensor.band_names[:13])})" if sensor is not None else ""
             raise DataError(
-                f"{name}: neither descriptions nor its name say which band it is{hint}: name the bands in the files' "
-                "order with bands=, or give wavelengths"
+                f"{name}: neither descriptions nor its name say which band it is{hint}: pass --bands with their "
+                "names in the files' order, - for one to leave out, or --wavelengths"
             )
         kept.append((file, bands))
     if not kept:
-        known = nearest(sensor.name, sensors.names()) if sensor else "name the sensor"
+        cure = f"pass another --sensor than {sensor.name}" if sensor else "pass --sensor"
+        what = "files" if folder is None or folder.is_dir() else "images in it"
         raise DataError(
-            f"{folder or files[0].path}: not one of {len(files)} files is recognised as a band: {known}, or name the "
-            "files with bands="
+            f"{folder or files[0].path}: not one of {len(files)} {what} is recognised as a band: {cure}, or "
+            "--bands with their names in that order, - for one to leave out"
         )
     if left_out:
         shown = ", ".join(left_out[:4]) + (f", … ({len(left_out)})" if len(left_out) > 4 else "")
