@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 when it worked, 2 for a mistake in the input (told in one line), 130 when interrupted.
+        0 when it worked, 2 for a mistake in the input (told in one line) or when a scene of several failed, 130 when
+        interrupted.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
@@ -141,15 +142,17 @@ def _run(name: str, verb: Verb, argv: list[str]) -> int:
     result = run(**settings)
     if hasattr(result, "print"):
         result.print()
-    return 0
+    return int(getattr(result, "status", 0))
 
 
 def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
     """Options from a function's signature and docstring, with flags and lists as people write them."""
     from docstring_parser import parse
 
-    parser = ArgumentParser(prog=f"dofa {name}", description=verb.help)
-    told = {p.arg_name: p.description for p in parse(run.__doc__ or "").params}
+    documented = parse(run.__doc__ or "")
+    epilog = (documented.long_description or "").replace("%", "%%")
+    parser = ArgumentParser(prog=f"dofa {name}", description=verb.help, epilog=epilog)
+    told = {p.arg_name: p.description for p in documented.params}
     hints = get_type_hints(run)
     for key, parameter in signature(run).parameters.items():
         kind, many, optional = _kind(hints[key])

@@ -12,7 +12,7 @@ from dofa.errors import DataError, DofaError
 
 pytest.importorskip("rasterio")
 
-from dofa.scene.command import output_paths
+from dofa.scene.many import output_paths
 from dofa.scene.scene import open_scene
 from dofa.scene.stac import is_item, read_item
 from dofa.scene.tiles import Window

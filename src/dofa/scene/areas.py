@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dofa.files import write_atomically
-from dofa.scene.command import Written
 from dofa.scene.grid import Grid
 from dofa.scene.layout import Layout, pieces
+from dofa.scene.many import Written
 from dofa.scene.reading import open_features
 
 FORMAT_VERSION = 1
@@ -142,11 +142,12 @@ class Mapped(Written):
 
     def print(self) -> None:
         """As `Written`, and a table a map."""
-        super().print()
+        self.print_files()
         for path, areas in self.areas:
             Console().print(area_table(areas, path.name))
         if self.areas:
             Console().print(f"note: {CAVEAT}", highlight=False, soft_wrap=True)
+        self.print_failed()
 
 
 def with_areas(written: Written, task: str) -> Mapped:

@@ -15,7 +15,7 @@ import time
 import uuid
 import warnings
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import Future as Promise
 from contextlib import contextmanager
@@ -43,7 +43,9 @@ CONNECT_S = 20.0
 ALONE_S = 300.0  # that a run waits while the cluster has no worker
 
 
-def run(jobs: Sequence[Job], *, cluster: str | None = None, compile: bool = False, **settings: Any) -> Iterator[Block]:
+def run(
+    jobs: Sequence[Job], *, cluster: str | None = None, compile: bool = False, **settings: Any
+) -> Generator[Block, None, None]:
     """Every block of every job that is not finished yet, in order: `engine.run`, or `run_on_cluster` where one is told.
 
     Args:
@@ -66,7 +68,7 @@ def run_on_cluster(
     device: str | None = None,
     compile: bool = False,
     progress: Callable[[int, int], None] = lambda tiles, read: None,
-) -> Iterator[Block]:
+) -> Generator[Block, None, None]:
     """Like `engine.run`, on the workers of a cluster.
 
     Args:
@@ -112,7 +114,10 @@ def run_on_cluster(
                 if not waiting:
                     break
                 items, future = waiting.popleft()
-                answers = crew.result(future)
+                try:
+                    answers = crew.result(future)
+                except engine.SceneError as error:  # a worker counts the scenes of its batch
+                    raise engine.SceneError(str(error), sorted({item.job for item in items})[error.job]) from None
                 joined.append(joiner.submit(joint.add, items, answers))
                 progress(len(items), engine.nbytes(jobs, items))
                 while joined and (joined[0].done() or len(joined) > 2):
@@ -298,11 +303,14 @@ class _Here:
         self._model: tuple[str, TileModel] | None = None
         self._streams: dict[tuple[torch.device, int], Streams] = {}
 
-    def inputs(self, recipe: bytes) -> Inputs:
-        """An open scene."""
+    def inputs(self, recipe: bytes, number: int) -> Inputs:
+        """An open scene; `number` tells it from the others of its batch where it cannot be opened."""
         with self._lock:
             if recipe not in self._scenes:
-                self._scenes[recipe] = _open(recipe)
+                try:
+                    self._scenes[recipe] = _open(recipe)
+                except DataError as error:
+                    raise engine.SceneError(str(error), number) from None
             self._scenes.move_to_end(recipe)
             if len(self._scenes) > SCENES:
                 self._scenes.popitem(last=False)  # closed when the last task lets go of it
@@ -351,10 +359,11 @@ def _work(
 ) -> list[Float | None]:
     """The answers of one batch."""
     _check(how)
-    scenes = [_here.inputs(recipe) for recipe in recipes]
+    scenes = [_here.inputs(recipe, number) for number, recipe in enumerate(recipes)]
     first, window = tiles[0]
     images = np.empty((len(tiles), scenes[first].count, window.height, window.width), np.float32)
-    seen = [engine.read(scenes[number], window, image) for (number, window), image in zip(tiles, images, strict=True)]
+    pairs = zip(tiles, images, strict=True)
+    seen = [engine.read(scenes[number], window, image, number) for (number, window), image in pairs]
     return _here.answer(model, images, seen, how)
 
 

@@ -1,8 +1,6 @@
 """`dofa embed`: features of scenes, written as files that other programs open."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,40 +10,10 @@ from dofa.scene.encoder import What
 from dofa.scene.engine import Job
 from dofa.scene.features import embed_all
 from dofa.scene.inputs import say
-from dofa.scene.layout import FORMATS, Format
+from dofa.scene.many import Scenes, Written
 from dofa.scene.opening import opening_words
 from dofa.scene.saving import save
-from dofa.scene.scene import open_scene
 from dofa.scene.streams import Precision
-
-SUFFIX: dict[Format, str] = {"cog": ".tif", "zarr": ".zarr", "geoparquet": ".parquet"}
-# Of a file; other dots belong to the name (HLS.S30.T10TEK.2020283T185941.v2.0).
-ENDING = re.compile(
-    r"\.(tiff?|jp2|vrt|nc|zarr|h5|hdf|img|dat|bsq|bil|bip|hdr|png|jpe?g|xml|json|geojson|safe|zip)$", re.I
-)
-NOT_IN_NAMES = re.compile(r"[^\w.\-+]+")  # an item's id is any text
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a command wrote.
-
-    Attributes:
-        paths: of the files.
-        skipped: those that an earlier run had finished.
-        notes: what should be known about them.
-    """
-
-    paths: tuple[Path, ...]
-    skipped: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def print(self) -> None:
-        """One line a file on the terminal, the notes before them."""
-        for note in self.notes:
-            print(note)
-        for path in self.paths:
-            print(f"{path}{' (was there)' if path in self.skipped else ''}")
 
 
 def embed_command(
@@ -65,7 +33,7 @@ def embed_command(
     sensor: str | None = None,
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
-    dn_offset: float | None = None,
+    dn_offset: str | float | None = None,
     dn_scale: float | None = None,
     unit: str | None = None,
     nodata: float | None = None,
@@ -83,8 +51,12 @@ def embed_command(
 ) -> Written:
     """Write features of scenes.
 
+    Of several scenes one that fails stops no other: it is named at the end with its reason, and the same command does
+    it again. Exit status: 0 when all scenes were written, 2 when one failed or nothing was begun, 130 when interrupted.
+
     Args:
-        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
+        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given. A folder of
+            band files, or of one product, is one scene, a folder of files with several bands each many scenes.
         weights: model folder or name.
         out: file for one scene (.tif, .zarr, .parquet); folder for several.
         level: patch: one vector a patch; pixel: maps upsampled to pixels; tile: one vector a window.
@@ -101,7 +73,8 @@ def embed_command(
         sensor: what took the scenes (dofa sensors lists them).
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
+            'S2B*=-1000,*=0'.
         dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
         unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
             radiance, dn (the product's counts).
@@ -125,41 +98,20 @@ def embed_command(
         nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
     )  # fmt: skip
     levels = [_level(b) for b in blocks]
-    opened = [open_scene(s, **opening) for s in ([list(scenes)] if stack else scenes)]
-    paths = output_paths([s.name for s in opened], out, format)
+    given = Scenes(scenes, stack=stack, opening=opening, out=out, format=format, overwrite=overwrite)
     bar = Bar("embedding")
     embeddings = embed_all(
-        opened, weights, level=level, blocks=levels, stride=stride, tile=tile, overlap=overlap, pca=pca, stats=stats,
-        batch=batch, precision=precision, device=device, compile=compile, cluster=cluster, progress=bar.advance,
-        strict=strict,
+        given.opened, weights, level=level, blocks=levels, stride=stride, tile=tile, overlap=overlap, pca=pca,
+        stats=stats, batch=batch, precision=precision, device=device, compile=compile, cluster=cluster,
+        progress=bar.advance, strict=strict, on_error=given.fail,
     )  # fmt: skip
     say([e.inputs for e in embeddings])
     with bar.over([e.job for e in embeddings]):
-        done = save(embeddings, paths, dtype=dtype, kind=format, overwrite=overwrite)
-    notes = tuple(w for e in embeddings for w in e.inputs.scene.warnings)
-    return Written(tuple(paths), tuple(p for p in paths if p not in done), notes)
-
-
-def output_paths(names: Sequence[str], out: Path, format: Format | None) -> list[Path]:
-    """Where the files of scenes go: `out` for one, else files in the folder `out`, named as the scenes are.
-
-    Args:
-        names: of the scenes: their files' or, of a product, its own (a STAC item's id).
-        out: as told.
-        format: as told.
-
-    Raises:
-        ConfigError: a file name for several scenes, or several scenes of one name.
-    """
-    if len(names) == 1:
-        return [out]
-    if out.suffix.lower() in FORMATS and not out.is_dir():
-        raise ConfigError(f"{out} is one file for {len(names)} scenes: name a folder, or give --stack if they are one")
-    stems = [NOT_IN_NAMES.sub("_", ENDING.sub("", name)).lstrip(".") or "scene" for name in names]
-    twice = sorted({s for s in stems if stems.count(s) > 1})
-    if twice:
-        raise ConfigError(f"several scenes are named {', '.join(twice)}: write them to different folders")
-    return [out / f"{stem}{SUFFIX[format or 'cog']}" for stem in stems]
+        done = save(
+            embeddings, [given.paths[id(e.inputs.scene)] for e in embeddings], dtype=dtype, kind=format,
+            overwrite=overwrite, on_error=given.fail,
+        )  # fmt: skip
+    return given.written(done)
 
 
 def _level(block: int | str) -> Any:

@@ -6,16 +6,16 @@ each time, and a block that is finished is the same to the last bit.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError
+from dofa.errors import ConfigError, DataError, DofaError
 from dofa.model.devices import choose
 from dofa.pixels import Float
 from dofa.scene.inputs import Inputs
@@ -83,6 +83,22 @@ class Item:
     last: bool
 
 
+class SceneError(DataError):
+    """A scene that cannot be run; the others can.
+
+    Args:
+        text: the message.
+        job: number of the scene among the jobs.
+    """
+
+    def __init__(self, text: str, job: int) -> None:
+        super().__init__(text)
+        self.job = job
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.job)
+
+
 class _Batch(NamedTuple):
     items: list[Item]
     images: Float
@@ -98,7 +114,7 @@ def run(
     precision: Precision = "auto",
     device: str | None = None,
     progress: Callable[[int, int], None] = lambda tiles, read: None,
-) -> Iterator[Block]:
+) -> Generator[Block, None, None]:
     """Every block of every job that is not finished yet, in order.
 
     Args:
@@ -114,7 +130,7 @@ def run(
 
     Raises:
         ConfigError: a device that is not there, or a batch below one.
-        DataError: pixels that cannot be decoded, or answers that are not finite; the scene is named.
+        SceneError: pixels that cannot be decoded, or answers that are not finite; the scene is named.
     """
     target = choose(device)
     low = in_bf16(precision, target)
@@ -136,7 +152,7 @@ def run(
                 while len(ahead) < streams.count + AHEAD and (items := next(todo, None)) is not None:
                     images = room.take(shape_of(jobs, items))
                     tiles = zip(items, images, strict=True)
-                    seen = [readers.submit(read, jobs[i.job].inputs, i.tile.window, image) for i, image in tiles]
+                    seen = [readers.submit(read, jobs[i.job].inputs, i.tile.window, image, i.job) for i, image in tiles]
                     model = jobs[items[0].job].model
                     answers = streams.submit(_answer_read, model, images, seen, target, low)
                     ahead.append(_Batch(items, images, seen, answers))
@@ -209,15 +225,22 @@ def shape_of(jobs: Sequence[Job], items: Sequence[Item]) -> tuple[int, int, int,
     return len(items), jobs[items[0].job].inputs.count, window.height, window.width
 
 
-def read(inputs: Inputs, window: Window, into: Float) -> bool:
+def read(inputs: Inputs, window: Window, into: Float, job: int) -> bool:
     """Write a normalised tile (C, h, w) to its place in a batch; whether it holds a measurement.
 
     Args:
         inputs: of the scene.
         window: pixels of it.
         into: (C, h, w), written in place.
+        job: number of the scene, for the error.
+
+    Raises:
+        SceneError: pixels that cannot be decoded.
     """
-    return bool(inputs.normalised(window, into)[1].any())
+    try:
+        return bool(inputs.normalised(window, into)[1].any())
+    except DofaError as error:
+        raise SceneError(str(error), job) from None
 
 
 def nbytes(jobs: Sequence[Job], items: Sequence[Item]) -> int:
@@ -286,7 +309,7 @@ class Joint:
             answers: (h, w, K) of each, None where nothing was measured.
 
         Raises:
-            DataError: answers that are not finite; the scene and the place are named.
+            SceneError: answers that are not finite; the scene and the place are named.
         """
         out = []
         for item, values in zip(items, answers, strict=True):
@@ -298,9 +321,10 @@ class Joint:
             if values is not None:
                 if not np.isfinite(values.sum(dtype=np.float64)):
                     w = item.tile.window
-                    raise DataError(
+                    raise SceneError(
                         f"{job.inputs.scene.name}: the model's answer for rows {w.row}–{w.row + w.height}, columns "
-                        f"{w.col}–{w.col + w.width} is not finite: try precision float32, and look at the statistics"
+                        f"{w.col}–{w.col + w.width} is not finite: try --precision float32, and look at the statistics",
+                        item.job,
                     )
                 self._add(job.plan, window, item.tile, values)
             if item.last and item.block >= job.skip:

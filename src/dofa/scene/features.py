@@ -8,14 +8,14 @@ dofa.embed("scene.tif", model, stride=4, pca=16).to_xarray()
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import dofa
-from dofa.errors import ConfigError
+from dofa.errors import ConfigError, DofaError
 from dofa.model.checkpoint import encoder_sha256, load
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block as Level
@@ -25,6 +25,7 @@ from dofa.scene import cluster as clusters
 from dofa.scene.encoder import EncoderTiles, What, plan_of, specialised, tile_side
 from dofa.scene.engine import Job
 from dofa.scene.inputs import Inputs, settle, warn
+from dofa.scene.many import OnError, without_failing
 from dofa.scene.projection import Projection
 from dofa.scene.scene import Scene, open_scene
 from dofa.scene.statistics import measure
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from dofa.scene.layout import Dtype
 
+Settled = TypeVar("Settled", bound=Inputs)
 SAMPLE_TILES = 48  # that a projection and the scale of int8 are fitted on, over all scenes together
 
 
@@ -169,19 +171,25 @@ def embed_all(
     compile: bool = False,
     cluster: str | None = None,
     progress: Callable[[int, int], None] = lambda tiles, read: None,
+    on_error: OnError | None = None,
     **opening: Any,
 ) -> list[Embedding]:
     """Features of several scenes: like `embed`, with one projection and, for `--stats dataset`, one statistics.
 
-    Beside `scenes`, arguments as of `embed`.
+    Beside `scenes` and these, arguments as of `embed`.
+
+    Args:
+        on_error: called for a scene that cannot be used, which is left out; None to let its error through.
     """
     model = model if isinstance(model, DOFA) else load(model)
     opened = [scene if isinstance(scene, Scene) else open_scene(scene, **opening) for scene in scenes]
-    measured = measure(opened, stats, model.config)
     strict = bool(opening.get("strict"))
-    inputs = [
-        settle(s, model.config, stats=stats, measured=m, strict=strict) for s, m in zip(opened, measured, strict=True)
-    ]
+    inputs = settled(
+        opened,
+        lambda some: measure(some, stats, model.config),
+        on_error,
+        lambda s, m: settle(s, model.config, stats=stats, measured=m, strict=strict),
+    )
     warn(inputs)
     settings = {"batch": batch, "precision": precision, "device": device, "progress": progress}
     if cluster is not None:  # here only samples are looked at
@@ -202,7 +210,9 @@ def embed_all(
     if pca is not None:
         if len({tiles.channels for tiles in tiles_of.values()}) > 1:
             raise ConfigError("pca: scenes with different numbers of features share no components")
-        projection = Projection.fit(sample(out), pca)
+        told = None if on_error is None else lambda one, error: on_error(one.inputs.scene, error)
+        out, found = without_failing(out, sample, told)
+        projection = Projection.fit(found, pca)
         for tiles in tiles_of.values():
             tiles.project(projection)
         for one in out:
@@ -211,6 +221,32 @@ def embed_all(
                 "explained": [float(v) for v in projection.explained],
                 "fitted_on": [o.inputs.scene.name for o in out],
             }
+    return out
+
+
+def settled(
+    scenes: Sequence[Scene],
+    measure_all: Callable[[Sequence[Scene]], Sequence[Any]],
+    on_error: OnError | None,
+    settle_one: Callable[[Scene, Any], Settled],
+) -> list[Settled]:
+    """What normalises each scene.
+
+    Args:
+        scenes: of one run.
+        measure_all: takes the statistics of all scenes, such as `measure`.
+        on_error: called for a scene that cannot be used, which is left out; None to let its error through.
+        settle_one: makes the inputs of a scene and its measured statistics.
+    """
+    left, measured = without_failing(list(scenes), measure_all, on_error)
+    out = []
+    for scene, found in zip(left, measured, strict=True):
+        try:
+            out.append(settle_one(scene, found))
+        except DofaError as error:
+            if on_error is None:
+                raise
+            on_error(scene, error)
     return out
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError
+from dofa.errors import ConfigError, DofaError
 from dofa.pixels import Scaling
 from dofa.raster import gdal, words
 from dofa.scene.look import sample
+from dofa.scene.many import Scenes, folded, print_failed, without_failing
 from dofa.scene.opening import opening_words
-from dofa.scene.scene import Scene, open_scene
+from dofa.scene.scene import Scene
 from dofa.scene.statistics import measure
 from dofa.sensors import formula
 
@@ -36,18 +37,34 @@ class Report:
     Attributes:
         scenes: plain JSON, one a scene.
         json: whether `print` writes that.
+        failed: scenes that were left out, and why.
     """
 
     scenes: tuple[dict[str, Any], ...]
     json: bool = False
+    failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def status(self) -> int:
+        """Exit status of the command."""
+        return 2 if self.failed else 0
 
     def print(self) -> None:
-        """On the terminal: a few lines and a table a scene, or JSON."""
+        """On the terminal: a few lines and a table a scene, or JSON; scenes that failed on standard error.
+
+        Doubts that several scenes share stand once, at the end.
+        """
+        alone = len(self.scenes) + len(self.failed) == 1
         if self.json:
-            print(dumps(self.scenes[0] if len(self.scenes) == 1 else self.scenes, indent=2, ensure_ascii=False))
-            return
-        for known in self.scenes:
-            _print(known)
+            print(dumps(self.scenes[0] if alone else self.scenes, indent=2, ensure_ascii=False))
+        else:
+            shared = folded([doubt for known in self.scenes for doubt in known["doubts"]])
+            for known in self.scenes:
+                own = [doubt for doubt in known["doubts"] if doubt in shared]
+                shared = [line for line in shared if line not in own]
+                _print({**known, "doubts": own})
+            _print_doubts(shared)
+        print_failed(self.failed, len(self.scenes) + len(self.failed))
 
 
 def info(
@@ -58,7 +75,7 @@ def info(
     sensor: str | None = None,
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
-    dn_offset: float | None = None,
+    dn_offset: str | float | None = None,
     dn_scale: float | None = None,
     unit: str | None = None,
     nodata: float | None = None,
@@ -71,14 +88,18 @@ def info(
 ) -> Report:
     """Say what will happen to scenes.
 
+    Exit status: 0 when all scenes were read, 2 when one failed; it is named at the end with its reason.
+
     Args:
-        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
+        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given. A folder of
+            band files, or of one product, is one scene, a folder of files with several bands each many scenes.
         weights: model folder or name, to see whose statistics would normalise the bands.
         stats: whose statistics: scene, dataset (all scenes given), checkpoint, or a sensor the checkpoint knows.
         sensor: what took the scenes (dofa sensors lists them).
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
+            'S2B*=-1000,*=0'.
         dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
         unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
             radiance, dn (the product's counts).
@@ -94,17 +115,20 @@ def info(
         sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
         nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
     )  # fmt: skip
-    opened = [open_scene(source, **opening) for source in ([list(scenes)] if stack else scenes)]
+    given = Scenes(scenes, stack=stack, opening=opening)
     config = None if weights is None else _config(weights)
+    reports = []
     try:
-        measured = measure(opened, stats, config)
-        reports = [
-            describe(s, config, stats=stats, measured=m, strict=strict) for s, m in zip(opened, measured, strict=True)
-        ]
+        left, measured = without_failing(list(given.opened), lambda some: measure(some, stats, config), given.fail)
+        for scene, found in zip(left, measured, strict=True):
+            try:
+                reports.append(describe(scene, config, stats=stats, measured=found, strict=strict))
+            except DofaError as error:
+                given.fail(scene, error)
     finally:
-        for scene in opened:
+        for scene in given.opened:
             scene.close()
-    return Report(tuple(reports), json)
+    return Report(tuple(reports), json, tuple(given.failed))
 
 
 def describe(
@@ -288,14 +312,27 @@ def _gsd_doubts(scene: Scene, config: "EncoderConfig", inputs: "Inputs") -> list
 # -- on the terminal --------------------------------------------------------------------------------------------------
 
 
-def _print(known: dict[str, Any]) -> None:
+def _console() -> Any:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 10_000  # a pipe gets plain lines: nothing is folded or cut
+    return console
+
+
+def _print_doubts(doubts: Sequence[str]) -> None:
+    from rich.text import Text
+
+    for doubt in doubts:
+        _console().print(Text(f"! {doubt}", style="yellow"))
+
+
+def _print(known: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
     grid = known["grid"]
     size = f"{grid['width']} × {grid['height']} pixels"
     if grid["gsd_m"]:
@@ -319,8 +356,7 @@ def _print(known: dict[str, Any]) -> None:
             console.print(f"model   {line}")
     if known["no_statistics"]:
         console.print(f"stats   none: {known['no_statistics']}")
-    for doubt in known["doubts"]:
-        console.print(Text(f"! {doubt}", style="yellow"))
+    _print_doubts(known["doubts"])
 
 
 def _rows(table: Any, bands: Sequence[dict[str, Any]]) -> Any:

@@ -53,6 +53,32 @@ def format_of(out: Path) -> Format:
     return kind
 
 
+def check_out(out: Path, scenes: int, overwrite: bool, kind: Format | None) -> None:
+    """Refuse an output that cannot be written, before anything is opened or loaded.
+
+    Args:
+        out: as told.
+        scenes: how many there are; of several, files that are there may be those of an earlier run.
+        overwrite: whether a file there may be replaced.
+        kind: format as told; by the name of `out` unless given.
+
+    Raises:
+        ConfigError: a lone scene's exists, or its name says no format; or it is one file for several scenes.
+    """
+    if scenes > 1 and out.suffix.lower() in FORMATS and not out.is_dir():
+        raise ConfigError(f"{out} is one file for {scenes} scenes: name a folder, or give --stack if they are one")
+    if scenes > 1 or out.is_dir():
+        return
+    if kind is None:
+        format_of(out)
+    if out.exists() and not overwrite and not _work_folder(out).exists():
+        raise ConfigError(f"{out} exists: give --overwrite to replace it, or another name")
+
+
+def _work_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.part")
+
+
 class Values:
     """The numbers of a work file, read a window at a time."""
 
@@ -84,11 +110,13 @@ class Work:
         layout: what it will hold.
         folder: where the work lies.
         done: blocks whose numbers are on the disk, the first ones of the plan.
+        finished: whether the finished file is in its place.
     """
 
     def __init__(self, out: Path, layout: Layout, folder: Path, kind: Format, replace: bool) -> None:
         self.out, self.layout, self.folder, self.kind = out, layout, folder, kind
         self.done = 0
+        self.finished = False
         self._replace = replace
         self._next, self._cells = 0, 0
         self._job: Any = None
@@ -126,7 +154,7 @@ class Work:
             layout.check(kind)
         except DataError as error:
             raise DataError(f"{out}: {error}") from None
-        folder = out.with_name(f".{out.name}.part")
+        folder = _work_folder(out)
         work = cls(out, layout, folder, kind, overwrite)
         work._job = json.loads(
             json.dumps({"format_version": 1, "key": key, "layout": layout.to_json()}, allow_nan=False)
@@ -306,7 +334,8 @@ class Work:
             self._next = self.done
             remove(target.parent)
             raise self._disk(error, "the finished file") from error
-        self._discard_if(True)
+        self.discard()
+        self.finished = True
         return self.out
 
     @property
@@ -341,10 +370,14 @@ class Work:
             f"{self.out.parent}): make room and run the same command again, it goes on from here"
         )
 
+    def discard(self) -> None:
+        """Remove the work file with all blocks."""
+        self.close()
+        remove(self.folder)
+
     def _discard_if(self, needless: bool) -> None:
         if needless:
-            self.close()
-            remove(self.folder)
+            self.discard()
 
     def close(self) -> None:
         """Let go of the files; blocks that were not brought to the disk by then are written again by the next run."""

@@ -12,14 +12,14 @@ from dofa.model.checkpoint import load
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.scene.colours import colour_panel
-from dofa.scene.command import Written
 from dofa.scene.features import embed
 from dofa.scene.inputs import say
 from dofa.scene.look import sample_windows
-from dofa.scene.opening import opening_words
+from dofa.scene.many import Written
+from dofa.scene.opening import open_with, opening_words
 from dofa.scene.panels import Panel, draw
 from dofa.scene.places import Pixel, ground, lonlat, pixels
-from dofa.scene.scene import Scene, open_scene
+from dofa.scene.scene import Scene
 from dofa.scene.streams import Precision
 from dofa.scene.tiles import Window
 
@@ -168,7 +168,7 @@ def preview(
     sensor: str | None = None,
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
-    dn_offset: float | None = None,
+    dn_offset: str | float | None = None,
     dn_scale: float | None = None,
     unit: str | None = None,
     nodata: float | None = None,
@@ -197,7 +197,8 @@ def preview(
         sensor: what took the scene (dofa sensors lists them).
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
+            'S2B*=-1000,*=0'.
         dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
         unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
             radiance, dn (the product's counts).
@@ -217,7 +218,7 @@ def preview(
     )  # fmt: skip
     if at is not None and pixel is not None:
         raise ConfigError("--at and --pixel both say what is in the middle: give one")
-    with open_scene(list(scene), **opening) as opened:
+    with open_with(list(scene), opening) as opened:
         named = pixels(opened, [] if at is None else [at], [] if pixel is None else [pixel])
         shown = picture(
             opened, load(weights), out, size=size, centre=named[0] if named else None, stride=stride, tile=tile,

@@ -17,16 +17,17 @@ from dofa.model.heads import Head, load_head
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
 from dofa.scene.areas import Mapped, with_areas
-from dofa.scene.band_statistics import BandTiles, band_inputs, band_plan, describe_bands
-from dofa.scene.command import Bar, Written, output_paths
+from dofa.scene.band_statistics import BandInputs, BandTiles, band_inputs, band_plan, describe_bands
+from dofa.scene.command import Bar
 from dofa.scene.encoder import EncoderTiles, plan_of, specialised
 from dofa.scene.engine import Job
-from dofa.scene.features import describe
+from dofa.scene.features import describe, settled
 from dofa.scene.inputs import Inputs, settle
+from dofa.scene.many import OnError, Scenes
 from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout
 from dofa.scene.saving import Output, digest, write_all
-from dofa.scene.scene import Scene, open_scene
+from dofa.scene.scene import Scene
 from dofa.scene.statistics import measure
 from dofa.scene.streams import Precision
 from dofa.scene.tiles import Plan
@@ -141,6 +142,7 @@ def predict_all(
     device: str | None = None,
     compile: bool = False,
     precision: Precision = "auto",
+    on_error: OnError | None = None,
 ) -> list[Prediction]:
     """Maps of scenes through one head.
 
@@ -157,6 +159,7 @@ def predict_all(
         device: of the model.
         compile: run the encoder through torch.compile.
         precision: the map will be run in; see `engine.run`.
+        on_error: called for a scene that cannot be used, which is left out; None to let its error through.
 
     Raises:
         CheckpointError: another encoder.
@@ -164,15 +167,18 @@ def predict_all(
     """
     head.require(model)
     if model is None:
-        return _band_maps(scenes, head, stride, tile, overlap, stats, force)
+        return _band_maps(scenes, head, stride, tile, overlap, stats, force, on_error)
     if head.decoder is not None and stride not in (None, 1):
         raise ConfigError(f"--stride {stride}: a {head.decoder.kind} decoder answers for every pixel: leave it out")
-    measured = measure(scenes, stats)
+
+    def settle_one(scene: Scene, found: Any) -> Inputs:
+        check_gsd(scene, head, force)
+        return settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
+
     out: list[Prediction] = []
     shared: dict[Any, HeadTiles] = {}
-    for scene, found in zip(scenes, measured, strict=True):
-        check_gsd(scene, head, force)
-        inputs = settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
+    for inputs in settled(scenes, lambda some: measure(some, stats), on_error, settle_one):
+        scene = inputs.scene
         patch = model.config.patch
         side = patch * -(-(tile or head.tile_size) // patch) if tile is None else tile
         side = min(side, patch * -(-max(scene.height, scene.width) // patch))
@@ -201,15 +207,19 @@ def _band_maps(
     overlap: int | None,
     stats: str | None,
     force: bool,
+    on_error: OnError | None,
 ) -> list[Prediction]:
     """Maps of scenes through a head of band statistics; arguments as of `predict_all`."""
     if stats is not None:
         raise ConfigError(f"--stats {stats}: band statistics are read in physical values: leave it out")
+
+    def settle_one(scene: Scene, _: Any) -> BandInputs:
+        check_gsd(scene, head, force)
+        return band_inputs(scene, head)
+
     shared: dict[int, BandTiles] = {}
     out = []
-    for scene in scenes:
-        check_gsd(scene, head, force)
-        inputs = band_inputs(scene, head)
+    for inputs in settled(scenes, lambda some: [None] * len(some), on_error, settle_one):
         side = tile or head.tile_size
         tiles = shared.setdefault(side, BandTiles(head, side))
         plan = band_plan(inputs, tiles, stride, tile, overlap)
@@ -253,7 +263,7 @@ def predict(
     sensor: str | None = None,
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
-    dn_offset: float | None = None,
+    dn_offset: str | float | None = None,
     dn_scale: float | None = None,
     unit: str | None = None,
     nodata: float | None = None,
@@ -273,9 +283,12 @@ def predict(
     """Map scenes with a trained head.
 
     What each class covers is printed, and kept as JSON beside each map: pixels, hectares on the ground, percent.
+    Of several scenes one that fails stops no other: it is named at the end with its reason, and the same command does
+    it again. Exit status: 0 when all scenes were written, 2 when one failed or nothing was begun, 130 when interrupted.
 
     Args:
-        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given.
+        scenes: files, folders, STAC items or addresses; each is a scene of its own unless --stack is given. A folder of
+            band files, or of one product, is one scene, a folder of files with several bands each many scenes.
         head: folder with head.json and head.safetensors, as `dofa probe` and `dofa finetune` save it.
         out: file for one scene (.tif, .zarr, .parquet); folder for several.
         weights: model folder or name: the encoder that the head was trained on; none for a head of band statistics.
@@ -289,7 +302,8 @@ def predict(
         sensor: what took the scenes (dofa sensors lists them); the head's unless given.
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
+            'S2B*=-1000,*=0'.
         dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
         unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
             radiance, dn (the product's counts).
@@ -307,23 +321,22 @@ def predict(
         force: accept other statistics than the head's, and pixels of another size.
         overwrite: replace files that are there, and forget an interrupted run with other settings.
     """
-    trained = load_head(head)
+    trained = load_head(head)  # small; the weights are loaded, or fetched, when the scenes are found right
     if weights is None:
-        trained.require(None)  # before anything is opened
-    encoder = None if weights is None else load(weights)
-    trained.require(encoder)
+        trained.require(None)
     opening = opening_words(
         sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
         nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
     )  # fmt: skip
     opening["sensor"] = sensor or (None if bands or wavelengths else trained.sensor.name)
-    opened = [open_scene(s, **opening) for s in ([list(scenes)] if stack else scenes)]
-    paths = output_paths([s.name for s in opened], out, format)
+    given = Scenes(scenes, stack=stack, opening=opening, out=out, format=format, overwrite=overwrite)
+    encoder = None if weights is None else load(weights)
     maps = predict_all(
-        opened, encoder, trained, stride=stride, tile=tile, overlap=overlap, stats=stats, force=force,
+        given.opened, encoder, trained, stride=stride, tile=tile, overlap=overlap, stats=stats, force=force,
         device=device if cluster is None else None, compile=compile and cluster is None, precision=precision,
+        on_error=given.fail,
     )  # fmt: skip
-    outputs = [one.output(path, output) for one, path in zip(maps, paths, strict=True)]
+    outputs = [one.output(given.paths[id(one.inputs.scene)], output) for one in maps]
     bar = Bar("mapping")
     settings: dict[str, Any] = {"batch": batch, "precision": precision, "device": device, "progress": bar.advance}
     if cluster is not None:
@@ -331,7 +344,6 @@ def predict(
     with bar.over([m.job for m in maps]):
         done = write_all(
             [m.job for m in maps], outputs, kind=format, overwrite=overwrite,
-            blocks=lambda jobs: clusters.run(jobs, **settings),
+            blocks=lambda jobs: clusters.run(jobs, **settings), on_error=given.fail,
         )  # fmt: skip
-    notes = tuple(w for s in opened for w in s.warnings)
-    return with_areas(Written(tuple(paths), tuple(p for p in paths if p not in done), notes), trained.task)
+    return with_areas(given.written(done), trained.task)

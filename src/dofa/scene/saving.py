@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError
 from dofa.pixels import Float
+from dofa.raster import remote
 from dofa.scene import cluster
-from dofa.scene.engine import Block, Job
+from dofa.scene.engine import Block, Job, SceneError
 from dofa.scene.features import Embedding, sample
+from dofa.scene.many import OnError
 from dofa.scene.outputs import Dtype, Format, Layout, Work, open_features
 from dofa.scene.reading import Features
+from dofa.scene.scene import Scene
 
 INT8_NODATA = -128
 AHEAD = 2  # blocks that wait to be written while the model goes on
@@ -49,7 +52,8 @@ def write_all(
     *,
     kind: Format | None = None,
     overwrite: bool = False,
-    blocks: Callable[[Sequence[Job]], Iterator[Block]],
+    blocks: Callable[[Sequence[Job]], Generator[Block, None, None]],
+    on_error: OnError | None = None,
 ) -> list[Path]:
     """Run jobs and write what comes out, each file in its place as soon as it is whole.
 
@@ -59,6 +63,7 @@ def write_all(
         kind: format; by the name of each file unless given.
         overwrite: replace files that are there.
         blocks: runs the jobs: `cluster.run` with its settings.
+        on_error: called for a scene that cannot be run to its end, which is left out; None to stop there.
 
     Returns:
         The files that were made. Of several, those that an earlier run had finished are left alone.
@@ -67,42 +72,79 @@ def write_all(
         ConfigError: an output exists, or an interrupted run had other settings.
         DofaError: the disk is full, or pixels cannot be read; what is done is kept.
     """
+    todo = list(range(len(jobs)))
     if len(outputs) > 1 and not overwrite:
-        todo = [i for i, output in enumerate(outputs) if not is_done(output)]
-        jobs, outputs = [jobs[i] for i in todo], [outputs[i] for i in todo]
+        todo = [i for i in todo if not is_done(outputs[i])]
+        others = [outputs[i].path for i in todo if outputs[i].path.exists()]
+        if others:
+            raise ConfigError(
+                f"{others[0]} ({len(others)} of {len(outputs)} outputs) exists and was made from other files, weights, "
+                "statistics or settings: give --overwrite to replace such outputs, or another folder"
+            )
+    made: list[Path] = []
     with ExitStack() as stack:
-        works = [
-            stack.enter_context(Work.open(o.path, o.layout, o.key, kind=kind, overwrite=overwrite)) for o in outputs
-        ]
-        resumed = [replace(job, skip=work.done) for job, work in zip(jobs, works, strict=True)]
-        for work, job in zip(works, resumed, strict=True):
-            if work.done == len(job.plan.blocks):  # killed while the file was finished
-                work.finish()
+        works = {}
+        for i in todo:
+            o = outputs[i]
+            works[i] = stack.enter_context(Work.open(o.path, o.layout, o.key, kind=kind, overwrite=overwrite))
+        while True:
+            for i in [i for i in todo if works[i].done == len(jobs[i].plan.blocks)]:
+                if not works[i].finished:  # killed, or a scene beside it failed, while the file was finished
+                    works[i].finish()
+                made.append(outputs[i].path)
+                todo.remove(i)
+            if not todo:
+                return made
+            try:
+                _write(todo, jobs, outputs, works, blocks)
+            except SceneError as error:
+                if on_error is None:
+                    raise
+                failed = todo.pop(error.job)
+                scene = jobs[failed].inputs.scene
+                # A file that was damaged is another one when it is mended; one behind a network may only be late.
+                works[failed].close() if _is_remote(scene) else works[failed].discard()
+                on_error(scene, error)
+                for i in todo:
+                    works[i].sync()
 
-        waiting: deque[Future[None]] = deque()
+
+def _write(
+    todo: Sequence[int],
+    jobs: Sequence[Job],
+    outputs: Sequence[Output],
+    works: Mapping[int, Work],
+    blocks: Callable[[Sequence[Job]], Generator[Block, None, None]],
+) -> None:
+    """Run the jobs that are to do, from where each stands, and write their blocks."""
+    resumed = [replace(jobs[i], skip=works[i].done) for i in todo]
+    waiting: deque[Future[None]] = deque()
+    whole = True
+
+    def write(block: Block) -> None:
+        nonlocal whole
+        if not whole:
+            return  # what comes behind a block that failed
+        whole = False
+        work, output = works[todo[block.job]], outputs[todo[block.job]]
+        work.write(block.index, block.window.row, block.window.col, output.stored(block.values, block.valid))
+        if block.index == len(resumed[block.job].plan.blocks) - 1:
+            work.finish()
         whole = True
 
-        def write(block: Block) -> None:
-            nonlocal whole
-            if not whole:
-                return  # what comes behind a block that failed
-            whole = False
-            work, output = works[block.job], outputs[block.job]
-            work.write(block.index, block.window.row, block.window.col, output.stored(block.values, block.valid))
-            if block.index == len(jobs[block.job].plan.blocks) - 1:
-                work.finish()
-            whole = True
+    # One thread beside the model's, so that blocks are written in their order while the next tiles run. Left by an
+    # error elsewhere, it writes what it was given before the works close.
+    with ThreadPoolExecutor(1, "dofa-write") as writer, closing(blocks(resumed)) as coming:
+        for block in coming:
+            waiting.append(writer.submit(write, block))
+            while waiting and (waiting[0].done() or len(waiting) > AHEAD):
+                waiting.popleft().result()
+        for written in waiting:
+            written.result()
 
-        # One thread beside the model's, so that blocks are written in their order while the next tiles run. Left by an
-        # error elsewhere, it writes what it was given before the works close.
-        with ThreadPoolExecutor(1, "dofa-write") as writer:
-            for block in blocks(resumed):
-                waiting.append(writer.submit(write, block))
-                while waiting and (waiting[0].done() or len(waiting) > AHEAD):
-                    waiting.popleft().result()
-            for written in waiting:
-                written.result()
-    return [o.path for o in outputs]
+
+def _is_remote(scene: Scene) -> bool:
+    return any(remote.is_remote(file.href) for part in scene.parts for file in part.files)
 
 
 def save(
@@ -112,6 +154,7 @@ def save(
     dtype: Dtype = "float16",
     kind: Format | None = None,
     overwrite: bool = False,
+    on_error: OnError | None = None,
 ) -> list[Path]:
     """Write features.
 
@@ -121,6 +164,7 @@ def save(
         dtype: float32, float16, or int8 with a scale for each channel that is fitted on a sample and stored.
         kind: format; by the names unless given.
         overwrite: replace files that are there.
+        on_error: as for `write_all`.
 
     Raises:
         ConfigError, DataError, DofaError: as `write_all`.
@@ -138,6 +182,7 @@ def save(
         kind=kind,
         overwrite=overwrite,
         blocks=lambda jobs: cluster.run(jobs, **settings),
+        on_error=on_error,
     )
 
 

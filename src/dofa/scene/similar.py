@@ -18,17 +18,18 @@ from dofa.model.encoder import DOFA
 from dofa.pixels import Float
 from dofa.scene import engine
 from dofa.scene.colours import colour_panel
-from dofa.scene.command import Bar, Written
+from dofa.scene.command import Bar
 from dofa.scene.features import Embedding, embed, sample
 from dofa.scene.inputs import say
 from dofa.scene.layout import FORMATS
-from dofa.scene.opening import opening_words
+from dofa.scene.many import Written
+from dofa.scene.opening import open_with, opening_words
 from dofa.scene.outputs import Layout
 from dofa.scene.panels import Panel, Ramp, draw, ramp_picture
 from dofa.scene.pictures import captions, check_out, fine_stride, part_note, part_of
 from dofa.scene.places import Pixel, pixels
 from dofa.scene.saving import Output, digest, write_all
-from dofa.scene.scene import Scene, open_scene
+from dofa.scene.scene import Scene
 from dofa.scene.streams import Precision
 from dofa.scene.tiles import Window
 
@@ -218,7 +219,7 @@ def similar(
     sensor: str | None = None,
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
-    dn_offset: float | None = None,
+    dn_offset: str | float | None = None,
     dn_scale: float | None = None,
     unit: str | None = None,
     nodata: float | None = None,
@@ -249,7 +250,8 @@ def similar(
         sensor: what took the scene (dofa sensors lists them).
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
+            'S2B*=-1000,*=0'.
         dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
         unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
             radiance, dn (the product's counts).
@@ -274,7 +276,7 @@ def similar(
         "stride": stride, "tile": tile, "overlap": overlap, "stats": stats, "batch": batch, "precision": precision,
         "device": device, "compile": compile, "progress": bar.advance, "strict": strict,
     }  # fmt: skip
-    with open_scene(list(scene), **opening) as opened:
+    with open_with(list(scene), opening) as opened:
         places = pixels(opened, at, pixel)
         model = load(weights)
         if out.suffix.lower() == ".png":

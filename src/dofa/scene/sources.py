@@ -178,8 +178,8 @@ def open_group(group: Group, say: Words) -> Opened:
                 f"{path} is no Sentinel-2 product (no MTD_MSIL1C.xml or MTD_MSIL2A.xml): Sentinel-1 is calibrated and "
                 "terrain-corrected first (SNAP, pyroSAR, a provider's RTC); open what comes out of that"
             )
-        if path.is_dir() and not _one_dataset(path):
-            return _open_list(_images_in(path), sensor, say, folder=path)
+        if path.is_dir() and not one_dataset(path):
+            return _open_list(images_in(path), sensor, say, folder=path)
         bands = _bands_in_parts(sources[0], sensor)
         if bands:
             return _open_list(bands, sensor, say, folder=path)
@@ -466,11 +466,12 @@ def _dtype(files: Sequence[Raster]) -> str:
     return str(np.result_type(*(f.dtype for f in files)))
 
 
-def _images_in(folder: Path) -> list[str]:
+def images_in(folder: Path) -> list[str]:
+    """Files of a folder that are images by the endings of their names, sorted."""
     return [str(f) for f in sorted(folder.iterdir()) if f.suffix.lower() in IMAGES and not f.name.startswith(".")]
 
 
-def _one_dataset(folder: Path) -> bool:
+def one_dataset(folder: Path) -> bool:
     """Whether a folder is one data set for GDAL, as a Zarr store is."""
     return any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata"))
 

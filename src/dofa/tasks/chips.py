@@ -18,8 +18,9 @@ from rich.table import Table
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import RunningStats, Scaling
 from dofa.raster import gdal
-from dofa.scene.opening import opening_words
-from dofa.scene.scene import Scene, open_scene
+from dofa.raster.offsets import check_dn_offsets
+from dofa.scene.opening import open_with, opening_words
+from dofa.scene.scene import Scene
 from dofa.sensors import Sensor
 from dofa.tasks.blocks import SPLITS, check_frames, check_shares, deal, lay_blocks
 from dofa.tasks.chipfolder import ChipWriter, check_free, read_chips
@@ -94,7 +95,7 @@ def chips(
     sensor: str | None = None,
     bands: Sequence[str] | None = None,
     wavelengths: Sequence[float] | None = None,
-    dn_offset: float | None = None,
+    dn_offset: str | float | None = None,
     dn_scale: float | None = None,
     unit: str | None = None,
     nodata: float | None = None,
@@ -129,7 +130,8 @@ def chips(
         sensor: what took the rasters (dofa sensors lists them).
         bands: names in the files' order, - for one to leave out.
         wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on.
+        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
+            'S2B*=-1000,*=0'.
         dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
         unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
             radiance, dn (the product's counts).
@@ -161,7 +163,8 @@ def chips(
         raise ConfigError(f"{len(labels)} --labels for {len(groups)} rasters: give one for all, or one a raster")
     read = [read_labels(path, class_field=class_field, layer=layer, crs=labels_crs) for path in labels]
     known = settle(read, classes, ignore, background)
-    scenes = [open_scene(group, **opening) for group in groups]
+    check_dn_offsets(dn_offset, groups)
+    scenes = [open_with(group, opening) for group in groups]
     try:
         of_scene = read if len(read) == len(scenes) else read * len(scenes)
         of, common, notes = _one_kind(scenes, size)
