@@ -20,7 +20,7 @@ from rasterio.enums import ColorInterp  # noqa: E402
 from rasterio.transform import Affine, from_origin  # noqa: E402
 from rasterio.windows import Window  # noqa: E402
 
-from dofa.raster import open_raster  # noqa: E402
+from dofa.raster import gdal, open_raster  # noqa: E402
 from dofa.raster.band_names import match  # noqa: E402
 from dofa.raster.numbers import FileNumbers  # noqa: E402
 from dofa.raster.words import sentinel2_offset  # noqa: E402
@@ -495,10 +495,10 @@ def test_many_threads_read_the_same_raster_and_get_what_one_gets(write):
 
 
 def test_each_thread_reads_through_a_handle_of_its_own(write, monkeypatch):
-    opened, real = [], rasterio.open
+    opened, real = [], gdal.open_dataset
     path = write(image(1), ["B02"])
     with open_raster(path, L2A_NAME) as r, ThreadPoolExecutor(4) as pool:
-        monkeypatch.setattr(rasterio, "open", lambda *a: opened.append(real(*a)) or opened[-1])
+        monkeypatch.setattr(gdal, "open_dataset", lambda *a: opened.append(real(*a)) or opened[-1])
         meet = threading.Barrier(4)
         for _ in range(2):
             list(pool.map(lambda _: (meet.wait(10), r.read()), range(4)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dofa.errors import DofaError, nearest
+from dofa.errors import DofaError, nearest, short
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ LEAST = {"batch": 1, "seed": 0, "size": 1}
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run it again, or name another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "look at its permissions, or name another place"),
+    errno.ENAMETOOLONG: "no file system takes such a name",
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "name another place"),
 }
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cure = REFUSALS.get(error.errno or 0)
         if cure is None:
             raise
-        print(f"dofa: {error.filename or 'the output'}: {error.strerror}: {cure}", file=sys.stderr)
+        print(f"dofa: {short(str(error.filename or 'the output'), 200)}: {error.strerror}: {cure}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dofa: interrupted", file=sys.stderr)

@@ -162,7 +162,7 @@ def parse_xml(data: bytes, what: str, error: Raises = DataError) -> Element:
     except (expat.ExpatError, ValueError, LookupError) as wrong:  # the last two: an encoding that Python lacks
         if isinstance(wrong, DofaError):
             raise
-        raise error(f"{what} is damaged: {wrong}: download it again") from None
+        raise error(f"{what} is damaged: {wrong}: copy or download it again") from None
 
 
 class _RepeatedKeyError(ValueError):

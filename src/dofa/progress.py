@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 
 class Progress:
-    """A bar on a terminal, a line every ten seconds elsewhere, nothing where it is not wanted.
+    """A bar on a terminal, a line every ten seconds elsewhere; nothing for less, or where it is not wanted.
 
     Args:
         title: of the job.
@@ -47,7 +47,7 @@ class Progress:
         speed = f"{self.fresh / seconds:.0f} {self.things}/s, {self.bytes / seconds / 1e6:.0f} MB/s"
         if self.bar and self.task is not None:
             self.bar.update(self.task, completed=self.done, speed=speed)
-        elif self.lines and (now - self.said > 10 or self.done == self.total):
+        elif self.lines and (now - self.said > 10 or (self.done == self.total and now - self.began > 10)):
             left = (self.total - self.done) * seconds / self.fresh
             self.lines.print(f"{self.title}: {self.done}/{self.total}, {speed}, {left:.0f} s left", highlight=False)
             self.said = now

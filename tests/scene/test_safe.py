@@ -8,8 +8,9 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from dofa.documents import parse_xml
 from dofa.errors import ConfigError, DataError
-from dofa.scene.safe import parse_xml, read_safe
+from dofa.scene.safe import read_safe
 from dofa.scene.scene import open_scene
 from dofa.scene.tiles import Window
 

@@ -328,7 +328,7 @@ def test_whole_paths_and_addresses_are_taken_as_they_are(tmp_path, href, opened)
             '{"type": "FeatureCollection", "features": [{"id": "a"}, {"id": "b"}]}',
             r"holds 2 items \(a, b …\): save the one",
         ),
-        ("[" * 100_000, "item.json is no JSON"),
+        ("[" * 100_000, "item.json is nested"),
     ],
 )
 def test_a_document_that_is_no_item_says_what_it_is(tmp_path, text, says):

@@ -8,6 +8,7 @@ import argparse
 import math
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 import dofa
-from dofa.errors import CheckpointError
+from dofa.errors import CheckpointError, short
 from dofa.model.config import SAR_WAVELENGTH_V1, SAR_WAVELENGTH_V2, DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
@@ -227,11 +228,13 @@ def unpickle(path: Path) -> Any:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
             raise CheckpointError(
-                f"{path} is a pickle with {foreign[1]} in it, which could run code and is not read: "
+                f"{path} is a pickle with {short(foreign[1])} in it, which could run code and is not read: "
                 "save the state dict alone, best as .safetensors"
             ) from None
         raise CheckpointError(f"{path} is no PyTorch file of tensors, or damaged") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    # Damaged pickles fail in as many ways as there are instructions.
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+            AssertionError, MemoryError, struct.error) as error:  # fmt: skip
         told = (str(error).splitlines() or ["empty"])[0]
         raise CheckpointError(f"{path} is no PyTorch file, or truncated ({told})") from None
 

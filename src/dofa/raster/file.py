@@ -147,6 +147,7 @@ class Raster:
         self._empty: tuple[str, ...] = ()
         dataset = self._handles.dataset()
         try:
+            gdal.check_text(dataset)
             gdal.check_kind(dataset)
             band_metadata.check_axes(dataset)
             self.width, self.height = int(dataset.width), int(dataset.height)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.io import DatasetReader
 from rasterio.warp import transform, transform_bounds
 
 from dofa.addresses import shown
@@ -18,6 +19,7 @@ from dofa.errors import DataError
 from dofa.raster import parts, remote
 from dofa.raster.file_bands import Said
 from dofa.raster.numbers import FileNumbers
+from dofa.raster.virtual import check_virtual, drivers_for
 
 # How GDAL behaves over a network; a variable of that name in the environment wins. docs/scenes-remote.md
 HTTP: dict[str, str] = {
@@ -33,6 +35,7 @@ OPTIONS: dict[str, Any] = {
     # Truncated pictures are errors: the lost part of a JPEG would be grey, and of a PNG GDAL 3.10's short cut for whole
     # images gives back whatever lay in memory.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",  # a file's own code is never run
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",
     # With more, GDAL 3.10 gives back zeros without an error where a server cuts off the tiles of an uncompressed file.
     "GDAL_NUM_THREADS": "1",
@@ -73,8 +76,14 @@ def open_dataset(path: str) -> Any:
 
     def act() -> Any:
         with rasterio.Env(**options(path)):
-            return parts.open_only_image(rasterio.open(remote.gdal_name(path)))
+            try:
+                # rasterio.open takes one driver, its class any number of them
+                dataset = DatasetReader(remote.gdal_name(path), driver=drivers_for(path), sharing=False)
+                return parts.open_only_image(dataset)
+            except UnicodeDecodeError:  # of GDAL's own error, which names what stands in the file
+                raise RasterioIOError("a name in it is no text in UTF-8") from None
 
+    check_virtual(path)
     try:
         return remote.persistently(path, act, lambda: None, lost=RasterioError)
     except RasterioError as error:
@@ -92,6 +101,30 @@ def open_dataset(path: str) -> Any:
     elif os.path.isfile(path):
         why = f"{why.rstrip('.')}: no image, or a truncated one: copy or download it again"
     raise DataError(f"{shown(path)} cannot be opened: {why}")
+
+
+def check_text(dataset: Any) -> None:
+    """Refuse a file whose band names or tags are no text in UTF-8, which rasterio cannot give.
+
+    Args:
+        dataset: opened with rasterio.
+
+    Raises:
+        DataError: with the cure.
+    """
+    try:
+        for ask in ("descriptions", "units", "tags"):
+            found = getattr(dataset, ask)
+            if ask == "tags":
+                for number in range(dataset.count + 1):
+                    found(number)
+                    found(number, ns="IMAGERY")
+                found(ns="ENVI")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"its band names or tags are no text in UTF-8 ({error.object[:20]!r}): write them anew, such as with "
+            "gdal_translate -if GTiff -nomd and gdal_edit.py -mo"
+        ) from None
 
 
 def driver_names() -> set[str]:

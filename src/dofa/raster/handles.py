@@ -28,7 +28,10 @@ class Handles:
         self._lock = threading.Lock()
         self._closed = False
         # A virtual file may be made of others that come over a network.
-        parts = self.dataset().files if path.lower().endswith(".vrt") else ()
+        try:
+            parts = self.dataset().files if path.lower().endswith(".vrt") else ()
+        except UnicodeDecodeError:
+            raise DataError(f"{name}: the name of a file in it is no text in UTF-8") from None
         self._fetched = next((part for part in parts if remote.is_remote(part)), path)
 
     def dataset(self) -> Any:

@@ -5,6 +5,7 @@ cut off, and it keeps the piece that it got: only a new handle, opened after the
 (`gdal.OPTIONS` tells it to forget what a closed file had).
 """
 
+import contextlib
 import http.client
 import re
 import time
@@ -136,4 +137,7 @@ def version(path: str) -> str | None:
 
 def suffix(path: str | Path) -> str:
     """The ending of a name or an address, lower case, without a query: .tif"""
-    return Path(urlsplit(str(path)).path if "://" in str(path) else str(path)).suffix.lower()
+    name = str(path)
+    with contextlib.suppress(ValueError):  # an address that is none, such as http://[
+        name = urlsplit(name).path if "://" in name else name
+    return Path(name).suffix.lower()

@@ -4,14 +4,16 @@ Everything is in the product's own metadata: which file holds which band, the qu
 baseline 04.00 introduced, and the number for no data. Each band is taken at the resolution the instrument measured it.
 """
 
+import math
 import re
 import zipfile
+import zlib
 from pathlib import Path
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
 from dofa import sensors
-from dofa.errors import DataError
+from dofa.documents import LARGEST, parse_xml
+from dofa.errors import DataError, short
 from dofa.pixels import Scaling
 from dofa.scene.files import BandFile, Part, Product
 from dofa.sensors import Sensor
@@ -20,9 +22,10 @@ METADATA = {"MTD_MSIL1C.xml": "sentinel-2-l1c", "MTD_MSIL2A.xml": "sentinel-2-l2
 # Which band a band_id of the metadata means (the list Spectral_Information_List repeats it where it is present).
 BAND_IDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 IMAGE = re.compile(r".*[_/](B\d[\dA]|SCL)(?:_(\d\d)m)?")
-LARGEST = 64 * 2**20  # bytes of metadata; real ones have some hundred thousand
 SCL_GSD_M = 20
 Folder = Path | zipfile.Path
+# What zipfile says of archives cut off, overwritten, encrypted or of a compression it lacks.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError, LookupError)
 
 
 def is_safe(path: Path) -> bool:
@@ -37,12 +40,18 @@ def read_safe(path: Path) -> Product:
         DataError: incomplete or contradictory; one line with the file and the cure.
     """
     root = path.parent if path.name in METADATA else _root(path)
-    if root is None:
+    title = None if root is None else next((name for name in METADATA if (root / name).is_file()), None)
+    if root is None or title is None:
         raise DataError(f"{path} holds no {' or '.join(METADATA)}")
-    title = next(name for name in METADATA if (root / name).is_file())
     sensor = sensors.get(METADATA[title])
-    tree = parse_xml((root / title).read_bytes(), f"{root.name}/{title}")
-    images = _images(root, tree, title)
+    try:
+        with (root / title).open("rb") as file:  # of a zip no more is unpacked than metadata have
+            tree = parse_xml(file.read(LARGEST + 1), f"{root.name}/{title}")
+        images = _images(root, tree, title)
+    except _DAMAGED as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged ({error}): download it again") from None
     bands = tuple(band for band in sensor.bands if band.name in images)
     if not bands:
         raise DataError(f"{root.name}: not one of the images its metadata name is there: download it again")
@@ -61,42 +70,17 @@ def read_safe(path: Path) -> Product:
     return Product(root.name, Part(sensor, _scaling(tree, sensor, root.name), tuple(files)), classes, tuple(warnings))
 
 
-def parse_xml(data: bytes, what: str) -> Element:
-    """An XML document as a tree; one that declares its own grammar or entities is refused, unread.
-
-    Args:
-        data: the document.
-        what: its name, for messages.
-
-    Raises:
-        DataError: damaged, too large, or not plain.
-    """
-    if len(data) > LARGEST:
-        raise DataError(f"{what} is larger than {LARGEST // 2**20} MB: it is no metadata")
-    builder, parser = TreeBuilder(), expat.ParserCreate(namespace_separator="}")
-
-    def refuse(*_: object) -> None:
-        raise DataError(f"{what} declares a document type, which product metadata never do: it is not read")
-
-    parser.StartDoctypeDeclHandler = refuse  # without one there are no entities: no bombs, no files from elsewhere
-    parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rsplit("}", 1)[-1], attributes)
-    parser.EndElementHandler = lambda tag: builder.end(tag.rsplit("}", 1)[-1])
-    parser.CharacterDataHandler = builder.data
-    try:
-        parser.Parse(data, True)
-        return builder.close()
-    except expat.ExpatError as error:
-        raise DataError(f"{what} is damaged: {error}: download it again") from None
-
-
 def _root(path: Path) -> Folder | None:
     """The folder that holds the metadata; a zip holds it one level down."""
     if path.is_dir():
         return path if any((path / name).is_file() for name in METADATA) else None
     if path.suffix.lower() != ".zip" or not zipfile.is_zipfile(path):
         return None
-    inside = list(zipfile.Path(path).iterdir())
-    return next((f for f in inside if f.is_dir() and any((f / name).is_file() for name in METADATA)), None)
+    try:
+        inside = list(zipfile.Path(path).iterdir())
+        return next((f for f in inside if f.is_dir() and any((f / name).is_file() for name in METADATA)), None)
+    except _DAMAGED as error:
+        raise DataError(f"{path} is a damaged zip ({error}): download it again") from None
 
 
 def _images(root: Folder, tree: Element, title: str) -> dict[str, dict[float, str]]:
@@ -109,7 +93,7 @@ def _images(root: Folder, tree: Element, title: str) -> dict[str, dict[float, st
     for named in [e.text or "" for e in granules[0] if e.tag in ("IMAGE_FILE", "IMAGE_ID")]:
         found = IMAGE.fullmatch(named.strip())
         parts = named.strip().split("/")
-        if found is None or ".." in parts or parts[0] == "":
+        if found is None or ".." in parts or parts[0] == "" or max(map(len, parts)) > 200:
             continue  # true colour, aerosol, water vapour; or a way out of the folder
         for ending in ("jp2", "tif"):
             file = root.joinpath(*parts[:-1], f"{parts[-1]}.{ending}")
@@ -131,9 +115,12 @@ def _scaling(tree: Element, sensor: Sensor, name: str) -> Scaling:
 
     def figure(told: Element, text: str | None) -> float:
         try:
-            return float(text or "")
+            found = float(text or "")
         except ValueError:
-            raise DataError(f"{name}: {told.tag} is {text!r} in its metadata, which is no number") from None
+            found = math.nan
+        if not abs(found) < 1e9:
+            raise DataError(f"{name}: {told.tag} is {short(repr(text))} in its metadata, which is no such number")
+        return found
 
     quantities = [e for e in tree.iter() if e.tag in ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")]
     quantity = figure(quantities[0], quantities[0].text) if quantities else 0.0
@@ -159,6 +146,6 @@ def _no_data(tree: Element) -> float:
     """The number for no data; 0 in every product there is."""
     for special in tree.iter("Special_Values"):
         text = special.findtext("SPECIAL_VALUE_INDEX", "").strip()
-        if special.findtext("SPECIAL_VALUE_TEXT", "").strip() == "NODATA" and text.isdigit():
+        if special.findtext("SPECIAL_VALUE_TEXT", "").strip() == "NODATA" and re.fullmatch("[0-9]{1,5}", text):
             return float(text)
     return 0.0

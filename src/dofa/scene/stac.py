@@ -3,7 +3,6 @@
 Read are STAC 1.0 (`eo:bands`, `raster:bands`) and 1.1 (`bands`), as files or from the network.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,8 @@ from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 from dofa import addresses, sensors
-from dofa.errors import DataError
+from dofa.documents import parse_json
+from dofa.errors import ConfigError, DataError, short
 from dofa.raster import remote, words
 from dofa.raster.band_names import AUXILIARY, match
 from dofa.raster.bands import recognise
@@ -24,6 +24,7 @@ from dofa.scene.masks import legend_of
 from dofa.sensors import Sensor
 
 SUFFIXES = (".json", ".geojson")
+LONGEST_PATH, LONGEST_NAME = 4000, 255  # characters that file systems take
 # Media types and endings that hold bands, the ones read fastest over a network first.
 FORMATS = (
     re.compile(r"profile=cloud-optimized"),
@@ -104,7 +105,7 @@ class AssetBand:
         for key in keys:
             try:
                 value = float(self.said[key])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 continue
             if math.isfinite(value):
                 return value
@@ -115,7 +116,10 @@ def is_item(source: str) -> bool:
     """Whether a name is that of a STAC item: a JSON file, or an address of one, also as catalogues serve them."""
     if remote.suffix(source) in SUFFIXES:
         return True
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return False
     served = parts.scheme in ("http", "https") and re.search(r"/items/[^/]+/?$", parts.path) is not None
     return served and not any(known.search(remote.suffix(source)) for known in FORMATS)
 
@@ -144,7 +148,11 @@ def read_item(source: str | Path, sensor: Sensor | None = None) -> Product:
         settled = words.settle(sensor, said, dtype, UserNumbers(), name)
     except DataError as error:
         text = str(error)
-        raise DataError(text if name in text else f"{name}: {text}") from None
+        raise DataError(text if name in text else f"{short(name)}: {text}") from None
+    except ConfigError as error:  # figures of a band that no sensor has
+        raise DataError(f"{short(name)}: {error}") from None
+    except (ValueError, OSError) as error:  # urllib's, of an address that is none; the file system's, of a name
+        raise DataError(f"{short(name)}: an asset's address cannot be understood: {error}") from None
     lost = [band for band in whole.band_names if band not in held]
     warnings = (f"bands-left-out: {name}: it has no assets of {', '.join(lost[:13])}",) if lost else ()
     part = Part(sensor, settled.scaling, _files(sensor, held))
@@ -167,15 +175,12 @@ def _load(source: str) -> dict[str, Any]:
             raise DataError(f"{source} cannot be read: {error.strerror or error}") from None
         if len(data) > remote.LARGEST:
             raise DataError(f"{source} is larger than {remote.LARGEST // 2**20} MB: it is no item")
-    try:
-        item = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{shown} is no JSON, or was cut off: {error}") from None
+    item = parse_json(data, shown)
     kind = item.get("type") if isinstance(item, dict) else None
     if kind == "FeatureCollection":
-        features = [f for f in item.get("features") or [] if isinstance(f, dict)]
+        features = _dicts(item.get("features"))
         if len(features) != 1:
-            some = ", ".join(str(f.get("id")) for f in features[:4])
+            some = ", ".join(short(str(f.get("id"))) for f in features[:4])
             raise DataError(
                 f"{shown} holds {len(features)} items ({some} …): save the one to open as a file of its own"
             )
@@ -203,18 +208,21 @@ def _href(asset: Mapping[str, Any], source: str) -> str:
     if remote.is_remote(source):
         joined = urljoin(source, href)
         if urlsplit(joined).scheme not in ("http", "https") or scheme:
-            raise DataError(f"asset {href!r} is no address, and an item from the network names no other files")
+            raise DataError(f"asset {short(href)!r} is no address, and an item from the network names no other files")
         return joined
     if scheme == "file":
         return unquote(urlsplit(href).path)
     if scheme:
-        raise DataError(f"asset {href!r}: addresses begin with {', '.join(f'{s}://' for s in remote.SCHEMES)}")
+        known = ", ".join(f"{s}://" for s in remote.SCHEMES)
+        raise DataError(f"asset {short(href)!r}: addresses begin with {known}")
+    if len(href) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in href.split("/")):
+        raise DataError(f"asset {short(href)!r} is longer than a file system's names")
     if href.startswith("/"):
         return href
     folder = Path(source).resolve().parent
     path = (folder / href).resolve()
     if not path.is_relative_to(folder):
-        raise DataError(f"asset {href!r} leads out of the folder of {source}: name it by its whole path")
+        raise DataError(f"asset {short(href)!r} leads out of the folder of {source}: name it by its whole path")
     return str(path)
 
 

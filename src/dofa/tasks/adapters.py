@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from dofa.errors import CheckpointError, ConfigError
 from dofa.model import checkpoint
 from dofa.model.config import TrainedSensor
+from dofa.model.convert import unpickle
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
 from dofa.model.native import read_safetensors
@@ -356,10 +356,9 @@ def _fill(model: nn.Module, file: Path, classifier: str) -> None:
     if file.suffix == ".safetensors":
         tensors: dict[str, Any] = read_safetensors(file)
     else:
-        try:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-            raise CheckpointError(f"{file} is no file of tensors alone: {_line(error)}") from None
+        tensors = unpickle(file)
+        if not isinstance(tensors, dict):
+            raise CheckpointError(f"{file} is no file of tensors alone")
         tensors = next((tensors[key] for key in ("state_dict", "model") if key in tensors), tensors)
     try:
         model.load_state_dict({key: t for key, t in tensors.items() if not key.startswith(f"{classifier}.")})

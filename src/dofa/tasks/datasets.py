@@ -4,7 +4,6 @@ A data set yields raw numbers with a `Sensor` and the physical half of a `Scalin
 Nothing is extracted from a zip: members are read into memory, one at a time.
 """
 
-import io
 import re
 import zipfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from dofa.corpus.items import Split
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError, nearest
 from dofa.pixels import Scaling
+from dofa.raster.memory import read_geotiff, read_picture
 from dofa.sensors import Sensor
 from dofa.tasks.labelled import LabelledImages, Raw, digest, read_lines
 
@@ -305,26 +305,11 @@ def _eurosat_splits(path: Path, chips: list[_Chip]) -> tuple[str, ...] | None:
 
 
 def _decode_jpeg(data: bytes, source: str) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            if image.mode != "RGB":
-                raise DataError(f"{source} has mode {image.mode}; EuroSAT RGB images are RGB")
-            return np.asarray(image).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{source} is no whole JPEG ({error}): fetch the set again") from None
+    return read_picture(data, source, ["JPEG"]).transpose(2, 0, 1)
 
 
 def _decode_tif(data: bytes, source: str) -> NDArray[np.uint16]:
-    from rasterio.errors import RasterioError
-    from rasterio.io import MemoryFile
-
-    try:
-        with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
-            raw: NDArray[np.uint16] = dataset.read()
-    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
-        raise DataError(f"{source} is no whole GeoTIFF ({error}): fetch the set again") from None
+    raw = read_geotiff(data, source)
     if raw.dtype != np.uint16:
         raise DataError(f"{source} has {raw.dtype} values; EuroSAT MS images are uint16, reflectance × 10⁴")
     return raw

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
+from dofa.raster.memory import decoding
 from dofa.sensors import Band, Sensor
 from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, read_lines, split_words, value_of
 
@@ -297,18 +298,15 @@ def _ombria_sensor(which: str, times: Sequence[str], said: str | None) -> Sensor
 
 def _ombria_picture(file: _File, mode: str) -> NDArray[np.uint8]:
     """(C, H, W) of a PNG of that mode."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(file.load()), formats=["PNG"]) as image:
-            if image.mode != mode or image.size != (OMBRIA_SIZE, OMBRIA_SIZE):
-                raise DataError(
-                    f"{file.source} is {image.mode} of {image.size[0]} × {image.size[1]} pixels; OMBRIA has {mode} of "
-                    f"{OMBRIA_SIZE} × {OMBRIA_SIZE}"
-                )
-            pixels = np.asarray(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's words for PNGs cut off or overwritten
-        raise DataError(f"{file.source} is no whole PNG ({error}): fetch the set again") from None
+    with decoding(file.source, "PNG"), Image.open(io.BytesIO(file.load()), formats=["PNG"]) as image:
+        if image.mode != mode or image.size != (OMBRIA_SIZE, OMBRIA_SIZE):
+            raise DataError(
+                f"{file.source} is {image.mode} of {image.size[0]} × {image.size[1]} pixels; OMBRIA has {mode} of "
+                f"{OMBRIA_SIZE} × {OMBRIA_SIZE}"
+            )
+        pixels = np.asarray(image)
     return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
 
 
@@ -351,14 +349,10 @@ def _listed_splits(lists: dict[str, str] | None, stems: Sequence[str], where: Pa
 
 def _read_tif(file: Path, shape: tuple[int, int, int]) -> NDArray[Any]:
     import rasterio
-    from rasterio.errors import RasterioError
 
-    try:
-        with rasterio.open(file, driver="GTiff") as dataset:
-            found = (dataset.count, dataset.height, dataset.width)
-            if found != shape:
-                raise DataError(f"{file} has {found[0]} bands of {found[1]} × {found[2]} pixels; {shape} are expected")
-            raw: NDArray[Any] = dataset.read()
-    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
-        raise DataError(f"{file} is no whole GeoTIFF ({error}): fetch it again") from None
+    with decoding(str(file), "GeoTIFF"), rasterio.open(file, driver="GTiff") as dataset:
+        found = (dataset.count, dataset.height, dataset.width)
+        if found != shape:
+            raise DataError(f"{file} has {found[0]} bands of {found[1]} × {found[2]} pixels; {shape} are expected")
+        raw: NDArray[Any] = dataset.read()
     return raw

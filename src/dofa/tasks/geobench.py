@@ -140,7 +140,8 @@ def _opened(file: Path) -> Iterator[Any]:
             yield opened
     except DataError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's words for files cut off or overwritten
+    # h5py's words for files cut off or overwritten
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(f"{file} is damaged ({error}): fetch it again") from None
 
 

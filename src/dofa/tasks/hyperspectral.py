@@ -4,6 +4,7 @@ One file is one image of task segmentation; what nobody labelled is `IGNORE`. Ho
 is the protocol's side: neighbouring pixels see the same ground, so only blocks with a gap between them are disjoint.
 """
 
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Band, Sensor
 from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
+from dofa.tasks.matfile import load_mat
 
 INDIAN_PINES = (
     "alfalfa", "corn, no till", "corn, minimum till", "corn", "grass, pasture", "grass, trees", "grass, pasture mowed",
@@ -31,6 +33,8 @@ FWHM = {"fwhm_nm": 1e-3, "fwhm_um": 1.0}
 SAME_UM = 0.0005  # two tables of one instrument differ by rounding only
 NEAR_UM = 0.001  # a band asked for by the sensor is this close in the file, or it is another band
 NO_DATA = -32768  # of signed files: EnMAP L2A
+
+LARGEST = 2**34  # bytes of an archive's arrays
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -124,36 +128,20 @@ def _load(path: Path) -> Arrays:
         raise DataError(f"{path}: hyperspectral scenes are .npz or .mat")
     try:
         if path.suffix == ".mat":
-            return _load_mat(path)
+            return load_mat(path)
+        with zipfile.ZipFile(path) as archive:
+            if (unpacked := sum(member.file_size for member in archive.infolist())) > LARGEST:
+                raise DataError(f"{path} would unpack to {unpacked:,} bytes, more than a labelled scene has")
         with np.load(path, allow_pickle=False) as opened:
             return {key: opened[key] for key in opened.files}
     except ModuleNotFoundError as error:
         raise DataError(f'{path} needs {error.name}, which is not installed: pip install "dofa[tasks]"') from None
     # NumPy's, SciPy's and HDF5's words for files that are cut off, overwritten, or hold pickled objects.
-    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
-            tokenize.TokenError) as error:  # fmt: skip
+    except (OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
+            tokenize.TokenError, SyntaxError, OverflowError, MemoryError, struct.error) as error:  # fmt: skip
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} cannot be read ({error}): fetch it again") from None
-
-
-def _load_mat(path: Path) -> Arrays:
-    with path.open("rb") as file:
-        head = file.read(128)
-    if b"MATLAB 7.3" in head:
-        import h5py
-
-        with h5py.File(path, "r") as opened:  # MATLAB counts the first axis first, HDF5 the last
-            own = [key for key in opened if isinstance(opened.get(key, getlink=True), h5py.HardLink)]
-            arrays = {key: opened[key] for key in own if isinstance(opened[key], h5py.Dataset)}
-            # Values that a data set keeps in another file are nobody's scene.
-            kept = {key: a for key, a in arrays.items() if a.external is None and not a.is_virtual}
-            return {key: np.asarray(array).T for key, array in kept.items()}
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        return {k: v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}
-    except MatReadError as error:  # no child of any of Python's own
-        raise ValueError(error) from None
 
 
 def _choose(arrays: Arrays, axes: int, said: str | None, word: str, path: Path) -> str:

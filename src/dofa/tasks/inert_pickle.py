@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dofa.errors import DataError
+from dofa.errors import DataError, short
 
 GEOBENCH = {
     "geobench.dataset": (
@@ -126,8 +126,8 @@ class _Unpickler(pickle._Unpickler):
             return _KNOWN[module, name]
         except KeyError:
             raise ForeignNameError(
-                f"{self.what} names {module}.{name}, which no GEO-Bench file needs: it is refused, nothing of it was "
-                "run; get the file from the source named in docs/datasets.md"
+                f"{self.what} names {short(module)}.{short(name)}, which no GEO-Bench file needs: it is refused, "
+                "nothing of it was run; get the file from the source named in docs/datasets.md"
             ) from None
 
 
@@ -153,4 +153,5 @@ def read_inert_pickle(data: bytes, what: str) -> Any:
     # Damaged pickles fail in as many ways as there are instructions.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, RecursionError,
             MemoryError, OverflowError, AssertionError, struct.error) as error:  # fmt: skip
-        raise DataError(f"{what} is no pickle that GEO-Bench writes ({type(error).__name__}: {error})") from None
+        told = short(str(error), 200)
+        raise DataError(f"{what} is no pickle that GEO-Bench writes ({type(error).__name__}: {told})") from None

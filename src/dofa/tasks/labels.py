@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import ConfigError, DataError, nearest, short
 from dofa.model.heads import Colour, palette
 from dofa.scene.grid import Grid
 from dofa.scene.tiles import Window
@@ -261,12 +261,13 @@ def class_value(value: Any, name: str, column: str) -> str | None:
     Raises:
         DataError: a number with a fraction.
     """
-    if value is None or value != value:
+    if value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise DataError(f"field {column} of {name} holds {value:g}, which is no class: name another --class-field")
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if not isinstance(value, str | int):
+        said = short(str(value))
+        raise DataError(f"field {column} of {name} holds {said}, which is no class: name another --class-field")
     return str(value).strip() or None
 
 

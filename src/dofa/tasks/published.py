@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dofa import sensors
 from dofa.errors import DataError
 from dofa.pixels import Scaling
+from dofa.raster.memory import decoding
 from dofa.sensors import Band
 from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, read_lines, split_words, value_of
 
@@ -233,18 +234,15 @@ def _splits(lists: dict[str, str] | None, stems: Sequence[str], folder: Path) ->
 
 
 def _read_jpeg(file: Path) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(file, formats=["JPEG"]) as image:
-            if image.mode != "RGB" or image.size != (RESISC45_SIZE, RESISC45_SIZE):
-                raise DataError(
-                    f"{file} is {image.mode} of {image.size[0]} × {image.size[1]} pixels; RESISC45 has RGB of "
-                    f"{RESISC45_SIZE} × {RESISC45_SIZE}"
-                )
-            return np.asarray(image).transpose(2, 0, 1)
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} is no whole JPEG ({error}): fetch the set again") from None
+    with decoding(str(file), "JPEG"), Image.open(file, formats=["JPEG"]) as image:
+        if image.mode != "RGB" or image.size != (RESISC45_SIZE, RESISC45_SIZE):
+            raise DataError(
+                f"{file} is {image.mode} of {image.size[0]} × {image.size[1]} pixels; RESISC45 has RGB of "
+                f"{RESISC45_SIZE} × {RESISC45_SIZE}"
+            )
+        return np.asarray(image).transpose(2, 0, 1)
 
 
 def _read_planes(file: Path, count: int) -> NDArray[Any]:
@@ -252,19 +250,16 @@ def _read_planes(file: Path, count: int) -> NDArray[Any]:
     import warnings
 
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the chips have no place
-            with rasterio.open(file, driver="GTiff") as dataset:
-                found = (dataset.count, dataset.height, dataset.width)
-                if found != (count, SEGMUNICH_SIZE, SEGMUNICH_SIZE):
-                    raise DataError(
-                        f"{file} has {found[0]} bands of {found[1]} × {found[2]} pixels; SegMunich has {count} of "
-                        f"{SEGMUNICH_SIZE} × {SEGMUNICH_SIZE}"
-                    )
-                raw: NDArray[Any] = dataset.read()
-    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
-        raise DataError(f"{file} is no whole TIFF ({error}): fetch it again") from None
+    with decoding(str(file), "TIFF"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the chips have no place
+        with rasterio.open(file, driver="GTiff") as dataset:
+            found = (dataset.count, dataset.height, dataset.width)
+            if found != (count, SEGMUNICH_SIZE, SEGMUNICH_SIZE):
+                raise DataError(
+                    f"{file} has {found[0]} bands of {found[1]} × {found[2]} pixels; SegMunich has {count} of "
+                    f"{SEGMUNICH_SIZE} × {SEGMUNICH_SIZE}"
+                )
+            raw: NDArray[Any] = dataset.read()
     return raw

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError, nearest
+from dofa.raster.memory import LARGEST, read_geotiff
 from dofa.tasks.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
 from dofa.tasks.tortilla_sets import BOXES, SETS, TortillaSet
 
@@ -176,7 +177,7 @@ def _table(within: _Blob) -> list[dict[str, Any]]:
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(_Blob(within.file, within.offset + offset, length).read()))
         rows: list[dict[str, Any]] = table.to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, MemoryError) as error:
         said = " ".join(str(error).split())
         raise DataError(f"{within.file} has a damaged table ({said}): fetch it again") from None
     for row in rows:
@@ -218,22 +219,10 @@ def _array(sample: _Blob, part: str) -> NDArray[Any]:
     if blob.length > BLOB_LIMIT:
         raise DataError(f"{where} has {blob.length} bytes, more than any part of GEO-Bench-2: fetch it again")
     if row.get("tortilla:file_format") == "GTiff":
-        return _read_tif(blob.read(), where)
+        return read_geotiff(blob.read(), where)
     if row.get("tortilla:file_format") == "HDF5":
         return _read_hdf5(blob.read(), where)
     raise DataError(f"{where} is {row.get('tortilla:file_format')!r}; GTiff and HDF5 are read")
-
-
-def _read_tif(data: bytes, where: str) -> NDArray[Any]:
-    from rasterio.errors import RasterioError
-    from rasterio.io import MemoryFile
-
-    try:
-        with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
-            array: NDArray[Any] = dataset.read()
-    except (RasterioError, UnicodeDecodeError) as error:  # the second: tags that are no text
-        raise DataError(f"{where} is no whole GeoTIFF ({error}): fetch it again") from None
-    return array
 
 
 def _read_hdf5(data: bytes, where: str) -> NDArray[Any]:
@@ -246,8 +235,13 @@ def _read_hdf5(data: bytes, where: str) -> NDArray[Any]:
             found = opened["data"] if isinstance(opened.get("data", getlink=True), h5py.HardLink) else None
             if not isinstance(found, h5py.Dataset) or found.is_virtual or found.external is not None:
                 raise DataError(f"{where} does not hold its values itself, as `data`: fetch it again")
-            array: NDArray[Any] = found[()]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's words for files cut off or overwritten
+            if found.nbytes > LARGEST:
+                raise DataError(f"{where} claims {found.shape} numbers, more than it can hold: fetch it again")
+            array: NDArray[Any] = np.asarray(found[()])
+    except DataError:
+        raise
+    # h5py's words for files cut off or overwritten
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise DataError(f"{where} is no whole HDF5 ({error}): fetch it again") from None
     if array.dtype.kind not in "iuf":
         raise DataError(f"{where} holds {array.dtype}, which are no numbers of an image")

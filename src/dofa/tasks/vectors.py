@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import ConfigError, DataError, DofaError, nearest, short
 from dofa.model.heads import Colour
 from dofa.raster import gdal
 from dofa.scene.grid import Grid
@@ -93,7 +93,11 @@ class VectorLabels(Labels):
         """(west, south, east, north) in degrees; None where the coordinates lead to no place on Earth."""
         import geopandas
 
-        west, south, east, north = geopandas.GeoSeries(self.geometries, crs=self.crs).to_crs("EPSG:4326").total_bounds
+        series = geopandas.GeoSeries(self.geometries, crs=self.crs)
+        try:
+            west, south, east, north = series.to_crs("EPSG:4326").total_bounds
+        except (RuntimeError, ValueError):  # pyproj's: a system of its own, with no way to degrees
+            return None
         return (west, south, east, north) if np.isfinite([west, south, east, north]).all() else None
 
     def on(self, grid: Grid, classes: Classes, scene: str) -> Placed:
@@ -112,7 +116,10 @@ class VectorLabels(Labels):
             )
         if classes.background is not None and not shapely.get_dimensions(self.geometries).any():
             raise ConfigError(f"--background is what lies outside polygons, and {self.name} holds only points")
-        moved = geopandas.GeoSeries(self.geometries, crs=self.crs).to_crs(grid.crs.to_wkt()).to_numpy()
+        try:
+            moved = geopandas.GeoSeries(self.geometries, crs=self.crs).to_crs(grid.crs.to_wkt()).to_numpy()
+        except (RuntimeError, ValueError) as error:  # pyproj's
+            raise DataError(f"{self.name} cannot be placed on {scene}: {error}: say its --labels-crs") from None
         inverse = ~grid.transform
 
         def pixels(xy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -208,16 +215,23 @@ def read_vectors(path: Path, class_field: str | None, layer: str | None, told: A
     """
     import geopandas
     import pyogrio
-    from pyogrio.errors import DataLayerError, DataSourceError
+    from shapely.errors import ShapelyError
 
     try:
+        with path.open("rb") as file:
+            if b"<OGRVRT" in file.read(4096):  # whatever its name ends in, GDAL would follow it
+                raise DataError(f"{path} is a virtual file that names other sources: give the file with the shapes")
         layers = [str(name) for name, _ in pyogrio.list_layers(path)]
         if layer is not None and layer not in layers:
             raise ConfigError(f"{path.name} has no layer {layer!r}: {nearest(layer, layers)}")
         if layer is None and len(layers) > 1:
             raise ConfigError(f"{path.name} has several layers, choose one with --layer: {', '.join(layers)}")
         table = geopandas.read_file(path, layer=layer or (layers[0] if layers else None), engine="pyogrio")
-    except (DataSourceError, DataLayerError, UnicodeDecodeError) as error:
+    except DofaError:
+        raise
+    # What pyogrio, shapely, pandas and pyproj say of damaged files: geometries of odd rings, dates that are none,
+    # numbers beyond 64 bits, text in another encoding.
+    except (RuntimeError, ShapelyError, ValueError, TypeError, LookupError, OSError, ArithmeticError) as error:
         raise DataError(f"{path} cannot be read as a vector file: {gdal.reason(error)}") from None
     if not isinstance(table, geopandas.GeoDataFrame) or not len(table):
         raise DataError(f"{path} holds no features with a geometry: draw polygons or points")
@@ -255,9 +269,14 @@ def _parts(name: str, shapes: NDArray[Any], values: Sequence[str | None]) -> tup
         if value is None:
             continue
         whole = shapely.force_2d(shape)
+        if not np.isfinite(shapely.get_coordinates(whole)).all():
+            raise DataError(f"{name} holds a shape of class {short(value)} with coordinates that are no numbers")
         if not whole.is_valid:
             mended += 1
-            whole = shapely.make_valid(whole)
+            try:
+                whole = shapely.make_valid(whole)
+            except shapely.errors.ShapelyError as error:
+                raise DataError(f"{name} holds a shape that cannot be mended ({error}): draw it anew") from None
         single = [p for p in shapely.get_parts(shapely.get_parts(whole)) if p.geom_type in ("Polygon", "Point")]
         parts += single
         kept += [value] * len(single)
@@ -289,12 +308,20 @@ def read_table(path: Path, class_field: str | None, told: Any) -> VectorLabels:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} is no text in UTF-8 ({error}): save it so") from None
+    if "\0" in text:
+        raise DataError(f"{path} holds NUL characters: it is no table, or in UTF-16: save it as text in UTF-8")
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
-    columns = [c.strip() for c in reader.fieldnames or ()]
-    reader.fieldnames = columns
+    try:
+        columns = [c.strip() for c in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path} is no table of columns: {error}") from None
     low = {c.lower(): c for c in columns}
+    if len(low) < len([c for c in columns if c]) + ("" in low):
+        raise DataError(f"{path.name} has two columns of one name ({short(', '.join(columns))}): rename one")
     pairs = [(LONGITUDE, LATITUDE, "EPSG:4326"), (EAST, NORTH, None)]
     found = [
         (low[next(n for n in xs if n in low)], low[next(n for n in ys if n in low)], known)
@@ -303,8 +330,8 @@ def read_table(path: Path, class_field: str | None, told: Any) -> VectorLabels:
     ]
     if not found:
         raise DataError(
-            f"{path.name} has the columns {', '.join(columns) or 'none'}: coordinates are lon and lat, or x and y "
-            "with --labels-crs"
+            f"{path.name} has the columns {short(', '.join(columns), 200) or 'none'}: coordinates are lon and lat, or "
+            "x and y with --labels-crs"
         )
     across, up, known = found[0]
     if told is None and known is None:
@@ -312,13 +339,19 @@ def read_table(path: Path, class_field: str | None, told: Any) -> VectorLabels:
     chosen = class_column(path.name, [c for c in columns if c not in (across, up)], class_field)
     values: list[str | None] = []
     places: list[tuple[float, float]] = []
-    for number, row in enumerate(reader, 2):
+    for number, row in enumerate(rows, 2):
+        if any(row.get(None) or ()):  # where csv puts what has no column
+            raise DataError(
+                f"{path.name}, row {number}: more fields than the {len(columns)} columns: put text with a "
+                f"{delimiter!r} in quotes"
+            )
         try:
             place = float(row[across]), float(row[up])
         except (TypeError, ValueError):
             place = math.nan, math.nan
         if not (math.isfinite(place[0]) and math.isfinite(place[1])):
-            raise DataError(f"{path.name}, line {number}: {row[across]!r}, {row[up]!r} are no coordinates")
+            said = f"{short(repr(row[across]))}, {short(repr(row[up]))}"
+            raise DataError(f"{path.name}, line {number}: {said} are no coordinates")
         places.append(place)
         values.append(class_value(row[chosen], path.name, chosen))
     crs = told or named_crs(str(known))
