@@ -1,5 +1,6 @@
 """An analyst's page, run as it stands, and what a person can get wrong on the way."""
 
+import json
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,12 +40,14 @@ def test_the_page_leads_from_a_raster_and_polygons_to_a_map_of_pixels(
     assert [words[1] for words in path] == ["chips", "probe", "predict"]
     for words in path:
         assert main(words[1:]) == 0
-    head = load_head("runs/land-probe/head")
-    assert (head.task, head.gsd_m) == ("segmentation", 5.0)
+    for name in ("head", "band-statistics"):
+        head = load_head(f"runs/land-probe/{name}")
+        assert (head.task, head.gsd_m) == ("segmentation", 5.0)
+    assert json.loads(Path("runs/land-probe/probe.json").read_text())["verdict"]["kind"] == "band statistics"
     drawn = geopandas.read_file("docs/own-labels.geojson")
     with rasterio.open("runs/land-map.tif") as mapped, rasterio.open(EAST) as scene:
         assert (mapped.bounds, mapped.crs) == (scene.bounds, scene.crs)
-        assert mapped.res == (20, 20)  # a stride of 4 pixels
+        assert mapped.res == (5, 5)  # band statistics are of every pixel
         shapes = [
             (shape, 1 + head.class_names.index(name))
             for shape, name in zip(drawn.to_crs(scene.crs.to_wkt()).geometry, drawn["class"], strict=True)
@@ -52,9 +55,11 @@ def test_the_page_leads_from_a_raster_and_polygons_to_a_map_of_pixels(
         said = rasterize(shapes, mapped.shape, transform=mapped.transform)
         values = mapped.read(1)
     judged = said > 0
-    assert judged.sum() > 500
-    # Weights that were never trained, but bands that differ; a shifted or turned map would not come near.
-    assert (values[judged] + 1 == said[judged]).mean() > 0.85
+    assert judged.sum() > 30_000
+    assert (values[judged] + 1 == said[judged]).mean() == pytest.approx(0.988, abs=5e-4)  # as the page says
+    areas = json.loads(Path("runs/land-map.tif.areas.json").read_text())["classes"]
+    for area in areas:  # the table of the page
+        assert f"│ {area['name']:7} │ {area['pixels']:<6,} │ {area['hectares']:<8.2f} │" in page
     # Stubble is drawn on the other raster alone.
     assert set(np.unique(values[judged])) >= set(np.unique(said[judged]) - 1) == {0, 1, 3}
 

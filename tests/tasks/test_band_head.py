@@ -215,7 +215,9 @@ def test_images_are_mapped_tile_by_tile(encoder: DOFA, tmp_path: Path, task: str
     head = load_head(tmp_path / "probe" / "band-statistics")
     assert head.tile_size == 16
     image = np.concatenate([np.concatenate([tint[3 * i + j] for j in range(3)], 2) for i in range(5)], 1)
-    image = np.pad(image, ((0, 0), (0, 5), (0, 2)), constant_values=77)  # no whole tiles at the far edges
+    whole = rng.integers(60, 200, (3, 85, 50)).astype(np.uint8)  # no whole tiles at the far edges
+    whole[:, :80, :48] = image
+    image = whole
     image[:, 17:30, 2:30] = 0
     scene = write_scene(tmp_path / "scene.tif", image, head.gsd_m, nodata=0)
     predict([str(scene)], head=tmp_path / "probe" / "band-statistics", out=tmp_path / "map.tif", output="probabilities")

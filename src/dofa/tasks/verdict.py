@@ -22,8 +22,7 @@ class Verdict:
         best: its features.
         metric: of the scores.
         score: of the best.
-        second: features of the next one.
-        lead: paired difference of the two scores, with its interval.
+        leads: for each of the others its features, and the paired difference of the best to it with its interval.
         mapped: the best contender that a head was saved of; None where none was.
         command: that maps a scene with it.
     """
@@ -32,27 +31,21 @@ class Verdict:
     best: str
     metric: str
     score: Interval
-    second: str
-    lead: Interval
+    leads: tuple[tuple[str, Interval], ...]
     mapped: Kind | None
     command: str | None
 
     @property
     def clear(self) -> bool:
-        """Whether the interval of the lead excludes 0."""
-        return self.lead.low is not None and self.lead.low > 0
+        """Whether the intervals of all leads exclude 0."""
+        return all(lead.low is not None and lead.low > 0 for _, lead in self.leads)
 
     @property
     def line(self) -> str:
         """For the terminal."""
-        points = f"{100 * self.lead.value:+.1f} points"
-        if self.lead.low is None or self.lead.high is None:
-            points += ", too few units to tell from chance"
-        else:
-            points += f", {100 * self.lead.low:+.1f} to {100 * self.lead.high:+.1f}"
-            points += "" if self.clear else ": could be chance"
         named = self.best if self.kind == "band statistics" else f"{self.kind} ({self.best})"
-        told = f"best: {named}, {self.metric} {100 * self.score.value:.1f} %, ahead of {self.second} ({points})"
+        ahead = " and ".join(f"{name} ({_points(lead)})" for name, lead in self.leads)
+        told = f"best: {named}, {self.metric} {100 * self.score.value:.1f} %, ahead of {ahead}"
         if self.command is None:
             return told
         with_it = "it" if self.mapped == self.kind else f"the {self.mapped}, the best that was saved"
@@ -60,7 +53,16 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, for JSON; scores are shares, 0–1."""
-        return {**asdict(self), "clear": self.clear}
+        leads = [{"against": name, "difference": asdict(lead)} for name, lead in self.leads]
+        return {**asdict(self), "leads": leads, "clear": self.clear}
+
+
+def _points(lead: Interval) -> str:
+    points = f"{100 * lead.value:+.1f} points"
+    if lead.low is None or lead.high is None:
+        return f"{points}, too few units to tell from chance"
+    span = f"{points}, {100 * lead.low:+.1f} to {100 * lead.high:+.1f}"
+    return span if lead.low > 0 else f"{span}: could be chance"
 
 
 def verdict(contenders: Mapping[Kind, Row], commands: Mapping[Kind, Sequence[str]], seed: int) -> Verdict | None:
@@ -77,15 +79,14 @@ def verdict(contenders: Mapping[Kind, Row], commands: Mapping[Kind, Sequence[str
     if len(contenders) < 2:
         return None
     order = sorted(contenders, key=lambda kind: -contenders[kind].score.value)
-    first, second = (contenders[kind] for kind in order[:2])
+    first, *others = (contenders[kind] for kind in order)
     mapped = next((kind for kind in order if kind in commands), None)
     return Verdict(
         kind=order[0],
         best=first.features,
         metric=first.metric,
         score=first.score,
-        second=second.features,
-        lead=interval(first.judged, seed, second.judged),
+        leads=tuple((other.features, interval(first.judged, seed, other.judged)) for other in others),
         mapped=mapped,
         command=None if mapped is None else shlex.join(commands[mapped]),
     )
