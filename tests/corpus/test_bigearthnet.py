@@ -108,12 +108,16 @@ def test_bands_of_three_resolutions_become_one_image_of_their_own_numbers(tmp_pa
     assert "B01, B09 of 60 m are repeated onto the grid of 10 m (nearest): nothing is averaged" in reading.notes[0]
 
 
-def test_a_pixel_without_a_measurement_in_one_band_is_missing(tmp_path):
+def test_what_is_nought_in_every_band_is_missing_and_nought_in_one_is_a_measurement(tmp_path):
     folder = write_patch(tmp_path, S2, 75, 43)
-    with rasterio.open(folder / f"{folder.name}_B09.tif", "r+") as file:
-        pixels = file.read(1)
-        pixels[0, 1] = 0
-        file.write(pixels, 1)
+    for path in folder.glob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            pixels = file.read(1)
+            times = 120 // len(pixels)
+            pixels[: 6 // times, 6 // times : 12 // times] = 0
+            if path.name.endswith("B09.tif"):
+                pixels[5] = 0
+            file.write(pixels, 1)
     valid = read_bigearthnet(tmp_path, "sentinel-2-l2a").items[0].load().valid
     missing = np.zeros((120, 120), bool)
     missing[:6, 6:12] = True

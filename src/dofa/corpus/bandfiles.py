@@ -21,6 +21,7 @@ from rasterio.errors import RasterioError
 from dofa.corpus.items import Bounds, Sample
 from dofa.errors import DataError
 from dofa.raster import gdal
+from dofa.raster.validity import Header, Validity
 from dofa.sensors import Sensor
 
 PIXELS = "pixels"  # the frame of files without a reference system
@@ -32,7 +33,8 @@ class Stack:
 
     Attributes:
         image: (C, H, W) raw numbers, bands in the order of the files.
-        valid: (H, W), False where a band lacks a measurement: by its file's nodata value, or by not being finite.
+        valid: (H, W), False where a band lacks a measurement: by its file's nodata value, or by not being finite. Where
+            that value is 0, all bands lack it together.
         bounds: (left, bottom, right, top) of the finest band in `frame`.
         frame: its CRS; PIXELS where it has none.
     """
@@ -71,6 +73,7 @@ def read_stack(paths: Sequence[str | Path]) -> Stack:
         height, width, dtype = int(finest.height), int(finest.width), finest.dtypes[0]
         image = np.empty((len(files), height, width), dtype)
         valid = np.ones((height, width), bool)
+        drawn: NDArray[np.bool_] | None = None
         for band, path, file in zip(image, paths, files, strict=True):
             times = height // int(file.height)
             if (int(file.height) * times, int(file.width) * times) != (height, width):
@@ -85,13 +88,17 @@ def read_stack(paths: Sequence[str | Path]) -> Stack:
             except RasterioError as error:
                 raise DataError(f"{path}: truncated or damaged, cannot be decoded: {gdal.reason(error)}") from None
             repeat(raw, band)
-            measured = np.isfinite(raw) if raw.dtype.kind == "f" else None
-            if file.nodata is not None and gdal.fits(file.nodata, raw.dtype) and np.isfinite(file.nodata):
-                measured = (raw != raw.dtype.type(file.nodata)) & (True if measured is None else measured)
-            if measured is not None and not measured.all():
-                mask = np.empty_like(valid)
+            validity, mask = Validity(Header.of(file), (1,)), np.empty_like(valid)
+            measured = validity.measured(raw[None], (1,))
+            if not measured.all():
                 repeat(measured, mask)
                 valid &= mask
+            here = validity.drawn(raw[None], (1,))
+            if here is not None:
+                repeat(here, mask)
+                drawn = mask.copy() if drawn is None else drawn | mask
+        if drawn is not None:
+            valid &= drawn
     return Stack(image, valid, bounds, frame)
 
 

@@ -44,7 +44,7 @@ def read_bigearthnet(
     patch, which a store does not hold. Without it a place is a square of 100 km of the patch's UTM zone. Patches touch
     their neighbours, so one patch is no place; nor is a Sentinel-2 tile, since tiles overlap by 10 km.
 
-    A pixel is valid where no band holds the files' nodata value (0 in Sentinel-2) or a number that is not finite.
+    A pixel is valid where not all bands hold the files' nodata value (0 in Sentinel-2) and each number is finite.
     Sentinel-2 was made from products of processing baselines 02.05 and 02.06, which carry no offset.
 
     Args:

@@ -16,6 +16,7 @@ from dofa.corpus.items import Bounds
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.raster import Raster, open_raster
+from dofa.raster.validity import Header, Validity
 from dofa.sensors import Sensor
 
 Window = tuple[int, int, int, int]
@@ -210,8 +211,8 @@ class ArrayFile(ImageFile):
         raw = image[[self._channel[b] for b in bands], top : top + height, left : left + width]
         if self._nodata is None:
             return raw, None
-        lost = np.isnan(raw) if np.isnan(self._nodata) else raw == self._nodata
-        return raw, ~lost.any(axis=0)
+        validity = Validity(Header.plain(raw.dtype, len(raw)), range(1, len(raw) + 1), self._nodata)
+        return raw, validity.by_value(raw)
 
 
 def harmonise(raw: NDArray[Any], own: Scaling, common: Scaling) -> NDArray[Any]:

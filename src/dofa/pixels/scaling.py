@@ -226,9 +226,10 @@ class Scaling:
         wide = raw.dtype.itemsize > 4 or raw.dtype in (np.int32, np.uint32)
         work: Any = np.float64 if wide else np.float32
         out = raw.astype(work)
-        out *= _column(self.scale[bands], work)
-        out += _column(self.offset[bands], work)
-        return self._clipped(out, bands)
+        with np.errstate(over="ignore"):  # of nodata values; a measurement that is not finite is refused later
+            out *= _column(self.scale[bands], work)
+            out += _column(self.offset[bands], work)
+            return self._clipped(out, bands)
 
     def _clipped(self, physical: NDArray[Any], bands: slice) -> Float:
         out, clips = physical, self.clip[bands]

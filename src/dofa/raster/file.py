@@ -438,9 +438,7 @@ class Raster:
 
     def _valid(self, raw: NDArray[Any], window: Window) -> Mask:
         """(h, w) of all bands' numbers."""
-        good = self._validity.measured(raw, self._numbers) & self._masked(window, self._numbers)
-        drawn = self._validity.drawn(raw, self._numbers)
-        return good if drawn is None else good & drawn
+        return self._validity.by_value(raw) & self._masked(window, self._numbers)
 
     # -- what the file says -------------------------------------------------------------------------------------------
 

@@ -37,7 +37,13 @@ class Fill:
     @property
     def text(self) -> str:
         """The number as one writes it after --nodata."""
-        return f"{self.value:.0f}" if abs(self.value) < HUGE and self.value.is_integer() else f"{self.value:.9g}"
+        return f"{self.value:.0f}" if abs(self.value) < HUGE and self.value.is_integer() else str(self.value)
+
+    @property
+    def seen(self) -> str:
+        """What is odd about it, for messages."""
+        share = f"{self.share:.0%}" if self.share >= 0.1 else f"{self.share:.2%}"
+        return f"{share} of the pixels looked at are {self.text}, far from all other values, and not declared as nodata"
 
     def doubt(self, counted: bool) -> Said:
         """A warning that names it.
@@ -45,12 +51,10 @@ class Fill:
         Args:
             counted: whether its pixels are measurements all the same, by the user's nodata value.
         """
-        share = f"{self.share:.0%}" if self.share >= 0.1 else f"{self.share:.2%}"
-        text = f"{share} of the pixels looked at are {self.text}, far from all other values, and not declared as nodata"
         if counted:
-            return "undeclared-nodata", f"{text}: they count as measured, since --nodata names another value"
+            return "undeclared-nodata", f"{self.seen}: they count as measured, since --nodata names another value"
         cure = f"pass --nodata {self.text} to say so, or --nodata with another value if they are measurements"
-        return "undeclared-nodata", f"{text}: they count as not measured: {cure}"
+        return "undeclared-nodata", f"{self.seen}: they count as not measured: {cure}"
 
 
 def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
@@ -90,13 +94,29 @@ def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
     return tuple(Fill(value, float(where.mean())) for value, where in sorted(single.items()))
 
 
+def may_hold(raw: NDArray[Any]) -> bool:
+    """Whether the smallest or the largest number of a band is one that producers write where nothing was measured.
+
+    A quick look, for whoever reads many windows.
+
+    Args:
+        raw: (C, …) numbers.
+    """
+    if raw.dtype.itemsize == 1:
+        return False
+    flat = raw.reshape(len(raw), -1)
+    ends = np.concatenate([np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)])
+    edges = {float(edge) for edge in ends if np.isfinite(edge)}
+    return any(abs(edge) >= HUGE or _known(edge, (*SMALL, *BELOW, *ABOVE), raw.dtype) is not None for edge in edges)
+
+
 def _spike(band: NDArray[Any], left: Mask, share: float) -> tuple[float, Mask, bool] | None:
     """A fill value at one end of a band: (value, where, whether it needs no other band to agree)."""
     numbers = band[left]
     if not numbers.size:
         return None
     for below in (True, False):
-        edge = float(numbers.min() if below else numbers.max())
+        edge = float(str(numbers.min() if below else numbers.max()))  # 1e20 in float32 too
         if edge >= 0 if below else edge <= 0:
             continue
         value = edge if below and edge in SMALL else _known(edge, BELOW if below else ABOVE, band.dtype)
@@ -109,7 +129,8 @@ def _spike(band: NDArray[Any], left: Mask, share: float) -> tuple[float, Mask, b
         count = int(where.sum())
         if below and value is not None and (value not in SMALL or count >= SHARE * band.size):
             # A file resampled over its fill value has numbers between; those of a noisy band's tail are more than it.
-            if not rest.size or (_far(edge, rest, 0.5, robust=True) and count >= _between(edge, rest)):
+            times = 0.1 if value in SMALL else 0.25
+            if not rest.size or (_far(edge, rest, times, robust=True) and count >= _between(edge, rest)):
                 return value, where, True
             continue
         if rest.size < 100 or count < share * band.size:

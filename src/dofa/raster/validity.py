@@ -147,6 +147,16 @@ class Header:
             alpha,
         )
 
+    @classmethod
+    def plain(cls, dtype: np.dtype[Any], count: int) -> "Header":
+        """Of numbers in memory, of which nothing is declared.
+
+        Args:
+            dtype: of the numbers.
+            count: of bands.
+        """
+        return cls(dtype, (None,) * count, (frozenset({"all_valid"}),) * count, ())
+
     def has_mask(self, number: int) -> bool:
         """Whether a band has a mask that is neither its nodata value nor an alpha band.
 
@@ -261,6 +271,15 @@ class Validity:
             for span in self._alone[self.numbers.index(n)]:
                 good &= outside(band, span)
         return good
+
+    def by_value(self, raw: NDArray[Any]) -> Mask:
+        """(…) where all bands' numbers are measurements, masks and alpha bands aside.
+
+        Args:
+            raw: (C, …) numbers of all bands.
+        """
+        good, drawn = self.measured(raw, self.numbers), self.drawn(raw, self.numbers)
+        return good if drawn is None else good & drawn
 
     def drawn(self, raw: NDArray[Any], numbers: Sequence[int]) -> Mask | None:
         """(…) where not all of the bands that make a pixel invalid together do; None where there are none.

@@ -1,13 +1,16 @@
 """Mean and deviation of scenes, for sensors that a checkpoint does not know (`--stats scene`, `--stats dataset`)."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dofa.errors import DataError
 from dofa.model.config import EncoderConfig
 from dofa.model.matching import match_sensor
 from dofa.pixels import RunningStats, Scaling
+from dofa.raster import fill
 from dofa.scene.chunks import chunk_side
 from dofa.scene.scene import Scene
 from dofa.scene.tiles import Window
@@ -100,6 +103,7 @@ def _gather(scene: Scene, names: Sequence[tuple[str, ...]], pixels: float) -> li
     scalings = [part.scaling.select(bands) for part, bands in zip(scene.parts, names, strict=True)]
     for window in _windows(scene):
         parts, valid = scene.read(window)
+        _refuse_fill(scene, parts, valid)
         for raw, bands, scaling, stat in zip(parts, picked, scalings, stats, strict=True):
             rows = max(1, AT_ONCE // (len(bands) * window.width))
             for top in range(0, window.height, rows):
@@ -112,6 +116,17 @@ def _gather(scene: Scene, names: Sequence[tuple[str, ...]], pixels: float) -> li
             f"{scene.name} has no valid pixel to take statistics from: look at its nodata value and its mask"
         )
     return stats
+
+
+def _refuse_fill(scene: Scene, parts: Sequence[NDArray[Any]], valid: NDArray[np.bool_]) -> None:
+    """Statistics are not taken of fill values that nobody declared and that lay between the windows seen on opening."""
+    for part, raw in zip(scene.parts, parts, strict=True):
+        told = any(file.nodata is not None for file in part.files)
+        if told or not fill.may_hold(raw):
+            continue
+        good = np.broadcast_to(valid.ravel(), (len(raw), valid.size))
+        for found in fill.undeclared(raw.reshape(len(raw), -1), good):
+            raise DataError(f"{scene.name}: in one of its windows {found.seen}: pass --nodata {found.text}")
 
 
 def _windows(scene: Scene) -> Iterator[Window]:
