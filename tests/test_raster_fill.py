@@ -9,13 +9,16 @@ rasterio = pytest.importorskip("rasterio")
 
 from rasterio.transform import from_origin  # noqa: E402
 
+from dofa import sensors  # noqa: E402
 from dofa.errors import DataError  # noqa: E402
+from dofa.pixels import Scaling  # noqa: E402
 from dofa.raster import open_raster  # noqa: E402
 from dofa.raster.fill import undeclared  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 NAMES = ["B02", "B03", "B04", "B08"]
 SIDE = 96
+COUNTS = Scaling.uniform("reflectance", sensors.get("sentinel-2-l2a").band_names, 1e-4)
 
 
 def land(bands=4, dtype="int16", side=SIDE, seed=0, scale=1.0):
@@ -72,16 +75,16 @@ def test_a_fill_value_is_named_with_its_share_and_is_no_measurement(tmp_path, dt
     array = land(dtype=dtype)
     array[:, :30] = value
     path = write(tmp_path / "x.tif", array)
-    with open_raster(path, "sentinel-2-l2a", dn_offset=0) as r:
+    with open_raster(path, "sentinel-2-l2a", scaling=COUNTS) as r:
         (said,) = doubts(r)
         assert said.startswith(f"undeclared-nodata: x.tif: 31% of the pixels looked at are {text},")
         assert f"--nodata {text}" in said
         assert np.array_equal(r.read()[1].any(axis=1), np.arange(SIDE) >= 30)
         assert np.isnan(r.read_physical()[0][:, :30]).all()
     with pytest.raises(DataError, match="undeclared-nodata is an error under strict"):
-        open_raster(path, "sentinel-2-l2a", dn_offset=0, strict=True)
+        open_raster(path, "sentinel-2-l2a", scaling=COUNTS, strict=True)
     # What it says to do works, and is the end of the matter.
-    with open_raster(path, "sentinel-2-l2a", dn_offset=0, nodata=float(text), strict=True) as r:
+    with open_raster(path, "sentinel-2-l2a", scaling=COUNTS, nodata=float(text), strict=True) as r:
         assert not doubts(r)
         assert np.array_equal(r.read()[1].any(axis=1), np.arange(SIDE) >= 30)
 
@@ -246,8 +249,6 @@ def test_real_imagery_has_no_undeclared_fill_value(real_data):
         "enmap_hyspecnet11k/*/*-SPECTRAL_IMAGE.TIF": "enmap",
     }
     names = {"S2L2A": 12, "S2L1C": 13, "S1RTC": 2}
-    from dofa import sensors
-
     for pattern, sensor in some.items():
         for path in sorted(real_data.glob(pattern)):
             bands = sensors.get(sensor).band_names if path.parent.name in names else None
