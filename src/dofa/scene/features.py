@@ -31,6 +31,7 @@ from dofa.scene.scene import Scene, open_scene
 from dofa.scene.statistics import measure
 from dofa.scene.streams import Precision, in_bf16
 from dofa.scene.tiles import Plan, Window
+from dofa.scene.values import check_values
 
 if TYPE_CHECKING:
     import xarray
@@ -184,12 +185,13 @@ def embed_all(
     model = model if isinstance(model, DOFA) else load(model)
     opened = [scene if isinstance(scene, Scene) else open_scene(scene, **opening) for scene in scenes]
     strict = bool(opening.get("strict"))
-    inputs = settled(
-        opened,
-        lambda some: measure(some, stats, model.config),
-        on_error,
-        lambda s, m: settle(s, model.config, stats=stats, measured=m, strict=strict),
-    )
+
+    def settle_one(scene: Scene, found: Any) -> Inputs:
+        given = settle(scene, model.config, stats=stats, measured=found, strict=strict)
+        check_values(given)
+        return given
+
+    inputs = settled(opened, lambda some: measure(some, stats, model.config), on_error, settle_one)
     warn(inputs)
     settings = {"batch": batch, "precision": precision, "device": device, "progress": progress}
     if cluster is not None:  # here only samples are looked at

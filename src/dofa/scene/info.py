@@ -1,7 +1,7 @@
 """`dofa info`: what will happen to a scene, and what looks wrong with it, before hours are spent on it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from json import dumps
 from math import isnan
@@ -18,6 +18,8 @@ from dofa.scene.many import Scenes, folded, print_failed, without_failing
 from dofa.scene.opening import opening_words
 from dofa.scene.scene import Scene
 from dofa.scene.statistics import measure
+from dofa.scene.values import clipped_share, out_of_unit, without_content
+from dofa.scene.values import doubts as values_doubts
 from dofa.sensors import formula
 
 if TYPE_CHECKING:
@@ -167,10 +169,20 @@ def describe(
     values = [np.concatenate([raw[i][:, valid] for raw, valid in seen], 1) for i in range(len(scene.parts))]
     looked_at = sum(valid.size for _, valid in seen)
     doubts = [*scene.warnings, *_doubts(scene, values)]
+    bad: dict[str, str] = {}
+    for part, raw in zip(scene.parts, values, strict=True):
+        bad |= out_of_unit(part.scaling, raw)
+    fed: NDArray[Any] | None = None
     if inputs is not None and config is not None:
+        fed = np.concatenate([inputs.normalise(raw, valid)[:, valid] for raw, valid in seen], 1)
+        bad = {**without_content(fed, [b for s in inputs.sensors for b in s.band_names]), **bad}
         doubts += _statistics_doubts(scene, inputs, values) + _gsd_doubts(scene, config, inputs)
         own = [text for match in inputs.matches if match.trained is None for text in match.approximated]
         doubts += [f"own-statistics: {scene.name}: {text}" for text in own]
+    doubts += values_doubts(scene.name, len(scene.bands) if inputs is None else inputs.count, bad)
+    parts = [_part(scene, i, raw, None if used is None else used[i]) for i, raw in enumerate(values)]
+    if inputs is not None and fed is not None:
+        _add_normalised(parts, inputs, fed)
     return {
         "scene": scene.name,
         "grid": {
@@ -183,7 +195,7 @@ def describe(
         },
         "valid": float(sum(int(valid.sum()) for _, valid in seen) / looked_at),
         "looked_at": looked_at,
-        "parts": [_part(scene, i, raw, None if used is None else used[i]) for i, raw in enumerate(values)],
+        "parts": parts,
         "no_statistics": without,
         "said": [] if inputs is None else [list(m.lines()) for m in inputs.matches if m.trained and not m.plain],
         "inputs": [] if inputs is None else [match.to_dict() for match in inputs.matches],
@@ -191,10 +203,22 @@ def describe(
     }
 
 
+def _add_normalised(parts: Sequence[dict[str, Any]], inputs: "Inputs", fed: NDArray[Any]) -> None:
+    """Percentiles of the values that the model is fed, beside the physical ones of each band."""
+    shown = np.percentile(fed, (1, 50, 99), axis=1).T if fed.shape[1] else np.full((len(fed), 3), np.nan)
+    where = [(i, band) for i, sensor in enumerate(inputs.sensors) for band in sensor.band_names]
+    of_band = {(i, band["name"]): band for i, part in enumerate(parts) for band in part["bands"]}
+    for key, (low, middle, high) in zip(where, shown.tolist(), strict=True):
+        of_band[key] |= {"normalised_p1": low, "normalised_median": middle, "normalised_p99": high}
+
+
 def _part(scene: Scene, number: int, raw: NDArray[Any], stats: Scaling | None) -> dict[str, Any]:
     part, stack = scene.parts[number], scene.stacks[number]
     where = {name: layer for layer, file in zip(stack.layers, part.files, strict=True) for name in file.bands}
     shown = np.percentile(part.scaling.physical(raw[:, None])[:, 0], (1, 50, 99), axis=1).T
+    clips = stats is not None and stats.unit == part.scaling.unit and set(stats.bands) == set(part.scaling.bands)
+    clip = stats.select(part.scaling.bands).clip if clips and stats is not None else part.scaling.clip
+    clipped = clipped_share(replace(part.scaling, clip=clip), raw)
     values = {value for layer in stack.layers for value in layer.raster.validity.values}
     nan = {value for value in values if isnan(value)}
     bands = []
@@ -216,6 +240,7 @@ def _part(scene: Scene, number: int, raw: NDArray[Any], stats: Scaling | None) -
         if stats is not None and stats.mean is not None and stats.std is not None and band.name in stats.bands:
             at = stats.bands.index(band.name)
             entry |= {"mean": stats.mean[at], "std": stats.std[at]}
+        entry["clipped"] = float(clipped[i])
         bands.append(entry)
     return {
         "sensor": part.sensor.name,
@@ -360,8 +385,11 @@ def _print(known: dict[str, Any]) -> None:
 
 
 def _rows(table: Any, bands: Sequence[dict[str, Any]]) -> Any:
-    measured = any("mean" in band for band in bands)
-    for title in ("band", "centre µm", "pixel m", "1 %", "median", "99 %", *(("mean", "std") if measured else ())):
+    columns = {"p1": "1 %", "median": "median", "p99": "99 %", "mean": "mean", "std": "std"}
+    columns |= {"normalised_p1": "fed 1 %", "normalised_median": "fed median", "normalised_p99": "fed 99 %"}
+    columns = {key: title for key, title in columns.items() if any(key in band for band in bands)}
+    clips = any(band["clipped"] for band in bands)
+    for title in ("band", "centre µm", "pixel m", *columns.values(), *(("clipped",) if clips else ())):
         table.add_column(title, justify="left" if title == "band" else "right")
     for i, band in enumerate(bands):
         if len(bands) > SHOWN and i == SHOWN // 2:
@@ -370,8 +398,8 @@ def _rows(table: Any, bands: Sequence[dict[str, Any]]) -> Any:
             continue
         centre = band["polarisation"] or f"{band['wavelength_um']:.4g}"
         pixel = "" if band["gsd_m"] is None else f"{band['gsd_m']:.4g}{' →' if band['resampled'] else ''}"
-        figures = [band[k] for k in ("p1", "median", "p99", *(("mean", "std") if measured else ())) if k in band]
-        table.add_row(band["name"], centre, pixel, *(f"{figure:.4g}" for figure in figures))
+        figures = [f"{band[key]:.4g}" if key in band else "" for key in columns]
+        table.add_row(band["name"], centre, pixel, *figures, *((f"{band['clipped']:.1%}",) if clips else ()))
     return table
 
 

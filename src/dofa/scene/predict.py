@@ -31,6 +31,7 @@ from dofa.scene.scene import Scene
 from dofa.scene.statistics import measure
 from dofa.scene.streams import Precision
 from dofa.scene.tiles import Plan
+from dofa.scene.values import check_values
 
 Wanted = Literal["classes", "probabilities"]
 GSD_APART = 1.5  # a scene whose pixels differ by more from those the head was trained on is refused
@@ -173,7 +174,9 @@ def predict_all(
 
     def settle_one(scene: Scene, found: Any) -> Inputs:
         check_gsd(scene, head, force)
-        return settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
+        inputs = settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
+        check_values(inputs)
+        return inputs
 
     out: list[Prediction] = []
     shared: dict[Any, HeadTiles] = {}
@@ -215,7 +218,9 @@ def _band_maps(
 
     def settle_one(scene: Scene, _: Any) -> BandInputs:
         check_gsd(scene, head, force)
-        return band_inputs(scene, head)
+        inputs = band_inputs(scene, head)
+        check_values(inputs, unit_only=True)
+        return inputs
 
     shared: dict[int, BandTiles] = {}
     out = []
