@@ -1,5 +1,7 @@
 """What files say of each band: bad bands in every spelling, names on axes and in lists, several images in one file."""
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ rasterio = pytest.importorskip("rasterio")
 
 from rasterio.transform import from_origin  # noqa: E402
 
-from dofa.raster import open_raster  # noqa: E402
+from dofa.raster import gdal, open_raster  # noqa: E402
 from dofa.raster.file import Raster  # noqa: E402
 from dofa.scene.scene import open_scene  # noqa: E402
 
@@ -268,6 +270,103 @@ def test_a_direction_on_the_ground_is_not_taken_for_bands(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"axis y would be read as bands.*transpose"):
         open_raster(saved(tmp_path / "none", data.drop_vars(["x", "y"]), "zarr"), S2)
+
+
+# -- types and layers of one file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32", "float64"])
+def test_a_class_layer_of_a_whole_image_masks_in_whatever_type_it_was_written(tmp_path, dtype):
+    array = image(4, dtype=dtype)
+    array[3] = 4
+    array[3, :5] = 9  # clouds
+    path = write(tmp_path / "x.tif", array, names=["B4", "B3", "AOT", "SCL"])
+    with open_scene(path, S2, mask="SCL", dn_offset=0) as scene:
+        from dofa.scene.tiles import Window
+
+        (raw,), valid = scene.read(Window(0, 0, 20, 30))
+        assert np.array_equal(raw, array[:2])
+        assert not valid[:5].any()
+        assert valid[5:].all()
+        (said,) = [w for w in scene.warnings if w.startswith("bands-left-out")]
+        assert "3 (AOT), 4 (SCL)" in said
+
+
+def test_only_the_bands_read_must_be_of_one_type(tmp_path):
+    counts, classes = image(2, dtype="uint16"), np.full((1, 20, 30), 4, "uint8")
+    write(tmp_path / "counts.tif", counts)
+    write(tmp_path / "classes.tif", classes)
+    layers = [("Byte", "SCL", "classes", 1), ("UInt16", "B04", "counts", 1), ("UInt16", "B03", "counts", 2)]
+    path = tmp_path / "x.vrt"
+
+    def vrt(names):
+        text = "".join(
+            f'<VRTRasterBand dataType="{kind}" band="{i}"><Description>{name}</Description><SimpleSource>'
+            f'<SourceFilename relativeToVRT="1">{file}.tif</SourceFilename><SourceBand>{band}</SourceBand>'
+            "</SimpleSource></VRTRasterBand>"
+            for i, ((kind, _, file, band), name) in enumerate(zip(layers, names, strict=True), 1)
+        )
+        path.write_text(f'<VRTDataset rasterXSize="30" rasterYSize="20">{text}</VRTDataset>')
+
+    vrt(["SCL", "B04", "B03"])
+    with open_raster(path, S2, dn_offset=0) as raster:
+        assert raster.dtype == np.uint16
+        assert np.array_equal(raster.read()[0], counts)
+    vrt(["B02", "B04", "B03"])
+    with pytest.raises(DataError, match=r"several types \(uint16, uint8\).*--bands"):
+        open_raster(path, S2, dn_offset=0)
+
+
+# -- what is no image -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("x.hdf", b"\x0e\x03\x13\x01" + bytes(99), "reads no HDF4 files.*libgdal-hdf4"),
+        ("x.sid", b"msid" + bytes(99), "reads no MrSID files.*convert"),
+        ("x.ecw", b"\x65\x03" + bytes(99), "reads no ECW files.*convert"),
+        ("x.tif", b"", "is empty"),
+        ("x.tif", b"<!DOCTYPE html><html>Log in</html>", "web page.*log"),
+        ("x.tif", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("LC08.tar", bytes(257) + b"ustar" + bytes(250), "archive: unpack"),
+        ("LC08.tar.gz", b"\x1f\x8b" + bytes(99), "archive: unpack"),
+        ("x.zip", b"PK\x03\x04" + bytes(99), "archive: unpack"),
+        ("LC08_L2SP_MTL.txt", b"GROUP = L1_METADATA_FILE", "metadata: name the folder"),
+        ("MTD_TL.xml", b"<?xml version='1.0'?><Tile/>", "metadata: .*SAFE"),
+        ("x.tif", b"II*\0" + bytes(30), "truncated"),
+    ],
+)
+def test_what_gdal_does_not_open_is_answered_by_what_it_is(tmp_path, name, content, says, monkeypatch):
+    known = gdal.driver_names() - {"HDF4", "MrSID", "ECW"}  # some builds have them
+    monkeypatch.setattr(gdal, "driver_names", lambda: known)
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=says) as caught:
+        open_scene(path, S2)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "name"), [(34712, "JP2000"), (12345, "12345")])
+def test_a_compression_that_this_gdal_lacks_is_no_damaged_file(tmp_path, code, name):
+    path = write(tmp_path / "x.tif", image(3, dtype="uint8"), compress="lzw")
+    raw = bytearray(path.read_bytes())
+    at = struct.unpack("<I", raw[4:8])[0]
+    for i in range(struct.unpack("<H", raw[at : at + 2])[0]):
+        entry = at + 2 + 12 * i
+        if struct.unpack("<H", raw[entry : entry + 2])[0] == 259:  # Compression
+            raw[entry + 8 : entry + 10] = struct.pack("<H", code)
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=f"{name}.*gdal_translate") as caught:
+        open_raster(path, "naip-rgb")
+    assert "download" not in str(caught.value)
+
+
+def test_a_folder_of_a_product_says_what_to_name(tmp_path):
+    (tmp_path / "S2A_MSIL2A_20240830T100559_N0511_R022_T32TPS_20240830T134009.SAFE").mkdir()
+    with pytest.raises(DataError, match=r"name what is in it: .*\.SAFE"):
+        open_scene(tmp_path, S2)
 
 
 # -- several images in one file ---------------------------------------------------------------------------------------

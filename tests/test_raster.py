@@ -617,7 +617,7 @@ def test_a_zarr_that_gdal_cannot_decode_says_how_to_write_it(tmp_path):
 def test_a_format_this_gdal_lacks_says_so(tmp_path, monkeypatch):
     (tmp_path / "x.nc").write_bytes(b"CDF what follows is never read")
     monkeypatch.setattr("dofa.raster.gdal.driver_names", lambda: {"GTiff"})
-    refused("the GDAL of this rasterio reads no netCDF files", tmp_path / "x.nc")
+    refused("the GDAL of this rasterio reads no netCDF files.*libgdal-netcdf", tmp_path / "x.nc")
 
 
 def test_zipped_files_open_in_place(write, tmp_path):

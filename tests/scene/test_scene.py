@@ -559,7 +559,7 @@ BAD = {
     "mask values without mask": (two, {"mask_values": [1]}, r"no mask is named"),
     "mask elsewhere": (two, {"mask": "SCL.tif"}, r"SCL\.tif shows other ground than the scene"),
     "mask of no legend": (two, {"mask": "clouds.tif"}, r"clouds\.tif: its classes are not known.*--mask-values"),
-    "mask of floats": (two, {"mask": "float_SCL.tif"}, r"float_SCL\.tif: its numbers are float32"),
+    "mask of fractions": (two, {"mask": "float_SCL.tif"}, r"float_SCL\.tif: its numbers are float32 with fractions"),
     "empty folder": (lambda t: t / "folder", {}, r"folder holds no images"),
     "nothing": (lambda t: [], {}, r"at least one source"),
     "gsd without a place": (lambda t: [two(t, crs=None)[1]], {"gsd_m": 20}, r"no place on Earth"),
@@ -576,7 +576,7 @@ def test_bad_input_is_one_clear_line_with_the_file_and_the_cure(tmp_path, case, 
     (tmp_path / "folder").mkdir()
     band_file(tmp_path / "SCL.tif", np.ones((40, 40), np.uint8), 10, corner=(900000, 5000000))
     band_file(tmp_path / "clouds.tif", np.ones((40, 40), np.uint8), 10)
-    band_file(tmp_path / "float_SCL.tif", np.ones((40, 40), np.float32), 10)
+    band_file(tmp_path / "float_SCL.tif", np.full((40, 40), 3.5, np.float32), 10)
     with pytest.raises(DofaError, match=said) as told:
         open_scene(make(tmp_path), **{"sensor": "sentinel-2-l2a", **words}).read(Window(0, 0, 300, 300))
     assert "\n" not in str(told.value)

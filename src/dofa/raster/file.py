@@ -1,6 +1,7 @@
 """One raster file, opened once and read from any thread."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -220,6 +221,14 @@ class Raster:
         dataset = self._handles.dataset()
         if max(numbers) > dataset.count:
             raise DataError(f"{self._name}: it has {dataset.count} bands, number {max(numbers)} is asked for")
+        types = {dataset.dtypes[n - 1] for n in numbers}
+        if len(types) > 1:
+            raise DataError(
+                f"{self._name}: its bands are of several types ({', '.join(sorted(types))}): convert them to one "
+                "(gdal_translate -ot), or leave those of other types out with --bands, - each"
+            )
+        self.dtype = np.dtype(types.pop())
+        self._header = replace(self._header, dtype=self.dtype)
         self.sensor, self._numbers = sensor, list(numbers)
         self._validity = Validity(self._header, numbers, self._nodata, self.fill_values, self.alpha)
 

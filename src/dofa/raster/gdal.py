@@ -18,6 +18,7 @@ from dofa.addresses import shown
 from dofa.errors import DataError
 from dofa.raster import parts, remote
 from dofa.raster.file_bands import Said
+from dofa.raster.formats import why_unopened
 from dofa.raster.numbers import FileNumbers
 from dofa.raster.virtual import check_virtual, drivers_for
 
@@ -45,8 +46,6 @@ OPTIONS: dict[str, Any] = {
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
     **{key: os.environ.get(key, value) for key, value in HTTP.items()},
 }
-# Formats that builds of GDAL may leave out.
-DRIVERS = {".nc": "netCDF", ".nc4": "netCDF", ".zarr": "Zarr", ".h5": "HDF5", ".he5": "HDF5", ".jp2": "JP2OpenJPEG"}
 WITHOUT_SIDE_FILES = (".tif", ".tiff", ".jp2")
 reason = remote.reason
 SEMI_MAJOR_M, ECCENTRICITY_2 = 6_378_137.0, 0.00669437999014  # of WGS 84
@@ -87,19 +86,7 @@ def open_dataset(path: str) -> Any:
     try:
         return remote.persistently(path, act, lambda: None, lost=RasterioError)
     except RasterioError as error:
-        why = remote.reason(error)
-    driver = DRIVERS.get(remote.suffix(path))
-    if driver is not None and driver not in driver_names():
-        why = f"the GDAL of this rasterio reads no {driver} files; one that does is in conda-forge, or convert it"
-    elif why.startswith("Unsupported codec"):
-        why = (
-            f"{why}: GDAL {rasterio.__gdal_version__} reads no sharded Zarr and none of version 3: write it with "
-            "zarr_format=2, or as GeoTIFF"
-        )
-    elif "AWS_NO_SIGN_REQUEST" in why:
-        why = "set AWS_NO_SIGN_REQUEST=YES for a public bucket, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    elif os.path.isfile(path):
-        why = f"{why.rstrip('.')}: no image, or a truncated one: copy or download it again"
+        why = why_unopened(path, remote.reason(error), driver_names())
     raise DataError(f"{shown(path)} cannot be opened: {why}")
 
 
@@ -137,7 +124,7 @@ def check_kind(dataset: Any) -> None:
     """Refuse files whose numbers are no measurements of bands.
 
     Raises:
-        DataError: no bands, bands of several types, complex numbers, a colour table, inks or a bit mask.
+        DataError: no bands, complex numbers, a colour table, inks or a bit mask.
     """
     if dataset.count == 0:
         found = parts.images(dataset) or dataset.subdatasets
@@ -147,10 +134,6 @@ def check_kind(dataset: Any) -> None:
             if found
             else "it holds no bands"
         )
-    colours = dataset.colorinterp
-    types = {t for t, colour in zip(dataset.dtypes, colours, strict=True) if colour.name != "alpha"}
-    if len(types) > 1:
-        raise DataError(f"its bands have several types ({', '.join(sorted(types))}): split it by type")
     if dataset.dtypes[0].startswith("complex"):
         raise DataError("its numbers are complex (single-look SAR): detect them to power or amplitude first")
     if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1":
@@ -160,7 +143,7 @@ def check_kind(dataset: Any) -> None:
             "it is marked as cyan, magenta, yellow, black, which would be turned into RGB: open GTIFF_RAW:PATH for the "
             "numbers in it (dofa pack five-billion-pixels does)"
         )
-    if colours[0].name == "palette":
+    if dataset.colorinterp[0].name == "palette":
         raise DataError("its numbers are indices of a colour table: expand it first (gdal_translate -expand rgb)")
 
 

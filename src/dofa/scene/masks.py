@@ -192,7 +192,7 @@ class MaskLayer:
     def __init__(self, mask: ClassMask, raster: Raster, grid: Grid) -> None:
         self.mask, self.raster = mask, raster
         name = basename(raster.path)
-        if raster.dtype.kind not in "iu":
+        if raster.dtype.kind not in "iuf":
             raise DataError(f"mask {name}: its numbers are {raster.dtype}, classes are integers: name a class band")
         self._place: Placement = place(grid, raster)
         if not self._place.overlaps(grid):
@@ -210,11 +210,23 @@ class MaskLayer:
         rows, cols = rows[rows_in], cols[cols_in]
         top, left = int(rows.min()), int(cols.min())
         classes, known = self.raster.read(((top, int(rows.max()) + 1), (left, int(cols.max()) + 1)))
+        if classes.dtype.kind == "f":
+            classes = self._whole(classes, known)
         if self.mask.zero_is_class:
             known = known | (classes[0] == 0)
         good = known & ~self._left_out(classes[0])
         usable[np.ix_(rows_in, cols_in)] = good[np.ix_(rows - top, cols - left)]
         return usable
+
+    def _whole(self, classes: NDArray[Any], known: Mask) -> NDArray[Any]:
+        """Classes that lie in a file of floats, as Earth Engine writes whole images, as integers; −1 where none is."""
+        plain = np.where(known, classes, -1)
+        if not np.array_equal(plain, np.round(plain)) or np.abs(plain).max(initial=0) > 2**53:
+            raise DataError(
+                f"mask {basename(self.raster.path)}: its numbers are {classes.dtype} with fractions, classes are whole "
+                "numbers: name a class band"
+            )
+        return plain.astype(np.int64)
 
     def _left_out(self, classes: NDArray[Any]) -> Mask:
         out = np.isin(classes, self.mask.values)

@@ -289,7 +289,7 @@ def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
 def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder: Path | None = None) -> Opened:
     """Bands in files of their own."""
     if not sources:
-        raise DataError(f"{folder} holds no images ({', '.join(IMAGES)})")
+        raise DataError(f"{folder} holds no images ({', '.join(IMAGES)}){_inside(folder)}")
     warnings: list[str] = []
     classes: dict[str, tuple[str, int]] = {}
     with ExitStack() as opening:
@@ -469,6 +469,15 @@ def _dtype(files: Sequence[Raster]) -> str:
 def images_in(folder: Path) -> list[str]:
     """Files of a folder that are images by the endings of their names, sorted."""
     return [str(f) for f in sorted(folder.iterdir()) if f.suffix.lower() in IMAGES and not f.name.startswith(".")]
+
+
+def _inside(folder: Path | None) -> str:
+    """What to name instead of a folder without images: the products or folders of images in it."""
+    if folder is None:
+        return ""
+    inner = [f for f in sorted(folder.iterdir()) if f.suffix.lower() == ".safe" or (f.is_dir() and images_in(f))]
+    some = ", ".join(str(f) for f in inner[:3]) + (f", … ({len(inner)})" if len(inner) > 3 else "")
+    return f": name what is in it: {some}" if inner else ""
 
 
 def one_dataset(folder: Path) -> bool:
