@@ -99,6 +99,21 @@ def test_fill_values_that_were_scaled_or_rounded_are_known_still(noise, scale):
     assert one.share == pytest.approx(5 / SIDE)
 
 
+def test_a_spike_far_below_everything_else_needs_no_known_value():
+    array = db()
+    array[:, :20] = 10 * np.log10(1e-10)
+    assert [one.value for one in found(array)] == [-100]
+
+
+@pytest.mark.parametrize("value", [-9999, -99, -3.4028234663852886e38])
+@pytest.mark.parametrize("linear", [False, True])
+def test_fill_values_of_radar(value, linear):
+    array = 10 ** (db() / 10) if linear else db()
+    array[:, :20] = value
+    (one,) = found(array)
+    assert one.value == pytest.approx(value, rel=1e-7)
+
+
 def test_a_file_resampled_over_its_fill_value_has_it_still():
     array = land(dtype="float32")
     array[:, :30] = -9999

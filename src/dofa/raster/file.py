@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from dofa import sensors
 from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
@@ -18,96 +17,13 @@ from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.handles import Handles
 from dofa.raster.numbers import FileNumbers, UserNumbers
+from dofa.raster.sampling import corner_windows, sample_windows
 from dofa.raster.validity import Header, Mask, Validity
 from dofa.sensors import Sensor
 
-SAMPLE_SIDE = 384  # files up to this side are looked at whole on opening, larger ones in nine windows of a third of it
-CORNER = 16  # pixels a side of what is looked at in each corner of a large file for fill values
 SAMPLE_PIXELS = 20_000  # enough for the 0.1 percentile of a band
 
 PixelWindow: TypeAlias = Window | tuple[tuple[int, int], tuple[int, int]]
-
-
-def open_raster(
-    path: str | Path,
-    sensor: Sensor | str | None = None,
-    bands: Sequence[str | None] | None = None,
-    wavelengths_um: Sequence[float] | None = None,
-    scaling: Scaling | None = None,
-    *,
-    dn_offset: float | None = None,
-    dn_scale: float | None = None,
-    unit: str | None = None,
-    nodata: float | None = None,
-    strict: bool = False,
-) -> "Raster":
-    """Open a file as named bands with physical values.
-
-    Args:
-        path: a file or anything else GDAL opens.
-        sensor: what took it, by name or as a Sensor; None to find it from descriptions or wavelength tags.
-        bands: names in the file's order, None for a band to leave out; they override what the file says.
-        wavelengths_um: micrometres in the file's order; without a sensor they are enough.
-        scaling: what the numbers mean; overrides tags and product.
-        dn_offset: added to the numbers before the factor, in place of the file's offset: −1000 for Sentinel-2 of
-            baseline ≥ 04.00, 0 to say that there is none.
-        dn_scale: factor from the numbers to their unit, in place of the file's and the product's.
-        unit: what the numbers are, as a unit tag would say it, in place of the file's: reflectance, percent, db, dn, …
-        nodata: the number that stands for no measurement; overrides that of every band.
-        strict: whatever would be assumed, or looks wrong, is an error instead of a warning.
-
-    Returns:
-        A Raster, to be used as a context manager.
-
-    Raises:
-        DataError: the file cannot be read, contradicts the sensor, or says too little; one line with the cure.
-        ConfigError: an unknown sensor or band, or settings that do not go together.
-    """
-    if isinstance(sensor, str):
-        sensor = sensors.get(sensor)
-    user = UserNumbers(scaling, dn_offset, dn_scale, unit)
-    raster = Raster(path, nodata, strict)
-    try:
-        raster._understand(sensor, bands, wavelengths_um, user)
-    except (ConfigError, DataError) as error:
-        raster.close()
-        text = str(error)
-        raise type(error)(text if raster._name in text else f"{raster._name}: {text}") from None
-    return raster
-
-
-def open_told(
-    path: str | Path,
-    sensor: Sensor,
-    scaling: Scaling,
-    numbers: Sequence[int],
-    *,
-    nodata: float | None = None,
-    fill_values: Sequence[float] = (),
-    alpha: Sequence[int] | None = None,
-) -> "Raster":
-    """Open a file of which everything is known already: only its header is read, nothing is looked at or assumed.
-
-    Args:
-        path: a file or anything else GDAL opens.
-        sensor: with the bands to read.
-        scaling: of these bands.
-        numbers: GDAL's number of each of them.
-        nodata: the number that stands for no measurement; overrides that of every band.
-        fill_values: numbers that nobody declared and that stand for no measurement either.
-        alpha: numbers of the bands that are alpha masks; None for those that the header marks.
-
-    Raises:
-        DataError: the file cannot be read, or has fewer bands.
-    """
-    raster = Raster(path, nodata)
-    raster.fill_values, raster.alpha = tuple(fill_values), None if alpha is None else tuple(alpha)
-    try:
-        raster.tell(sensor, scaling, numbers)
-    except DataError:
-        raster.close()
-        raise
-    return raster
 
 
 class Raster:
@@ -203,7 +119,7 @@ class Raster:
             self._assume(said)
         self._take(found.sensor, found.numbers)
         self._check_alpha()
-        windows = self._sample_windows()
+        windows = sample_windows(self.height, self.width)
         raw = [self._decode(self._numbers, window) for window in windows]
         for _, doubt in self._look_for_fill(raw, windows):
             (self._assume if self._nodata is None else self._note)(doubt)
@@ -246,18 +162,15 @@ class Raster:
 
         Where the user told a nodata value, they are only named.
         """
-        windows = self._sample_windows()
+        windows = sample_windows(self.height, self.width)
         return self._look_for_fill([self._decode(self._numbers, window) for window in windows], windows)
 
     def _look_for_fill(self, raw: Sequence[NDArray[Any]], windows: Sequence[Window]) -> list[tuple[str, Said]]:
         if self.dtype.itemsize == 1:
             return []
         raw, windows = list(raw), list(windows)
-        if max(self.width, self.height) > SAMPLE_SIDE:  # thin borders lie between sample windows and the edge
-            side = min(CORNER, self.width, self.height)
-            corners = [(t, s) for t in (0, self.height - side) for s in (0, self.width - side)]
-            windows += [Window(left, top, side, side) for top, left in corners]
-            raw += [self._decode(self._numbers, window) for window in windows[len(raw) :]]
+        windows += corner_windows(self.height, self.width)  # thin borders lie between the others and the edge
+        raw += [self._decode(self._numbers, window) for window in windows[len(raw) :]]
         good = [self._validity.each(r) & self._masked(w, self._numbers) for r, w in zip(raw, windows, strict=True)]
         count = len(self._numbers)
         found = fill.undeclared(
@@ -329,23 +242,16 @@ class Raster:
         opaque = values.max()
         return bool(np.mean((values == 0) | (values == opaque)) >= 0.5)
 
-    def _sample_windows(self) -> list[Window]:
-        """All of a small file, nine windows spread over a large one."""
-        if max(self.width, self.height) <= SAMPLE_SIDE:
-            return [Window(0, 0, self.width, self.height)]
-        height, width = min(self.height, SAMPLE_SIDE // 3), min(self.width, SAMPLE_SIDE // 3)
-        tops = sorted({round(f * (self.height - height)) for f in (0.05, 0.5, 0.95)})
-        lefts = sorted({round(f * (self.width - width)) for f in (0.05, 0.5, 0.95)})
-        return [Window(left, top, width, height) for top in tops for left in lefts]
-
     def _sample(self, numbers: list[int]) -> NDArray[Any]:
         """(C, n) raw numbers of the sample windows."""
-        raw = [self._decode(numbers, w).reshape(len(numbers), -1) for w in self._sample_windows()]
+        raw = [self._decode(numbers, w).reshape(len(numbers), -1) for w in sample_windows(self.height, self.width)]
         return np.concatenate(raw, axis=1)
 
     def sample(self) -> NDArray[Any]:
         """(n,) valid raw numbers of all bands read, from a few windows."""
-        return np.concatenate([raw[:, valid].ravel() for raw, valid in map(self.read, self._sample_windows())])
+        return np.concatenate(
+            [raw[:, valid].ravel() for raw, valid in map(self.read, sample_windows(self.height, self.width))]
+        )
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

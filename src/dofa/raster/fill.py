@@ -135,7 +135,9 @@ def _spike(band: NDArray[Any], left: Mask, share: float) -> tuple[float, Mask, b
             continue
         if rest.size < 100 or count < share * band.size:
             continue
-        if _far(edge, rest, 0.5 if value is not None else 2.0) and np.unique(rest).size >= DISTINCT:
+        # Below 0 a spike is no saturation, so less than above is asked of a value that no producer is known for.
+        times = 0.5 if value is not None else 1.0 if below else 2.0
+        if _far(edge, rest, times) and np.unique(rest).size >= DISTINCT:
             return edge if value is None else value, where, False
     return None
 
