@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.pixels import Scaling, resolve_physical
+from dofa.raster import radar
 from dofa.raster.factors import (
     file_scaling,
     likely_factor,
@@ -101,13 +102,18 @@ def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, 
 
 
 def _scale_open(scaling: Scaling, product: Scaling | None, tagged: Sequence[TaggedUnit], dtype: str) -> bool:
-    """Whether the product's factor may have been applied already: to floats, and to what bears its unit's name."""
+    """Whether the values decide: the product's factor may have been applied already, and radar is in one of two units.
+
+    Applied it may have been to floats, and to what bears its unit's name.
+    """
     if product is None or scaling.unit != product.unit:
         return False
     if any(t.unit == "dn" or (t.scale, t.offset) != (1.0, 0.0) for t in tagged):
         return False
     if product.unit == "uint8":
         return dtype.startswith("float")
+    if product.unit in radar.UNITS:
+        return True
     counts = set(product.scale) != {1.0} or any(product.offset)
     return counts and (dtype.startswith("float") or any(t.unit == product.unit for t in tagged))
 
@@ -140,7 +146,8 @@ def assumed(settled: Settled, sensor: Sensor, numbers: FileNumbers, raw: NDArray
     """
     if not settled.scale_open or sensor.scaling is None:
         return settled
-    scaling, said = likely_factor(sensor.scaling, sensor.name, raw, settled.scaling.physical_source == "file")
+    by_values = radar.backscatter if sensor.scaling.unit in radar.UNITS else likely_factor
+    scaling, said = by_values(sensor.scaling, sensor.name, raw, settled.scaling.physical_source == "file")
     counts = (scaling.scale, scaling.offset) == (sensor.scaling.scale, sensor.scaling.offset)
     if settled.dn_offset is not None:
         moved = with_dn_offset(scaling, [settled.dn_offset] * len(scaling.bands))

@@ -192,7 +192,8 @@ def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
     rows = tile + 2 * inputs.chunks.side[0]
     cells = (tile + model.patch) / stride**2
     column = inputs.scene.pixel_bytes * rows + 8 * model.channels * cells
-    return max(2 * tile, NARROWEST, int(BUDGET / column) // model.patch * model.patch)
+    narrowest = -(-NARROWEST // model.patch) * model.patch  # 1536 is no multiple of 14
+    return max(2 * tile, narrowest, int(BUDGET / column) // model.patch * model.patch)
 
 
 class Room:
