@@ -1,9 +1,23 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and written by one process at a time."""
 
 import contextlib
+import ctypes
+import hashlib
+import json
 import os
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from dofa.errors import DofaError
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK = "lock"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -29,3 +43,101 @@ def write_atomically(file: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(NotADirectoryError):
             beside.unlink(missing_ok=True)
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of JSON values, in hexadecimal: whatever the order of keys, and the same after writing and reading them.
+
+    Args:
+        value: mappings, sequences, texts, numbers, truth values and None.
+    """
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
+
+
+def lock_folder(folder: Path, out: Path) -> int:
+    """Make the folder in which an output is made, and keep every other process out of it until the handle is closed.
+
+    The system lets go when the process ends, however it ends.
+
+    Args:
+        folder: to make, where it is not there.
+        out: what is made in it, for the message.
+
+    Returns:
+        A handle to close.
+
+    Raises:
+        DofaError: another process holds the folder.
+        OSError: it cannot be made.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the one before has just removed it
+            continue
+        if sys.platform == "win32":
+            return handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise DofaError(f"{out} is being written by another process: wait for it or end it") from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            return handle
+        os.close(handle)  # of a folder that was removed in the meantime
+
+
+def place_folder(new: Path, out: Path, previous: Path) -> None:
+    """Put a finished folder where it belongs; what is there stays until then, and is removed.
+
+    On Linux the two are exchanged in one step. Elsewhere `previous` holds what was there for a moment, and
+    `restore_folder` brings it back after a kill.
+
+    Args:
+        new: the finished folder.
+        out: where it belongs.
+        previous: a free name on the same disk.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    if not out.exists():
+        os.replace(new, out)
+    elif exchange(new, out):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        os.replace(out, previous)
+        os.replace(new, out)
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def restore_folder(out: Path, previous: Path) -> None:
+    """Bring back what a kill within `place_folder` left aside.
+
+    Args:
+        out: where it belongs.
+        previous: where it may lie.
+    """
+    if previous.exists() and not out.exists():
+        os.replace(previous, out)
+
+
+def exchange(one: Path, two: Path) -> bool:
+    """Exchange two files or folders of one disk in one step; False where the system cannot.
+
+    Args:
+        one: is there.
+        two: is there too.
+    """
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # absent from musl before 1.2.5
+    if rename is None:
+        return False
+    names = (os.fsencode(os.path.abspath(path)) for path in (one, two))
+    return bool(rename(_AT_FDCWD, next(names), _AT_FDCWD, next(names), _RENAME_EXCHANGE) == 0)

@@ -1,5 +1,6 @@
 """Own rasters and labels: cut to chips, dealt out by blocks of ground, learned, and mapped."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -666,7 +667,7 @@ def test_an_interrupted_command_leaves_what_was_there(cut, tmp_path, monkeypatch
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_what_a_killed_command_left_is_removed_by_the_next_one_but_not_what_another_writes(
+def test_a_second_command_for_the_same_folder_is_refused_and_what_a_killed_one_left_is_removed(
     cut, raster, labels, tmp_path
 ) -> None:
     words = ["chips", str(raster), "--sensor", "naip-rgbn", "--labels", str(labels), "--size", "16"]
@@ -679,11 +680,11 @@ def test_what_a_killed_command_left_is_removed_by_the_next_one_but_not_what_anot
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"here\n"
-        (theirs,) = tmp_path.glob(".chips.*.part")
-        cut()
-        assert theirs.exists()
+        with pytest.raises(DofaError, match="chips is being written by another process"):
+            cut()  # both ended well, and the result of one was gone
+        assert (tmp_path / ".chips.part" / "new" / "images.npy").exists()
         process.kill()
-    cut(overwrite=True)
+    cut()
     assert not list(tmp_path.glob(".chips*"))
     assert len(read_chips(tmp_path / "chips")) == 256
     assert not (tmp_path / "chips" / "lock").exists()
@@ -723,3 +724,48 @@ def test_the_command_shows_counts_by_class_and_split(raster, labels, tmp_path, c
     assert main([*words, "--out", str(tmp_path / "chips")]) == 2
     assert capsys.readouterr().err.startswith("dofa: ")
     assert CRS.from_string(UTM).is_projected
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_flipped_bit_in_chips_is_noticed(cut, tmp_path, task) -> None:
+    """images.npy was compared by its shape alone."""
+    cut(task=task)
+    folder = tmp_path / "chips"
+
+    def everything() -> list[Any]:
+        data = read_chips(folder)
+        pixels = [data.read(n)[0].tobytes() for n in range(len(data))]
+        masks = [data.read_mask(n).tobytes() for n in range(len(data))] if data.read_mask else []
+        return [pixels, masks, data.labels.tolist(), data.class_names, data.sensor, data.corpus_scaling]
+
+    expected, rng = everything(), np.random.default_rng(0)
+    for file in sorted(folder.iterdir()):
+        content = file.read_bytes()
+        for _ in range(6):
+            at = int(rng.integers(len(content)))
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :])
+            with contextlib.suppress(DataError):
+                assert everything() == expected, f"byte {at} of {file.name}"
+        file.write_bytes(content)
+    content = bytearray((folder / "images.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "images.npy").write_bytes(content)
+    data = read_chips(folder)
+    data.read(0)
+    with pytest.raises(DataError, match=f"images.npy: chip {len(data) - 1} is not as it was written"):
+        data.read(len(data) - 1)
+
+
+def test_chips_written_before_there_were_checksums_open_and_are_compared_as_a_whole(cut, tmp_path) -> None:
+    cut()
+    folder = tmp_path / "chips"
+    record = json.loads((folder / "chips.json").read_text())
+    (folder / "chips.json").write_text(
+        json.dumps({k: v for k, v in record.items() if k not in ("record_sha256", "crc32c")})
+    )
+    assert len(read_chips(folder)) == 256
+    content = bytearray((folder / "images.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "images.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"images.npy is not the file that was written"):
+        read_chips(folder)

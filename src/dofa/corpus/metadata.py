@@ -4,8 +4,6 @@ Format version 2 seals the attributes of every group (`sha256`), whose `columns`
 of pixels carry a crc32c each. Version 1 has none of these and is read with the checks that need none.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from dofa.addresses import with_path
 from dofa.corpus.http import HTTPStore
 from dofa.documents import parse_json
 from dofa.errors import DataError
+from dofa.files import json_digest
 
 FORMAT = "dofa-store"
 FORMAT_VERSION = 2
@@ -174,9 +173,9 @@ def column_digest(values: NDArray[Any]) -> str:
     Args:
         values: (N,) texts or whole numbers.
     """
-    return hashlib.sha256(json.dumps(values.tolist()).encode()).hexdigest()
+    return json_digest(values.tolist())
 
 
 def _digest(attributes: dict[str, Any]) -> str:
     rest = {key: value for key, value in attributes.items() if key != SEAL}
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(rest)), sort_keys=True).encode()).hexdigest()
+    return json_digest(rest)

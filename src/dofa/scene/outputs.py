@@ -24,15 +24,12 @@ from rasterio.errors import RasterioError
 
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
-from dofa.files import write_atomically
+from dofa.files import lock_folder, write_atomically
 from dofa.scene.disk import allocate, flush, free_bytes, in_words, reason, remove
 from dofa.scene.layout import FORMATS, Dtype, Format, Layout
 from dofa.scene.reading import Features, open_features
 from dofa.scene.tiles import Window
 from dofa.settings import check_keys, whole
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["Dtype", "Features", "Format", "Layout", "Values", "Work", "format_of", "open_features"]
 
@@ -171,12 +168,7 @@ class Work:
         return work
 
     def _begin(self) -> None:
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DofaError(f"{self.out} is being written by another process: wait for it or end it") from None
+        self._lock = lock_folder(self.folder, self.out)
         previous, journal = self.folder / "previous", self.folder / "journal.json"
         if previous.exists() and not self.out.exists():  # killed between the two renames of `_place`
             os.replace(previous, self.out)
@@ -372,8 +364,10 @@ class Work:
 
     def discard(self) -> None:
         """Remove the work file with all blocks."""
+        if sys.platform == "win32":
+            self.close()
+        remove(self.folder)  # before the lock is let go: what another process begins there stays
         self.close()
-        remove(self.folder)
 
     def _discard_if(self, needless: bool) -> None:
         if needless:

@@ -12,34 +12,32 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
+from dofa.files import json_digest, lock_folder, place_folder, restore_folder
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 from dofa.settings import check_keys, each, whole
 from dofa.tasks.labelled import LabelledImages, Raw, digest, file_state
 
-if sys.platform != "win32":
-    import fcntl
-
 FORMAT, FORMAT_VERSION = "dofa-chips", 1
 RECORD, IMAGES, VALID, MASKS = "chips.json", "images.npy", "valid.npy", "masks.npy"
-LOCK = "lock"
 LARGEST = 2**29  # bytes of chips.json: a million chips
 KEYS = (
     "task", "sensor", "scaling", "shape", "class_names", "colours", "ignore", "notes", "labels", "places", "splits",
     "sources", "sha256",
 )  # fmt: skip
+SEAL, CHECKSUMS = "record_sha256", "crc32c"  # folders written before these have neither
+AGAIN = "copy the folder or make the chips again"
 
 
 class ArrayFile:
@@ -81,37 +79,39 @@ class ArrayFile:
 class ChipWriter:
     """A folder of chips in the making, beside the one it becomes; what fails leaves nothing behind.
 
-    What a killed process left is removed by the next one that writes to the same place.
+    One process at a time writes to a place. What a killed one left is removed by the next.
 
     Args:
         out: the finished folder.
         shape: (C, H, W) of the images.
         dtype: of their numbers.
         masks: whether each chip has one.
-        overwrite: whether chips that are there are replaced.
+        overwrite: whether chips that are there are replaced, once the new ones are finished.
 
     Raises:
         ConfigError: the folder is there already, or holds something else.
-        DofaError: it cannot be made.
+        DofaError: it cannot be made, or another process writes to it.
     """
 
     def __init__(self, out: Path, shape: tuple[int, int, int], dtype: Any, masks: bool, overwrite: bool) -> None:
-        check_free(out, overwrite)
         self.out = out
-        self._stage = out.with_name(f".{out.name}.{uuid4().hex}.part")
+        self._work = out.with_name(f".{out.name}.part")
         try:
-            self._stage.mkdir(parents=True)
+            self._lock = lock_folder(self._work, out)
         except OSError as error:
-            raise DofaError(f"{out}: cannot make {self._stage}: {error.strerror}") from None
-        self._lock = _locked(self._stage)
-        for left in out.parent.glob(f".{out.name}.*.part"):
-            held = None if left == self._stage or sys.platform == "win32" else _locked(left)
-            if held is not None:
-                os.close(held)
-                shutil.rmtree(left, ignore_errors=True)
-        self._images = ArrayFile(self._stage / IMAGES, shape, dtype)
-        self._valid = ArrayFile(self._stage / VALID, shape[1:], bool)
-        self._masks = ArrayFile(self._stage / MASKS, shape[1:], np.uint8) if masks else None
+            raise DofaError(f"{out}: cannot make {self._work}: {error.strerror}") from None
+        try:
+            restore_folder(out, self._work / "previous")
+            check_free(out, overwrite)  # also another process may have finished in the meantime
+            self._stage = self._work / "new"
+            shutil.rmtree(self._stage, ignore_errors=True)
+            self._stage.mkdir()
+            self._images = ArrayFile(self._stage / IMAGES, shape, dtype)
+            self._valid = ArrayFile(self._stage / VALID, shape[1:], bool)
+            self._masks = ArrayFile(self._stage / MASKS, shape[1:], np.uint8) if masks else None
+        except BaseException:
+            self._leave()
+            raise
         self._shape, self._partly = shape, False
 
     def add(self, image: NDArray[Any], valid: NDArray[np.bool_], mask: NDArray[Any] | None) -> None:
@@ -148,17 +148,14 @@ class ChipWriter:
             **record,
             "shape": list(self._shape),
             "sha256": {f: _sha256(self._stage / f) for f in files},
+            CHECKSUMS: {f: [_crc(entry) for entry in np.load(self._stage / f, "r", allow_pickle=False)] for f in files},
         }
+        whole[SEAL] = json_digest(whole)
         with (self._stage / RECORD).open("w", encoding="utf-8") as file:
             json.dump(whole, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
-        (self._stage / LOCK).unlink()
-        old = self._stage.with_suffix(".old")
-        if self.out.exists():
-            os.replace(self.out, old)
-        os.replace(self._stage, self.out)
-        shutil.rmtree(old, ignore_errors=True)
+        place_folder(self._stage, self.out, self._work / "previous")
 
     def __enter__(self) -> "ChipWriter":
         return self
@@ -166,24 +163,12 @@ class ChipWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-        shutil.rmtree(self._stage, ignore_errors=True)
+        self._leave()
 
-
-def _locked(stage: Path) -> int | None:
-    """A handle that holds a folder in the making; None while another process does."""
-    try:
-        handle = os.open(stage / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError:  # it has just been finished
-        return None
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            return None
-    return handle
+    def _leave(self) -> None:
+        """Remove the work, while nobody else can begin in it."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        os.close(self._lock)
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -220,17 +205,17 @@ def read_chips(path: str | Path) -> LabelledImages:
     folder = Path(path)
     record = _record(folder)
     count, (channels, height, width) = len(record["labels"]), record["shape"]
-    images = _array(folder, IMAGES, (count, channels, height, width))
-    valid = _array(folder, VALID, (count, height, width)) if VALID in record["sha256"] else None
-    masks = _array(folder, MASKS, (count, height, width)) if record["task"] == "segmentation" else None
+    images = _Entries(folder, IMAGES, (count, channels, height, width), record)
+    valid = _Entries(folder, VALID, (count, height, width), record) if VALID in record["sha256"] else None
+    masks = _Entries(folder, MASKS, (count, height, width), record) if record["task"] == "segmentation" else None
     scaling = Scaling.from_dict(record["scaling"])
 
     def read(index: int) -> Raw:
-        return np.array(images[index]), None if valid is None else np.array(valid[index])
+        return images.read(index), None if valid is None else valid.read(index)
 
     def read_mask(index: int) -> NDArray[np.int16]:
         assert masks is not None
-        return np.array(masks[index], np.int16)
+        return masks.read(index).astype(np.int16)
 
     # The digests say what was written; size and time, whether it is still that.
     states = [file_state(folder / name) for name in sorted(record["sha256"])]
@@ -288,6 +273,8 @@ def _record(folder: Path) -> dict[str, Any]:
         if record["sources"] is None or not set(record["splits"] or ()) <= {"train", "val", "test"}:
             raise ConfigError("splits are train, val or test, and each chip has a source")
         each(record["notes"], str, "notes")
+        if SEAL in record and record[SEAL] != json_digest({k: v for k, v in record.items() if k != SEAL}):
+            raise DataError("it is not as it was written")
         check_keys(record["sha256"], (IMAGES, VALID, MASKS), "sha256", (IMAGES,))
         each([*record["sha256"].values()], str, "sha256")
         if record["ignore"] is not None:
@@ -303,6 +290,38 @@ def _record(folder: Path) -> dict[str, Any]:
     except (ConfigError, DataError) as error:
         raise DataError(f"{file}: {error}: make the chips again") from None
     return record
+
+
+class _Entries:
+    """An array of one entry a chip, each compared with its checksum when it is read.
+
+    Args:
+        folder: of the chips.
+        name: of the file.
+        shape: of the array.
+        record: chips.json; one without checksums has the digest of the whole file, which is then compared at once.
+
+    Raises:
+        DataError: the file is not the one that the record describes.
+    """
+
+    def __init__(self, folder: Path, name: str, shape: Sequence[int], record: dict[str, Any]) -> None:
+        self._file, self._array = folder / name, _array(folder, name, shape)
+        self._checksums: list[int] | None = record[CHECKSUMS][name] if SEAL in record else None
+        if self._checksums is None and _sha256(self._file) != record["sha256"].get(name):
+            raise DataError(f"{self._file} is not the file that was written: {AGAIN}")
+
+    def read(self, index: int) -> NDArray[Any]:
+        """A copy of one entry."""
+        entry = np.array(self._array[index])
+        if self._checksums is not None and _crc(entry) != self._checksums[index]:
+            raise DataError(f"{self._file}: chip {index} is not as it was written: {AGAIN}")
+        return entry
+
+
+def _crc(entry: NDArray[Any]) -> int:
+    """CRC32C of an entry's bytes."""
+    return int(google_crc32c.value(np.ascontiguousarray(entry).tobytes()))
 
 
 def _array(folder: Path, name: str, shape: Sequence[int]) -> NDArray[Any]:
