@@ -265,6 +265,40 @@ def test_a_run_that_stopped_between_epochs_goes_on_to_the_same_bits(weights, tmp
     assert kept.to_dict() == again.to_dict()
 
 
+def test_overwrite_keeps_the_finished_run_until_the_new_one_is_finished(weights, tmp_path, make_images, monkeypatch):
+    """It was deleted first, so that whoever ended the new run early had neither."""
+    from dofa.tasks import epochs
+
+    data, out = make_images(per_class=12, splits=True), tmp_path / "run"
+    old, new = ({"method": "full", "epochs": 2, "batch": 8, "lr": lr, **FAST} for lr in (1e-4, 1e-3))
+    finetune(weights, data, out=out, **old)
+    (out / "thesis.txt").write_text("a user's own")
+    names = ("finetune.json", "model/model.safetensors", "head/head.safetensors", "head/head.json")
+    before = {name: (out / name).read_bytes() for name in names}
+    real = epochs.save_state
+
+    def stopping(*args, **more):
+        real(*args, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "save_state", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(weights, data, out=out, overwrite=True, **new)
+    assert {name: (out / name).read_bytes() for name in names} == before
+    assert finetune(weights, data, out=out, resume=True, **old).setting["settings"]["lr"] == 1e-4
+    finetune(weights, data, out=out, resume=True, **new)
+    finetune(weights, data, out=tmp_path / "fresh", **new)
+    for name in names[1:3]:
+        assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    assert json.loads((out / "finetune.json").read_text())["settings"]["lr"] == 1e-3
+    assert (out / "thesis.txt").read_text() == "a user's own"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    finetune(weights, data, out=out, overwrite=True, **old)
+    assert (out / names[1]).read_bytes() == before[names[1]]
+    assert (out / "thesis.txt").exists()
+
+
 def test_equal_seeds_give_equal_results_and_others_do_not(weights, tmp_path, make_images):
     data = make_images(per_class=12, splits=True)
 

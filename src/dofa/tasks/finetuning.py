@@ -3,6 +3,7 @@ validation after each, the test, and the folders. A run that is killed goes on f
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from lightning_fabric import Fabric
 
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DataError
-from dofa.files import write_atomically
+from dofa.files import place_folder, restore_folder, write_atomically
 from dofa.model import checkpoint
 from dofa.model.decoders import LinearDecoder
 from dofa.model.devices import choose
@@ -105,12 +106,14 @@ def run(
         precision="bf16-mixed" if tuning.precision == "bf16" else "32-true",
     )
     fabric.launch()
+    work = folder.absolute().with_name(f".{folder.absolute().name}.part")
+    restore_folder(folder, work / "previous")
     with sole_run(fabric, folder):
-        finished = _found(folder, digest, resume, overwrite)
-        if finished is not None:
+        place = _place(folder, work, digest, resume, overwrite)
+        if place == folder and (finished := _found(folder, digest, resume)) is not None:
             return finished
         learner = _learner(backbone, images, tuning, seed, samples, rows.train)
-        epochs = Epochs(fabric, learner, samples, rows, tuning, batch_size, seed, folder, digest)
+        epochs = Epochs(fabric, learner, samples, rows, tuning, batch_size, seed, place, digest)
         if tuning.cached:
             kept = folder / "cache" if cache is None else cache
             epochs.cache = features_once(learner, samples, tuning, rows, target, kept)
@@ -122,7 +125,7 @@ def run(
         used: dict[Role, Ints] = {"train": rows.train, "val": rows.val, "test": rows.test}
         made_from = record_split(images, used, None if images.splits else seed, whole)
         about = setting | {"seed": seed}
-        notes += _save(folder, backbone, learner, samples, tuning, score, about, str(weights), made_from)
+        notes += _save(place, backbone, learner, samples, tuning, score, about, str(weights), made_from)
         result = FinetuneResult(
             test=score.to_dict(),
             validation=tuple(validation),
@@ -135,10 +138,14 @@ def run(
             drawn=score.drawn,
         )
         if score.panels is not None:
-            score.panels.save(folder / PANELS)
+            score.panels.save(place / PANELS)
         record = result.to_dict() | {"digest": digest, "drawn": list(score.drawn)}
-        write_atomically(folder / RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        write_atomically(place / RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        if place != folder:
+            _carry(folder, place)
+            place_folder(place, folder, work / "previous")
         _clear(folder)
+        shutil.rmtree(work, ignore_errors=True)
     return result
 
 
@@ -154,17 +161,39 @@ def _learner(
     return learner.train()
 
 
-def _found(folder: Path, digest: dict[str, Any], resume: bool, overwrite: bool) -> FinetuneResult | None:
-    """What is finished already; the folder is made ready for the rest.
+def _place(folder: Path, work: Path, digest: dict[str, Any], resume: bool, overwrite: bool) -> Path:
+    """Where the run goes on: in its folder, or beside a finished one that it replaces when it is finished itself."""
+    anew = work / "new"
+    begun = checkpoints(anew / STATE)
+    if resume and begun and read_facts(begun[-1]).get("digest") == digest:
+        return anew
+    if not overwrite or resume:
+        return folder
+    if anew.exists():
+        _carry(anew, folder)
+    shutil.rmtree(work, ignore_errors=True)
+    if not (folder / RESULT).is_file():
+        _clear(folder)
+        return folder
+    anew.mkdir(parents=True)
+    return anew
+
+
+def _carry(old: Path, new: Path) -> None:
+    """Move what is no part of a run, such as features or notes of the user's, to the folder of another run."""
+    own = {RESULT, HEAD, MODEL, PANELS, STATE, "log.jsonl", "log.csv", ".lock"}
+    for entry in old.iterdir():
+        if entry.name not in own and not entry.name.endswith(f".{BEST}") and not (new / entry.name).exists():
+            os.replace(entry, new / entry.name)
+
+
+def _found(folder: Path, digest: dict[str, Any], resume: bool) -> FinetuneResult | None:
+    """What is finished already.
 
     Raises:
         ConfigError: it holds a run, and nobody said what to do with it, or one of other settings.
     """
     finished, begun = folder / RESULT, checkpoints(folder / STATE)
-    if overwrite and not resume:
-        finished.unlink(missing_ok=True)
-        _clear(folder)
-        return None
     if not (finished.is_file() or begun):
         return None
     if not resume:
