@@ -13,7 +13,8 @@ SOURCE = Path(dofa.__file__).parent
 # docs/architecture.md; a module may import from lower floors and from its own room.
 FLOORS = [
     {"addresses"},
-    {"errors", "files", "progress", "version"},
+    {"errors"},
+    { "files", "progress", "version"},
     {"documents", "settings"},
     {"pixels"},
     {"sensors", "figures"},
