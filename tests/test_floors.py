@@ -14,7 +14,7 @@ SOURCE = Path(dofa.__file__).parent
 FLOORS = [
     {"addresses"},
     {"errors"},
-    { "files", "progress", "version"},
+    {"files", "progress", "version"},
     {"documents", "settings"},
     {"pixels"},
     {"sensors", "figures"},
