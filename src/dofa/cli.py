@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"dofa {__version__}")
         return 0
+    sys.unraisablehook = _without_gdal_text
     warnings.formatwarning = lambda message, *_: f"dofa: warning: {' '.join(str(message).split())}\n"
     try:
         if args[0] not in VERBS:
@@ -115,6 +116,12 @@ def _mended(args: Sequence[str], flags: Mapping[str, str | None]) -> str:
     for option, wanted in flags.items():
         kept += [] if wanted is None else [option, wanted]
     return shlex.join(["dofa", *kept])
+
+
+def _without_gdal_text(told: Any) -> None:
+    """Leave out that rasterio could not decode a line of GDAL's log: the error itself is raised and told."""
+    if not isinstance(told.exc_value, UnicodeDecodeError):
+        sys.__unraisablehook__(told)
 
 
 def _overview() -> str:

@@ -18,6 +18,7 @@ from dofa.errors import ConfigError, DataError, DofaError, short
 
 LARGEST = 64 * 2**20  # bytes of JSON or XML; real ones have some hundred thousand
 LARGEST_YAML = 4 * 2**20
+LARGEST_INT = 2**64  # beyond it neither NumPy nor torch takes a whole number
 DEEPEST = 64  # levels of lists and mappings; code that walks over values by recursion is safe from RecursionError
 MOST = 200_000  # values of a YAML document with its aliases written out
 # libyaml's loader is ten times faster where PyYAML was built with it; both make plain values only.
@@ -77,8 +78,8 @@ def parse_json(data: bytes | str, what: str, error: Raises = DataError, largest:
         largest: bytes that it may have.
 
     Raises:
-        DofaError: `error`: no JSON, cut off, too large, nested too deeply, a key twice in one object, or text with a
-            NUL or half a character.
+        DofaError: `error`: no JSON, cut off, too large, nested too deeply, a key twice in one object, text with a NUL
+            or half a character, or a whole number of more than 64 bits.
     """
     if len(data) > largest:
         raise error(f"{what} is larger than {largest / 2**20:.0f} MB: it is not the file that belongs here")
@@ -105,7 +106,8 @@ def parse_yaml(data: bytes | str, what: str, error: Raises = ConfigError) -> Any
 
     Raises:
         DofaError: `error`: no YAML, too large, nested too deeply, more values than a configuration has with its
-            aliases written out, a tag of another type, a key twice in one mapping, or a value not of its tag's form.
+            aliases written out, a tag of another type, a key twice in one mapping, a value not of its tag's form, or as
+            `parse_json`.
     """
     if len(data) > LARGEST_YAML:
         raise error(f"{what} is larger than {LARGEST_YAML / 2**20:.0f} MB: it is no configuration")
@@ -257,6 +259,8 @@ def _check(value: Any, what: str, error: Raises) -> Any:
                 raise error(f"{what} holds text with half a character ({short(one)!r})")
             elif isinstance(one, str) and "\0" in one:
                 raise error(f"{what} holds text with a NUL ({short(one)!r})")
+            elif isinstance(one, int) and abs(one) > LARGEST_INT:
+                raise error(f"{what} holds a whole number of more than 64 bits")
         level = inner
     return value
 

@@ -137,8 +137,10 @@ class EncoderConfig:
         for name, (low, high) in _LIMITS.items():
             if not low <= (value := getattr(self, name)) <= high:
                 raise ConfigError(f"encoder: {name} is {value}; from {low} to {high}")
-        if self.layer_scale is not None and not self.layer_scale > 0:
-            raise ConfigError(f"encoder: layer_scale is {self.layer_scale:g}; above 0, or null for none")
+        if self.layer_scale is not None:
+            if not 0 < self.layer_scale <= 1e3:
+                raise ConfigError(f"encoder: layer_scale is {self.layer_scale:g}; above 0, or null for none")
+            object.__setattr__(self, "layer_scale", float(self.layer_scale))  # torch would fill with whole numbers
         if not self.sar_wavelength > 0:
             raise ConfigError(f"encoder: sar_wavelength is {self.sar_wavelength:g}; above 0")
         if self.width % self.heads:

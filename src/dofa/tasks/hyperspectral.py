@@ -133,7 +133,8 @@ def _load(path: Path) -> Arrays:
             if (unpacked := sum(member.file_size for member in archive.infolist())) > LARGEST:
                 raise DataError(f"{path} would unpack to {unpacked:,} bytes, more than a labelled scene has")
         with np.load(path, allow_pickle=False) as opened:
-            return {key: opened[key] for key in opened.files}
+            # A member that is no .npy comes as its bytes.
+            return {key: array for key in opened.files if isinstance(array := opened[key], np.ndarray)}
     except ModuleNotFoundError as error:
         raise DataError(f'{path} needs {error.name}, which is not installed: pip install "dofa[tasks]"') from None
     # NumPy's, SciPy's and HDF5's words for files that are cut off, overwritten, or hold pickled objects.

@@ -1,0 +1,143 @@
+"""Damaged and hostile files: each is read rightly or refused in one line, soon, with nothing run and nothing left."""
+
+import ast
+import os
+import random
+import re
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+from dofa.errors import LONGEST, DofaError
+
+for needed in ("rasterio", "h5py", "scipy", "geopandas"):
+    pytest.importorskip(needed)
+
+from .hostile import Fixtures, command, damaged, readers  # noqa: E402
+
+SLOWEST_S = 20.0
+TIMES = int(os.environ.get("DOFA_FUZZ", "1"))  # more cases, by hand
+COUNTS = {"mat": 25, "mat-compressed": 25, "stac-json": 250, "model-config": 300, "safe-xml": 250, "chips-json": 300}
+EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
+events: list[str] = []
+watching = False
+
+
+def _listen(event: str, args: tuple[object, ...]) -> None:
+    if watching and event in EVENTS and not (event == "subprocess.Popen" and "matfile.py" in str(args)):
+        events.append(f"{event} {args}")
+
+
+sys.addaudithook(_listen)
+
+
+@pytest.fixture(scope="module")
+def fx(tmp_path_factory) -> Path:
+    return Fixtures(tmp_path_factory.mktemp("faults") / "fx").folder
+
+
+def outcome(read, file: Path) -> object:
+    """What a reader gives, or its refusal; anything else fails, as does a process, a long wait or a long message."""
+    global watching
+    began, watching = time.monotonic(), True
+    events.clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = read(file)
+    except DofaError as refused:
+        found = refused
+        assert "\n" not in str(refused) and 0 < len(str(refused)) <= LONGEST, str(refused)
+    finally:
+        watching = False
+    assert not events, events
+    assert time.monotonic() - began < SLOWEST_S
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", readers(Path()))
+def test_damaged_files_are_read_or_refused_in_one_line(kind, fx, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, read = readers(fx)[kind]
+    work = tmp_path / "work"
+    work.mkdir()
+    assert not isinstance(outcome(read, Path(shutil.copy(fx / name, work))), DofaError)
+    refused = 0
+    for seed in range(COUNTS.get(kind, 400) * TIMES):
+        file = work / Path(name).name
+        file.write_bytes(damaged(fx / name, random.Random(f"{kind} {seed}")))
+        try:
+            refused += isinstance(outcome(read, file), DofaError)
+        except Exception as error:
+            kept = shutil.copy(file, tmp_path / f"{seed}{file.suffix}")
+            raise AssertionError(f"{kind}, seed {seed}, {kept}: {type(error).__name__}: {error}") from error
+    assert refused
+    assert [f.name for f in tmp_path.iterdir()] == ["work"]  # nothing is written elsewhere
+
+
+# -- the cases that were found -----------------------------------------------------------------------------------------
+
+
+def _cases() -> list[str]:
+    root = Path(os.environ.get("DOFA_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "cases" / "faults"
+    return sorted(f.name for f in root.glob("*") if not f.name.startswith("zarr-store")) if root.is_dir() else []
+
+
+READER_OF = {"npz-mat": "mat", "segfault-mat": "mat", "geotiff-tags": "geotiff-bytes"}
+
+
+@pytest.mark.parametrize("case", _cases() or [pytest.param("", marks=pytest.mark.skip("shared/cases is absent"))])
+def test_a_fault_that_was_found_is_answered(case, shared, fx, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = shared / "cases" / "faults" / case
+    kind = re.sub(r"-[0-9a-f]{1,8}$", "", case)
+    told = (folder / "cmd.txt").read_text(errors="replace") if (folder / "cmd.txt").is_file() else ""
+    files = [f for f in folder.iterdir() if f.name != "cmd.txt"]
+    kind = "chips-json" if any(f.name == "chips.json" for f in files) else READER_OF.get(kind, kind)
+    if kind == "own-journals":
+        return journal(files, fx, tmp_path)
+    if kind == "picture-decoders":
+        kind = "hdf5-in-memory" if "HDF5" in told else "tif-in-memory"
+    known = readers(fx)
+    for number, given in enumerate(files):
+        work = tmp_path / str(number)
+        work.mkdir()
+        if kind == "model-config" and given.name.endswith(".in"):
+            write_config(given, work / "config.json", fx)
+        else:
+            shutil.copy(given, work / Path(known[kind][0]).name)
+        found = outcome(known[kind][1], work / Path(known[kind][0]).name)
+        # Where a value was taken without a word it is refused now.
+        assert isinstance(found, DofaError) or not told.startswith("silent"), told[:200]
+        if kind in ("labels-csv", "labels-geojson"):
+            line = next(x for x in told.splitlines() if x.startswith("dofa chips"))
+            words = re.sub(r"SCRATCH\S*/(l\.\w+)", str(work / Path(known[kind][0]).name), line).split()[1:]
+            words = [str(tmp_path / "out") if "SCRATCH" in w else w.replace("fx/", f"{fx}/") for w in words]
+            assert len(command(*words)) <= 1
+
+
+def journal(files: list[Path], fx: Path, work: Path) -> None:
+    """A damaged journal of an interrupted `dofa embed`: refused in one line, or begun anew with --overwrite."""
+    out = work / "o.tif"
+    verb = ["embed", fx / "n.tif", "--weights", fx / "m", "--sensor", "naip-rgbn", "--stats", "scene", "--out", out]
+    for given in files or [None]:
+        part = work / ".o.tif.part"
+        part.mkdir(exist_ok=True)
+        (part / "journal.json").write_bytes(given.read_bytes() if given else b'{"job": {}, "done": -1, "cells": -1}')
+        assert len(command(*verb)) == 1
+        assert command(*verb, "--overwrite") == []
+        out.unlink()
+
+
+def write_config(given: Path, config: Path, fx: Path) -> None:
+    """The model's config.json with the encoder that a case gives as a Python literal."""
+    import json
+
+    text = re.sub(r"(?<![\w'])(-?)(nan|inf)(?![\w'])", r"\g<1>1e999", given.read_text())
+    record = json.loads((fx / "m" / "config.json").read_text())
+    config.write_text(json.dumps(record | {"encoder": ast.literal_eval(text)}))
