@@ -234,7 +234,9 @@ def readers(fx: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
         beside(file, "h")
         shutil.copy(file, file.parent / "h" / "head.json")
         found = load_head(file.parent / "h")
-        assert found.tile_size >= 1 and found.gsd_m > 0 and all(isinstance(n, str) for n in found.class_names)
+        assert found.tile_size >= 1
+        assert found.gsd_m > 0
+        assert all(isinstance(n, str) for n in found.class_names)
         return found
 
     def chips(file: Path) -> object:
@@ -309,9 +311,11 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 SNIPPETS = (
     b"!!python/object/apply:os.system [id]", b"!!int ''", b"!!bool zz", b"!!timestamp zz", b"!!float x", b"2020-13-45",
-    b"&a [*a]", b"*nothing", b"<<: 3", b"? [1, 2]\n: 3\n", b"{", b"[" * 200, b"]", b": ", b"- ", b"\t", b"\0", b"\xff\xfe",
+    b"&a [*a]", b"*nothing", b"<<: 3", b"? [1, 2]\n: 3\n", b"{", b"[" * 200, b"]", b": ", b"- ", b"\t", b"\0",
+    b"\xff\xfe",
     b"%YAML 9.9\n---\n", b"!!binary x", b"!!set {a}", b"&x", b"999999999999999999999", b"1e999", b".nan", b"'", b'"',
-    b"<![CDATA[", b"<!DOCTYPE a [<!ENTITY b 'c'>]>", b"&b;", b"&#0;", b"\xc3\x28", b"\xed\xa0\x80", b",", b",,,,", b"\r",
+    b"<![CDATA[", b"<!DOCTYPE a [<!ENTITY b 'c'>]>", b"&b;", b"&#0;", b"\xc3\x28", b"\xed\xa0\x80", b",", b",,,,",
+    b"\r",
     b"9" * 5000, b"\xe2\x80\xa8", b"</", b"<a>" * 300, b"inf", b"-0",
 )  # fmt: skip
 
