@@ -303,3 +303,17 @@ def test_workers_of_a_cluster_read_the_bands_as_this_process_does(probed, tmp_pa
         write_all([one.job], [one.output(path, "classes")], blocks=lambda jobs, at=cluster: run_jobs(jobs, cluster=at))
         found.append(open_features(path).read_stored())
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_of_several_scenes_the_good_ones_are_mapped(probed, tmp_path: Path, capsys) -> None:
+    _, folder, _ = probed
+    head = load_head(folder)
+    good = [write_scene(tmp_path / f"good{n}.tif", big_scene(7 + n, (40, 50)), head.gsd_m) for n in range(2)]
+    bad = write_scene(tmp_path / "bad.tif", big_scene(9, (40, 50)), 4 * head.gsd_m)
+    words = [str(path) for path in (good[0], bad, good[1])]
+    assert main(["predict", *words, "--head", str(folder), "--out", str(tmp_path / "maps")]) == 2
+    said = capsys.readouterr()
+    assert "bad" in said.err
+    assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["good0.tif", "good1.tif"]
+    assert len(list((tmp_path / "maps").glob("*.areas.json"))) == 2
+    assert said.out.count("hectares") == 2

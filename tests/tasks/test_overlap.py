@@ -1,5 +1,6 @@
 """A score of images that a head learned from is never a bare one, wherever and however the images lie."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -147,6 +148,11 @@ def test_a_fine_tuned_head_is_scored_on_the_test_part_that_was_drawn(encoder: DO
     data = replace(tinted(), find_splits=lambda: None)
     head = tuned(tmp_path, encoder, data, seed=4)
     told = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    with (tmp_path / "run" / "split.csv").open() as file:
+        parts = [row["part"] for row in csv.DictReader(file)]
+    assert {part: parts.count(part) for part in ("train", "val", "test")} == {
+        part: told["data"][part] for part in ("train", "val", "test")
+    }
     shuffled = list(np.random.default_rng(1).permutation(len(data)))
     for same in (data, rows_of(data, shuffled)):
         found = evaluate(head, encoder, same, device="cpu")

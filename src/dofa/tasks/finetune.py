@@ -18,7 +18,7 @@ else:
     DOFA = Any  # torch takes seconds, and --help needs none
 
 FORMAT_VERSION = 1
-RESULT, HEAD, MODEL, PANELS = "finetune.json", "head", "model", "panels.npz"
+RESULT, HEAD, MODEL, PANELS, SPLIT = "finetune.json", "head", "model", "panels.npz", "split.csv"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def finetune(
         weights: a model folder or released name; random:MODEL#SEED (with --method full: from scratch), teacher:FILE, or
             another that `open_backbone` knows.
         data: labelled images, as `dofa probe` takes them (docs/datasets.md).
-        out: folder for finetune.json, log.jsonl, head and, where the encoder changes, model.
+        out: folder for finetune.json, split.csv (which image was for what), log.jsonl, head and, where the encoder
+            changes, model.
         recipe: a YAML file of settings, or full, full-upernet, linear, lora, upernet; what is said beside it wins.
         method: frozen: only decoder and head learn; full: everything; lora: a low-rank change of the encoder.
         decoder: of segmentation: linear, upernet or dpt.

@@ -32,11 +32,11 @@ from dofa.tasks.dense import cut_blocks
 from dofa.tasks.epochs import BEST, STATE, Epochs, features_once
 from dofa.tasks.evaluation import fewer_labels
 from dofa.tasks.features import band_statistics
-from dofa.tasks.finetune import FORMAT_VERSION, HEAD, MODEL, PANELS, RESULT, FinetuneResult
+from dofa.tasks.finetune import FORMAT_VERSION, HEAD, MODEL, PANELS, RESULT, SPLIT, FinetuneResult
 from dofa.tasks.labelled import LabelledImages
 from dofa.tasks.learner import Learner, freeze_unreached, transformer
 from dofa.tasks.linear import Ints
-from dofa.tasks.overlap import record_split
+from dofa.tasks.overlap import record_split, split_table
 from dofa.tasks.samples import Samples
 from dofa.tasks.scoring import Score
 from dofa.tasks.threeway import split, unseen
@@ -124,6 +124,7 @@ def run(
         score = epochs.score(rows.test)
         used: dict[Role, Ints] = {"train": rows.train, "val": rows.val, "test": rows.test}
         made_from = record_split(images, used, None if images.splits else seed, whole)
+        write_atomically(folder / SPLIT, split_table(images, used))
         about = setting | {"seed": seed}
         notes += _save(place, backbone, learner, samples, tuning, score, about, str(weights), made_from)
         result = FinetuneResult(

@@ -1,12 +1,15 @@
 """Which of the images to be scored a head has learned from: those are left out, or the score says so."""
 
+import csv
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
 from dofa.model.split_record import ROLES, UNKNOWN, Role, SplitRecord
 from dofa.tasks.dense import cut_blocks
@@ -65,6 +68,24 @@ def record_split(
     if whole is not None:  # who scores the image uncut scores what was learned from
         digests, roles = np.append(digests, image_digests(whole, np.arange(1))), np.append(roles, np.uint8(TRAIN))
     return SplitRecord.of(digests, roles, seed, None if whole is None else block_side or 0)
+
+
+def split_table(data: LabelledImages, used: Mapping[Role, Ints]) -> bytes:
+    """A CSV for people: each image, its part of the split (`unused` where labels were left out), and its place.
+
+    Args:
+        data: the images.
+        used: rows by what they were used for.
+    """
+    part = np.full(len(data), "unused", object)
+    for role, rows in used.items():
+        part[rows] = role
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("image", "part", "place"))
+    places = data.places or ("",) * len(data)
+    table.writerows((shown(str(source)), *rest) for source, *rest in zip(data.sources, part, places, strict=True))
+    return text.getvalue().encode()
 
 
 @dataclass(frozen=True)

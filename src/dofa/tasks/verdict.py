@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dofa.addresses import shown
 from dofa.tasks.evaluation import Interval
 from dofa.tasks.judging import interval
 from dofa.tasks.result import Row
@@ -102,7 +103,7 @@ def map_command(head: Path, task: str, weights: str | None = None, stride: int |
         stride: that the probe judged with, None for one pass.
     """
     words = ["dofa", "predict", "SCENE.tif"]
-    words += [] if weights is None else ["--weights", weights]
+    words += [] if weights is None else ["--weights", shown(weights)]
     words += ["--head", str(head)]
     words += [] if stride is None else ["--stride", str(stride)]
     words += ["--output", "probabilities"] if task == "multilabel" else []
