@@ -189,7 +189,7 @@ def test_bf16_learns_what_float32_does_and_keeps_weights_in_float32(weights, tmp
     assert two.test["score"] != one.test["score"]  # it was in use
     assert two.test["score"]["value"] == pytest.approx(one.test["score"]["value"], abs=0.1)
     assert two.test["score"]["value"] > 0.5
-    for file in (tmp_path / "bf16").glob("*/*.safetensors"):
+    for file in {*(tmp_path / "bf16").glob("*/*.safetensors")} - {tmp_path / "bf16" / "head" / "split.safetensors"}:
         assert all(t.dtype in (torch.float32, torch.float64, torch.int64) for t in load_file(file).values()), file
 
 

@@ -19,8 +19,9 @@ from dofa.model.heads import load_head
 from dofa.model.split_record import SplitRecord
 from dofa.tasks.evaluate import Evaluation, evaluate
 from dofa.tasks.finetune import finetune
+from dofa.tasks.fingerprints import image_digests, known_ground, window_hashes
 from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.overlap import TEST, TRAIN, UNUSED, VAL, image_digests
+from dofa.tasks.overlap import TEST, TRAIN, UNUSED, VAL
 from dofa.tasks.probe import probe
 
 from .conftest import labelled
@@ -258,3 +259,48 @@ def test_what_stands_in_gaps_and_signs_of_zero_change_no_digest() -> None:
     assert not np.isin(image_digests(moved, np.arange(4)), same).any()
     turned = replace(data, read=lambda i: (data.read(i)[0].transpose(0, 2, 1), valid))
     assert not np.isin(image_digests(turned, np.arange(4)), same).any()
+
+
+# -- the same ground in another cut ------------------------------------------------------------------------------------
+
+
+def cuts(image: np.ndarray, corners: list[tuple[int, int]], side: int) -> LabelledImages:
+    """Squares of an image as a data set of classes."""
+    base = labelled(per_class=max(1, len(corners) // 3), size=side)
+    parts = [image[:, row : row + side, col : col + side] for row, col in corners]
+    labels = np.arange(len(parts)) % 3
+    return replace(
+        base, labels=labels, sources=tuple(map(str, corners)), read=lambda i: (parts[i], None), fingerprint=str(corners)
+    )
+
+
+@pytest.mark.parametrize("side", [16, 24])
+def test_chips_cut_anew_from_the_same_raster_are_no_unseen_images(encoder: DOFA, tmp_path: Path, side: int) -> None:
+    raster = np.random.default_rng(2).integers(0, 255, (3, 64, 200)).astype(np.uint8)
+    learned = cuts(raster, [(r, c) for r in range(0, 64, 16) for c in range(0, 96, 16)], 16)
+    probe(encoder, learned, out=tmp_path / "probe", **QUICK)
+    again = cuts(raster, [(r, c) for r in (3, 21, 37) for c in (5, 30, 61)], side)
+    beyond = cuts(raster, [(r, c) for r in (3, 21, 37) for c in (100, 130, 170)], side)
+    head = tmp_path / "probe" / "head"
+    assert overlap(evaluate(head, encoder, again, device="cpu")) == (9, 9, 0)
+    assert overlap(evaluate(head, encoder, beyond, device="cpu")) == (9, 0, 0)
+    assert overlap(evaluate(head, encoder, joined(again, beyond), device="cpu")) == (9, 0, 9)
+
+
+def test_unlike_images_share_no_windows_and_plain_ones_have_none(real_data: Path) -> None:
+    from dofa.tasks.datasets import open_labelled
+
+    images = open_labelled(f"eurosat-ms:{real_data / 'eurosat_ms' / 'EuroSAT_MS_100.zip'}")
+    hashes = [window_hashes(images.read(i), 16) for i in range(100)]
+    for number in range(0, 100, 7):
+        others = np.unique(np.concatenate([h for i, h in enumerate(hashes) if i != number]))
+        assert not known_ground(images, [number], others, 16).any()
+        assert known_ground(images, [number], np.unique(np.concatenate(hashes)), 16).all()
+    plain = np.full((3, 32, 32), 7, np.uint8)
+    assert not len(window_hashes((plain, None), 1))
+    assert not len(window_hashes((plain[:, :3], None), 1))
+    noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32)).astype(np.uint8)
+    valid = np.ones((32, 32), bool)
+    valid[::3] = False
+    assert len(window_hashes((noise, None), 1)) == 29 * 29
+    assert not len(window_hashes((noise, valid), 1))

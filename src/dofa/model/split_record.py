@@ -7,7 +7,7 @@ path, in another order, in a subset of the data set or among new ones.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,17 @@ class SplitRecord:
         seed: of the split, None where it was published.
         block_side: a single image was cut into blocks of about so many pixels, 0 for the default; None where images
             are whole.
+        windows: (m,) uint64, ascending: hashes of some small windows of the train and val images, which recognise the
+            same pixels in other cuts; see `dofa.tasks.fingerprints`.
+        rate: one of so many windows was kept.
     """
 
     digests: NDArray[np.uint64] = field(repr=False)
     roles: NDArray[np.uint8] = field(repr=False)
     seed: int | None = None
     block_side: int | None = None
+    windows: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
+    rate: int = 1
 
     @classmethod
     def of(
@@ -81,13 +86,15 @@ class SplitRecord:
         Args:
             weights_sha256: of the head it belongs to.
         """
-        told = {
+        told: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "head": weights_sha256,
             "seed": self.seed,
             "block_side": self.block_side,
+            "rate": self.rate,
         }
-        return save({"digests": self.digests, "roles": self.roles}, {"split": json.dumps(told)})
+        arrays: dict[str, NDArray[Any]] = {"digests": self.digests, "roles": self.roles, "windows": self.windows}
+        return save(arrays, {"split": json.dumps(told)})
 
 
 def read_split(path: Path, weights_sha256: str) -> SplitRecord | None:
@@ -109,16 +116,18 @@ def read_split(path: Path, weights_sha256: str) -> SplitRecord | None:
     try:
         with safe_open(path, "numpy") as file:
             told = json.loads((file.metadata() or {})["split"])
-            version, head, seed, side = (told[key] for key in ("format_version", "head", "seed", "block_side"))
+            keys = ("format_version", "head", "seed", "block_side", "rate")
+            version, head, seed, side, rate = (told[key] for key in keys)
             if version > FORMAT_VERSION:
                 raise CheckpointError(f"{path} has format_version {version}: install a newer dofa")
-            digests, roles = file.get_tensor("digests"), file.get_tensor("roles")
+            digests, roles, windows = (file.get_tensor(name) for name in ("digests", "roles", "windows"))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): {cure}") from None
     if head != weights_sha256:
         raise CheckpointError(f"{path} belongs to another head: {cure}")
-    ascending = digests.dtype == np.uint64 and digests.ndim == 1 and bool((digests[1:] > digests[:-1]).all())
+    ascending = all(a.dtype == np.uint64 and a.ndim == 1 and (a[1:] > a[:-1]).all() for a in (digests, windows))
     fits = roles.dtype == np.uint8 and roles.shape == digests.shape and bool((roles < len(ROLES)).all())
-    if not (ascending and fits and isinstance(seed, int | None) and isinstance(side, int | None)):
+    plain = isinstance(seed, int | None) and isinstance(side, int | None) and isinstance(rate, int)
+    if not (ascending and fits and plain and 0 < rate < 2**60 and rate & (rate - 1) == 0):
         raise CheckpointError(f"{path} is damaged: {cure}")
-    return SplitRecord(digests, roles, seed, side)
+    return SplitRecord(digests, roles, seed, side, windows, rate)

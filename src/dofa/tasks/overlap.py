@@ -1,10 +1,9 @@
 """Which of the images to be scored a head has learned from: those are left out, or the score says so."""
 
 import csv
-import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,35 +13,11 @@ from dofa.errors import ConfigError, DataError
 from dofa.model.split_record import ROLES, UNKNOWN, Role, SplitRecord
 from dofa.tasks.dense import cut_blocks
 from dofa.tasks.evaluate import Part
+from dofa.tasks.fingerprints import all_windows, image_digests, known_ground, window_rate
 from dofa.tasks.labelled import LabelledImages
 from dofa.tasks.linear import Ints
 
 TRAIN, VAL, TEST, UNUSED = range(len(ROLES))
-
-
-def image_digests(data: LabelledImages, rows: Ints) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """Digests of images' pixels: equal for equal numbers, whatever the file's name, place or number type.
-
-    Labels are left out: an image whose label was corrected has been learned from all the same.
-
-    Args:
-        data: read once.
-        rows: (n,) which images.
-
-    Returns:
-        (n,) uint64.
-    """
-    out = np.empty(len(rows), np.uint64)
-    for i, row in enumerate(rows.tolist()):
-        raw, valid = data.read(row)
-        values = raw.astype("<f4") + np.float32(0)  # -0 is 0
-        found = hashlib.blake2b(str(values.shape).encode(), digest_size=8)
-        if valid is not None and not valid.all():
-            values[:, ~valid] = 0  # what stands in gaps is no measurement
-            found.update(np.packbits(valid).tobytes())
-        found.update(np.ascontiguousarray(values).tobytes())
-        out[i] = int.from_bytes(found.digest(), "little")
-    return out
 
 
 def record_split(
@@ -67,7 +42,10 @@ def record_split(
     digests = image_digests(data, np.arange(len(data)))
     if whole is not None:  # who scores the image uncut scores what was learned from
         digests, roles = np.append(digests, image_digests(whole, np.arange(1))), np.append(roles, np.uint8(TRAIN))
-    return SplitRecord.of(digests, roles, seed, None if whole is None else block_side or 0)
+    rate = window_rate(data)
+    taught = np.flatnonzero((roles[: len(data)] == TRAIN) | (roles[: len(data)] == VAL))
+    record = SplitRecord.of(digests, roles, seed, None if whole is None else block_side or 0)
+    return replace(record, windows=all_windows(data, taught, rate), rate=rate)
 
 
 def split_table(data: LabelledImages, used: Mapping[Role, Ints]) -> bytes:
@@ -96,7 +74,8 @@ class Judged:
         rows: (n,) images to score.
         part: train, val, test or all of the data set.
         learned: how many of `rows` the head was trained or chosen on: none or all; None where the head does not say.
-        left_out: images of the part that are not scored because the head was trained or chosen on them.
+        left_out: images of the part that are not scored because the head was trained or chosen on them, or on part of
+            the ground they show.
         tested: how many of `rows` are the head's own test images.
     """
 
@@ -171,6 +150,10 @@ def choose_judged(data: LabelledImages, record: SplitRecord | None, part: Part |
         rows, roles = rows[chosen], roles[chosen]
         if not len(rows):
             raise DataError(f"{data.name}: none of its images is in the {part} part of the head's split: --split all")
+    new = np.flatnonzero(roles == UNKNOWN)
+    if record is not None and len(new):  # cut elsewhere from the same pixels
+        met = known_ground(data, rows[new].tolist(), record.windows, record.rate)
+        roles[new[met]] = TRAIN
     learned = (roles == TRAIN) | (roles == VAL)
     if part is None and published is None and (roles == TEST).any():
         learned_rows = int(learned.sum())
