@@ -214,6 +214,29 @@ def test_hls_codes_fmask_as_bits(tmp_path, where, nodata):
     assert left_out([66]) == {"cloud", "fill"}
 
 
+@pytest.mark.parametrize("nodata", [None, 0, np.nan, -9999])
+def test_fmask_among_floats(tmp_path, nodata):
+    for codes, sensor, names, bad in (
+        (HLS, "hls-s30", HLS_NAMES, {"cloud", "adjacent", "shadow", "fill"}),
+        (FMASK4, "landsat-8-l2-sr", ["B2", "B3", "B4", "B5"], {"shadow", "cloud", "fill"}),
+    ):
+        stack = np.concatenate([land(), classes_of(list(codes.values()), "int16")[None]]).astype("float32")
+        path = write_tiff(tmp_path / "x.tif", stack, names=[*names, "Fmask"], nodata=nodata)
+        with open_scene(path, sensor, mask="Fmask") as scene:
+            assert lost(codes, scene) == bad
+
+
+def test_an_fmask_of_bits_without_its_sensor_is_named(tmp_path):
+    stack = np.concatenate([land(), classes_of(list(HLS.values()), "int16")[None]])
+    path = write_tiff(tmp_path / "x.tif", stack, names=["B02", "B03", "B04", "B8A", "Fmask"])
+    with open_scene(path, "sentinel-2-l2a", dn_offset=0, mask="Fmask") as scene:
+        assert any(w.startswith("mask-classes: x.tif: its Fmask holds 32, 64, 66, 68,") for w in scene.warnings)
+    with pytest.raises(DataError, match="mask-classes is an error under strict"):
+        open_scene(path, "sentinel-2-l2a", dn_offset=0, mask="Fmask", strict=True)
+    with open_scene(path, "sentinel-2-l2a", dn_offset=0, mask="Fmask", mask_values=[32, 64, 66, 68, 72, 80]) as scene:
+        assert not any(w.startswith("mask-classes") for w in scene.warnings)
+
+
 @pytest.mark.parametrize("where", ["stack", "file"])
 @pytest.mark.parametrize("nodata", [None, 0, -9999])
 def test_fmask_of_other_sensors_is_numbers(tmp_path, where, nodata):

@@ -295,6 +295,8 @@ class Validity:
                 continue
             if out is not None and out.all():
                 break
-            here = np.logical_and.reduce([outside(band, span) for span in spans])
+            here = outside(band, spans[0])
+            for span in spans[1:]:
+                here &= outside(band, span)
             out = here if out is None else out | here
         return out

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.raster import Raster
+from dofa.raster.file_bands import Said
 from dofa.scene.grid import Grid, Mask, Placement, place
 from dofa.scene.names import basename
 from dofa.scene.tiles import Window
@@ -198,6 +199,18 @@ class MaskLayer:
         if not self._place.overlaps(grid):
             raise DataError(f"mask {name} shows other ground than the scene")
 
+    def doubt(self) -> Said | None:
+        """A warning where a band called Fmask holds numbers that Fmask 4 does not write, as those of HLS are."""
+        if self.mask.bits or not self.mask.zero_is_class:
+            return None
+        legend = next(legend for legend in LEGENDS if legend.name == "Fmask")
+        strange = sorted(set(np.unique(self.raster.sample()).tolist()) - {*legend.classes.values(), *self.mask.values})
+        if not strange:
+            return None
+        shown = ", ".join(f"{number:g}" for number in strange[:4])
+        text = f"its Fmask holds {shown}, which are no classes of Fmask 4: if HLS wrote it, whose numbers are bits"
+        return "mask-classes", f"{text}, name its sensor (--sensor hls-s30), else pass --mask-values as numbers"
+
     def read(self, window: Window) -> Mask:
         """(h, w) of a window inside the grid: where pixels may be used."""
         rows = self._place.rows.nearest(window.row, window.height)
@@ -210,10 +223,10 @@ class MaskLayer:
         rows, cols = rows[rows_in], cols[cols_in]
         top, left = int(rows.min()), int(cols.min())
         classes, known = self.raster.read(((top, int(rows.max()) + 1), (left, int(cols.max()) + 1)))
-        if classes.dtype.kind == "f":
-            classes = self._whole(classes, known)
         if self.mask.zero_is_class:
             known = known | (classes[0] == 0)
+        if classes.dtype.kind == "f":
+            classes = self._whole(classes, known)
         good = known & ~self._left_out(classes[0])
         usable[np.ix_(rows_in, cols_in)] = good[np.ix_(rows - top, cols - left)]
         return usable

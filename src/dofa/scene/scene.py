@@ -127,6 +127,10 @@ class Scene:
         """Whether a class band leaves pixels out."""
         return self._mask is not None
 
+    def mask_doubt(self) -> Said | None:
+        """What looks wrong with the class band; None where nothing does, and without one."""
+        return None if self._classes is None else self._classes.doubt()
+
     @property
     def crs(self) -> Any:
         """Coordinate reference system, or None."""
@@ -376,6 +380,11 @@ def _assembled(
     warnings += [f"{title}: {name}: {text}" for title, text in _place_notes(scene)]
     found = None if mask is None else _find_mask(str(mask), mask_values, opened)
     scene = Scene(name, parts, gsd_m=gsd_m, mask=found, warnings=warnings, rasters=rasters)
+    doubt = scene.mask_doubt()
+    if doubt is not None:
+        if say.strict:
+            raise DataError(f"{name}: {doubt[1]} ({doubt[0]} is an error under strict)")
+        scene.warnings.append(f"{doubt[0]}: {name}: {doubt[1]}")
     check_measured(scene)
     for number, one in enumerate(opened):
         if one.settled is None or one.said is None:
