@@ -1,6 +1,7 @@
 """Windows, weights and blocks: every cell is covered, weights sum to one, blocks are finished when they say so."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_every_cell_is_covered_and_the_weights_sum_to_one_exactly(given_):
     total = np.zeros(patch * math.ceil((length - shift) / patch) // cell, np.int64)
     for i, start in enumerate(axis.starts):
         first = (start - shift) // cell
-        weights = axis.weights(i)
+        weights = axis.weights[i]
         assert (weights >= 0).all()
         total[first : first + len(weights)] += weights
         assert (start - shift) % patch == 0
@@ -46,7 +47,7 @@ def test_neighbours_share_the_overlap_and_the_halo_never_counts(given_):
     axis = cut(**given_)
     idle = math.ceil(given_["halo"] / given_["cell"])
     for i, start in enumerate(axis.starts):
-        weights = axis.weights(i)
+        weights = axis.weights[i]
         if i:
             assert axis.starts[i - 1] + axis.tile - start >= given_["overlap"]
             assert (weights[:idle] == 0).all()
@@ -112,6 +113,19 @@ def test_a_block_is_finished_by_its_own_tiles_and_those_before_it_in_its_swath(p
         assert by_row.max() <= passes[0]
         assert by_col.max() <= passes[1]
         assert (inside == WHOLE**2 * np.outer(by_row, by_col)).all()
+
+
+@given(plans())
+def test_tiles_are_counted_without_listing_them(plan):
+    assert plan.tile_count == sum(len(plan.tiles_of(block)) for block in range(len(plan.blocks)))
+
+
+def test_a_fine_stride_on_a_large_scene_is_planned_in_seconds():
+    plan = Plan(10980, 10980, 224, 80, 16, 16, 1, swath=1536)
+    began = time.process_time()
+    assert plan.tile_count > 1_000_000
+    assert plan.tiles_of(0)
+    assert time.process_time() - began < 3  # a minute where the tiles are listed one by one
 
 
 def test_a_stride_that_does_not_divide_the_patch_names_those_that_do():

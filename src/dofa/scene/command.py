@@ -132,7 +132,7 @@ class Bar:
 
     def over(self, jobs: Sequence[Job]) -> Progress:
         """The bar over all tiles of these jobs, a context manager."""
-        total = sum(len(job.plan.tiles_of(b)) for job in jobs for b in range(len(job.plan.blocks)))
+        total = sum(job.plan.tile_count for job in jobs)
         self._bar = Progress(self._title, total, 0, True, "tiles")
         return self._bar
 

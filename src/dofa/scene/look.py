@@ -15,6 +15,7 @@ from dofa.scene.tiles import Window
 if TYPE_CHECKING:
     from dofa.scene.scene import Scene
 
+SEARCHED = 2**30  # bytes of pixels that are looked through for one that is measured
 CORNER = 16  # pixels a side of what is looked at in each corner for a border of zeros
 SIDE = 128  # pixels a side of a sample window
 # Where sample windows lie, as shares of the free height and width: few, since each costs a block of every band.
@@ -64,15 +65,30 @@ def check_measured(scene: "Scene") -> None:
     """Look until one pixel is found that can be used; a scene without any is refused.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or none in as many pixels as can be looked at within seconds.
     """
     if any(valid.any() for _, valid in sample(scene)):
         return
     rows, cols = (max(1, 512 // side) * side for side in scene.block)
-    for row in range(0, scene.height, rows):
-        for col in range(0, scene.width, cols):
-            _, valid = scene.read(Window(row, col, min(rows, scene.height - row), min(cols, scene.width - col)))
-            if valid.any():
-                return
+    down, across = -(-scene.height // rows), -(-scene.width // cols)
+    # What a swath's edge leaves of a tile touches its border: looked at first, then what is within, without pattern.
+    order = np.random.default_rng(0).permutation(down * across)
+    rim = np.minimum(
+        np.minimum(order // across, down - 1 - order // across), np.minimum(order % across, across - 1 - order % across)
+    )
+    looked_at = 0
+    for place in order[np.argsort(rim > 0, kind="stable")].tolist():
+        row, col = place // across * rows, place % across * cols
+        _, valid = scene.read(Window(row, col, min(rows, scene.height - row), min(cols, scene.width - col)))
+        if valid.any():
+            return
+        looked_at += valid.size
+        if looked_at * scene.pixel_bytes > SEARCHED and looked_at < scene.height * scene.width:
+            share = looked_at / (scene.height * scene.width)
+            raise DataError(
+                f"{scene.name}: not one of the {looked_at / 1e6:.0f} million pixels looked at ({share:.0%} of the scene) "
+                "is measured in every band: look at its nodata value, or cut out the part that is measured "
+                "(gdal_translate -srcwin)"
+            )
     why = "the mask leaves out every pixel" if scene.masked else "not one pixel is measured in every band"
     raise DataError(f"{scene.name}: {why}: look at its nodata value, and leave out empty bands with bands=")

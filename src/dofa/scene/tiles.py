@@ -64,8 +64,19 @@ class Axis:
     cell: int
     zones: tuple[tuple[int, int], ...]
 
-    def weights(self, index: int) -> NDArray[np.int64]:
-        """(tile / cell,) how much of each cell of a tile counts, in 256ths."""
+    @cached_property
+    def weights(self) -> list[NDArray[np.int64]]:
+        """(tile / cell,) for each tile how much of each of its cells counts, in 256ths."""
+        return [self._weights(index) for index in range(len(self.starts))]
+
+    @cached_property
+    def counted(self) -> list[tuple[int, int]]:
+        """First and last pixel (exclusive) on which each tile has weight."""
+        some = [np.flatnonzero(weights) for weights in self.weights]
+        pairs = zip(self.starts, some, strict=True)
+        return [(start + int(s[0]) * self.cell, start + (int(s[-1]) + 1) * self.cell) for start, s in pairs]
+
+    def _weights(self, index: int) -> NDArray[np.int64]:
         shift = self.starts[0]
         first = (self.starts[index] - shift) // self.cell
         places = first + np.arange(self.tile // self.cell)
@@ -245,21 +256,32 @@ class Plan:
             for top, bottom in self._row_edges
         ]
 
+    @cached_property
+    def _columns(self) -> list[list[tuple[Axis, int]]]:
+        """The tiles across each swath, of all passes: those with weight in it."""
+        return [
+            [
+                (axis, j)
+                for axis in self.col_passes
+                for j, (first, end) in enumerate(axis.counted)
+                if first // self.stride < right and end // self.stride > left
+            ]
+            for left, right in self.swaths
+        ]
+
+    @property
+    def tile_count(self) -> int:
+        """Tiles of all blocks together; counted, for at a fine stride there are millions to list."""
+        return sum(len(axis.starts) for axis in self.row_passes) * sum(map(len, self._columns))
+
     def tiles_of(self, block: int) -> list[Tile]:
         """The tiles that are run for a block and not already for the one above it in its swath."""
         swath, group = self._place(block)
-        left, right = self.swaths[swath]
-        out = []
-        for rows, i in self._groups[group]:
-            down = rows.weights(i)
-            for cols in self.col_passes:
-                for j, start in enumerate(cols.starts):
-                    across = cols.weights(j)
-                    seen = _counted(start, across, cols.cell, self.stride)
-                    if seen[0] < right and seen[1] > left:
-                        window = Window(rows.starts[i], start, rows.tile, cols.tile)
-                        out.append(Tile(window, group, down, across))
-        return out
+        return [
+            Tile(Window(rows.starts[i], cols.starts[j], rows.tile, cols.tile), group, rows.weights[i], cols.weights[j])
+            for rows, i in self._groups[group]
+            for cols, j in self._columns[swath]
+        ]
 
     def begins(self, block: int) -> int:
         """The first block whose tiles reach into this one: where a run that was interrupted before it begins again."""
@@ -267,7 +289,7 @@ class Plan:
         top = self._row_edges[group][0]
         first = group
         for g in range(group - 1, -1, -1):
-            if any(_counted(a.starts[i], a.weights(i), a.cell, self.stride)[1] > top for a, i in self._groups[g]):
+            if any(axis.counted[i][1] // self.stride > top for axis, i in self._groups[g]):
                 first = g
         return block - (group - first)
 
@@ -284,9 +306,3 @@ class Plan:
         a, b, c, d, e, f = tuple(scene)[:6]
         s, o = self.stride, self.offset
         return a * s, b * s, c - o * (a + b), d * s, e * s, f - o * (d + e)
-
-
-def _counted(start: int, weights: NDArray[np.int64], cell: int, stride: int) -> tuple[int, int]:
-    """First and last (exclusive) output cell on which a tile has weight."""
-    some = np.flatnonzero(weights)
-    return (start + int(some[0]) * cell) // stride, (start + (int(some[-1]) + 1) * cell) // stride
