@@ -86,7 +86,7 @@ def check_measured(scene: "Scene") -> None:
         if looked_at * scene.pixel_bytes > SEARCHED and looked_at < scene.height * scene.width:
             share = looked_at / (scene.height * scene.width)
             raise DataError(
-                f"{scene.name}: not one of the {looked_at / 1e6:.0f} million pixels looked at ({share:.0%} of the scene) "
+                f"{scene.name}: not one of the {looked_at / 1e6:.0f} million pixels looked at ({share:.0%} of it) "
                 "is measured in every band: look at its nodata value, or cut out the part that is measured "
                 "(gdal_translate -srcwin)"
             )
