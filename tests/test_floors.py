@@ -12,7 +12,7 @@ import dofa
 SOURCE = Path(dofa.__file__).parent
 # docs/architecture.md; a module may import from lower floors and from its own room.
 FLOORS = [
-    {"addresses"},
+    {"addresses", "locks"},
     {"errors"},
     {"files", "progress", "version"},
     {"documents", "settings"},

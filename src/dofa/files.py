@@ -12,9 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from dofa.errors import DofaError
-
-if sys.platform != "win32":
-    import fcntl
+from dofa.locks import FileLock
 
 LOCK = "lock"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
@@ -54,17 +52,17 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
-def lock_folder(folder: Path, out: Path) -> int:
-    """Make the folder in which an output is made, and keep every other process out of it until the handle is closed.
+def lock_folder(folder: Path, out: Path) -> FileLock:
+    """Make the folder in which an output is made, and keep every other process out of it until the lock is released.
 
-    The system lets go when the process ends, however it ends.
+    It is let go when the process ends, however it ends.
 
     Args:
         folder: to make, where it is not there.
         out: what is made in it, for the message.
 
     Returns:
-        A handle to close.
+        The lock, held.
 
     Raises:
         DofaError: another process holds the folder.
@@ -72,24 +70,14 @@ def lock_folder(folder: Path, out: Path) -> int:
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the one before has just removed it
-            continue
-        if sys.platform == "win32":
-            return handle
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(folder / LOCK)):
-                return handle
-        except BlockingIOError:
-            os.close(handle)
-            raise DofaError(f"{out} is being written by another process: wait for it or end it") from None
-        except FileNotFoundError:
-            pass
-        except OSError:  # a file system without locks
-            return handle
-        os.close(handle)  # of a folder that was removed in the meantime
+        lock = FileLock(folder / LOCK)
+        with contextlib.suppress(FileNotFoundError):  # the one before has just removed it
+            if not lock.acquire():
+                who = lock.holder or "wait for it or end it"
+                raise DofaError(f"{out} is being written by another process: {who}")
+            if lock.in_place:
+                return lock
+            lock.release()  # of a folder that was removed in the meantime
 
 
 def place_folder(new: Path, out: Path, previous: Path) -> None:

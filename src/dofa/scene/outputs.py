@@ -25,6 +25,7 @@ from rasterio.errors import RasterioError
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.files import lock_folder, write_atomically
+from dofa.locks import FileLock
 from dofa.scene.disk import allocate, flush, free_bytes, in_words, reason, remove
 from dofa.scene.layout import FORMATS, Dtype, Format, Layout
 from dofa.scene.reading import Features, open_features
@@ -119,7 +120,7 @@ class Work:
         self._job: Any = None
         self._unsynced, self._synced_at = 0, time.monotonic()
         self._file: io.FileIO | None = None
-        self._lock = -1
+        self._lock: FileLock | None = None
 
     @classmethod
     def open(
@@ -378,9 +379,9 @@ class Work:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> "Work":
         return self

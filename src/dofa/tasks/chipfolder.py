@@ -168,7 +168,7 @@ class ChipWriter:
     def _leave(self) -> None:
         """Remove the work, while nobody else can begin in it."""
         shutil.rmtree(self._work, ignore_errors=True)
-        os.close(self._lock)
+        self._lock.release()
 
 
 def check_free(out: Path, overwrite: bool) -> None:

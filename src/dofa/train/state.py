@@ -9,7 +9,6 @@ the seed and the update, which state.json holds (docs/architecture.md, Randomnes
 import json
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,10 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 import dofa
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError
+from dofa.locks import FileLock
 from dofa.settings import whole
-
-if sys.platform != "win32":
-    import fcntl
 
 FORMAT_VERSION = 1
 LOCK_PATIENCE_S = 15.0
@@ -108,16 +105,15 @@ def sole_run(fabric: Fabric, folder: Path) -> Iterator[None]:
         ConfigError: another run holds the folder; on all processes alike.
     """
     with ExitStack() as held:
-        free = True
+        free, who = True, "wait for it, end it"
         if fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((folder / ".lock").open("w"))
-            if sys.platform != "win32":
-                free = _lock(lock.fileno())
+            lock = FileLock(folder / ".lock")
+            held.callback(lock.release)
+            free = _acquire(lock)
+            who = lock.holder or who
         if not fabric.broadcast(free):
-            raise ConfigError(
-                f"another process is training in {folder}: wait for it, end it, or choose another run.out"
-            )
+            raise ConfigError(f"another process is training in {folder}: {who}, or choose another run.out")
         yield
 
 
@@ -214,18 +210,14 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the lock was free within a few seconds: loader workers notice their parent's death that late."""
+def _acquire(lock: FileLock) -> bool:
+    """Whether a lock was free within a few seconds: loader workers notice their parent's death that late."""
     patience = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > patience:
-                return False
-            time.sleep(0.2)
-        else:
-            return True
+    while not lock.acquire():
+        if time.monotonic() > patience:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _read(file: Path, expected: Any) -> dict[str, Tensor]:
