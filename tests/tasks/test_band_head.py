@@ -236,6 +236,13 @@ def test_images_are_mapped_tile_by_tile(encoder: DOFA, tmp_path: Path, task: str
             odds = np.exp(logits) / (1 + np.exp(logits)) if task == "multilabel" else np.exp(logits - logits.max())
             expected = odds if task == "multilabel" else odds / odds.sum()
             np.testing.assert_allclose(stored[:, row, col], expected, atol=1e-4)
+    predict(
+        [str(scene)], head=tmp_path / "probe" / "band-statistics", out=tmp_path / "fine.tif", output="probabilities",
+        stride=8,
+    )  # fmt: skip
+    fine = open_features(tmp_path / "fine.tif")
+    assert fine.shape == (3, 11, 7)  # of 85 × 50 pixels
+    assert fine.transform[0] == pytest.approx(8 * head.gsd_m)
 
 
 def test_an_interrupted_map_goes_on_where_it_stopped(probed, tmp_path: Path, monkeypatch) -> None:
@@ -317,3 +324,11 @@ def test_of_several_scenes_the_good_ones_are_mapped(probed, tmp_path: Path, caps
     assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["good0.tif", "good1.tif"]
     assert len(list((tmp_path / "maps").glob("*.areas.json"))) == 2
     assert said.out.count("hectares") == 2
+
+
+def test_no_head_of_an_earlier_probe_stays_beside_the_findings(make_images, encoder: DOFA, tmp_path: Path) -> None:
+    probe(encoder, make_images(per_class=6), out=tmp_path, neighbours=3, **QUICK)
+    probe(encoder, make_images(per_class=7), out=tmp_path, neighbours=3, baselines=False, **QUICK)
+    assert load_head(tmp_path / "head").task == "classification"
+    with pytest.raises(CheckpointError, match="no head folder"):
+        load_head(tmp_path / "band-statistics")

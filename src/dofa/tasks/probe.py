@@ -18,7 +18,7 @@ from rich.progress import Progress
 from dofa.errors import ConfigError
 from dofa.files import write_atomically
 from dofa.model.encoder import DOFA
-from dofa.model.heads import Block
+from dofa.model.heads import CONFIG, Block
 from dofa.pixels import Scaling, unit_path
 from dofa.tasks.backbones import DATASET, Backbone, DofaBackbone, open_backbone, random_encoder
 from dofa.tasks.by_class import class_scores
@@ -270,6 +270,8 @@ def probe(
         result = ProbeResult(setting, rows, _differences(rows, levels, seed), tuple(notes), panels=panels)
         if out is None:
             return replace(result, verdict=verdict(result.contenders, {}, seed))
+        for stale in (HEAD, BANDS):  # of an earlier probe, and maybe of no contender of this one
+            (Path(out) / stale / CONFIG).unlink(missing_ok=True)
         split = split_of(images, shared, seed, uncut, block_side)
         commands: dict[Kind, list[str]] = {}
         if isinstance(backbone.module, DOFA):
