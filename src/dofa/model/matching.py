@@ -62,11 +62,12 @@ class Match:
         """What was chosen and left out, and how the values get there: two lines for people."""
         bands = f"{len(self.bands)} of {len(self.bands) + len(self.left_out)} bands"
         fed = f"{self.sensor}: {bands} are fed as {self.trained or 'they are'}: {_listed(self.bands)}"
-        values = " and ".join(m.name for m in self.unit_maps) or f"{self.scaling.unit} as it is"
+        values = " and ".join(m.name for m in self.unit_maps)
+        how = f"by {values}" if values else f"as they are ({self.scaling.unit})"
         whose = f"the checkpoint's statistics of {self.trained}" if self.trained else "the scene's own statistics"
         return (
             f"{fed}; left out: {_listed(self.left_out) or 'none'}",
-            f"{self.sensor}: values by {values}; {whose}; approximated: {'; '.join(self.approximated) or 'nothing'}",
+            f"{self.sensor}: values {how}; {whose}; approximated: {'; '.join(self.approximated) or 'nothing'}",
         )
 
     def to_dict(self) -> dict[str, Any]:
