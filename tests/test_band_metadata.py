@@ -114,6 +114,19 @@ def test_a_list_that_does_not_fit_is_said_and_an_error_under_strict(tmp_path, en
         assert not any("bad-bands" in w for w in raster.warnings)  # the user's word
 
 
+def test_all_bands_marked_bad_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"all its 6 bands are marked bad.*--bands"):
+        waves_read(cube(tmp_path / "x.img", "bbl = {0, 0, 0, 0, 0, 0}"))
+
+
+@pytest.mark.parametrize("form", ["{:.4f} Micrometers", "{:.3f} um", "({:.3f} µm)", "Band ({:.3f} microns)"])
+def test_wavelengths_written_as_descriptions_are_wavelengths(tmp_path, form):
+    path = write(tmp_path / "x.tif", image(6, dtype="uint8"), names=[form.format(w) for w in WAVES])
+    with open_raster(path, strict=True) as raster:
+        assert [b.wavelength_um for b in raster.sensor.bands] == pytest.approx(WAVES)
+        assert raster.sensor.band_names[0] == "490nm"
+
+
 def test_wavelengths_that_do_not_fit_are_said(tmp_path):
     path = write(tmp_path / "x.img", image(3), driver="ENVI", names=["B02", "B03", "B04"])
     with path.with_suffix(".hdr").open("a") as file:
@@ -231,12 +244,14 @@ def test_descriptions_come_before_lists_and_lists_of_numbers_are_no_names(tmp_pa
 def test_variables_along_the_band_axis_give_wavelengths_and_good_bands(tmp_path, kind):
     along = {
         "wavelength": ([490.0, 560.0, 1380.0, 1613.7], {"units": "nm"}),
+        "fwhm": ([65.0, 35.0, 30.0, 90.0], {"units": "nm"}),
         "good_wavelengths": (np.array([1, 1, 0, 1], "int8"), {}),
     }
     _, data = dataset([1, 2, 3, 4], along=along)
     with open_raster(saved(tmp_path, data, kind), S2, dn_offset=0) as raster:
         assert raster.sensor.band_names == ("B02", "B03", "B11")
         assert raster.numbers == (1, 2, 4)
+        assert [b.fwhm_um for b in raster.file_bands()] == pytest.approx([0.065, 0.035, 0.03, 0.09])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,7 @@
 """Which band of a file is which: descriptions as other people's programs write them, and files that say little."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,7 +37,8 @@ EARTH_ENGINE = {
 
 def read(names, sensor=S2, dtype="uint16"):
     """The answer for a file of so many bands described so."""
-    file = [FileBand(i, text or "") for i, text in enumerate(names, 1)]
+    waves = [re.search(r"(\d+) nm", text or "") for text in names]
+    file = [FileBand(i, t or "", w and int(w[1]) / 1000) for i, (t, w) in enumerate(zip(names, waves, strict=True), 1)]
     return recognise(file, None if sensor is None else sensors.get(sensor), dtype=dtype)
 
 
@@ -55,7 +58,8 @@ def refused(says, names, sensor=S2, **how):
 
 FORMS = (
     "Band {n} - {c}", "Band {n} – {c}", "band_{n} ({c})", "{n}: {c}", "B{n}_{c}", "Band {n}: {c}", "{c} (Band {n})",
-    "{c}_B{n}", "0{n} - {c}", "Layer {n} {c}", "Band {n} = {c} reflectance", "{c} - band {n}",
+    "{c}_B{n}", "0{n} - {c}", "#{n} {c}", "({n}) {c}", "[{n}] {c}", "Band No. {n} {c}", "Band {n} | {c}", "{n}. {c}",
+    "Layer {n} {c}", "Band {n} = {c} reflectance", "{c} - band {n}",
 )  # fmt: skip
 
 
@@ -100,6 +104,9 @@ def test_colours_decide_in_any_order_form_and_sensor(form, order, sensor):
         (["Sigma0_VV_db", "Sigma0_VH_db", "localIncidenceAngle"], "sentinel-1-grd", ("VV", "VH")),
         (["Band 1 - VH", "Band 2 - VV"], "sentinel-1-grd", ("VH", "VV")),
         (["blue", "green_i", "Red Edge"], "planetscope-8", ("blue", "green_i", "rededge")),
+        (["Band 1 (Red Edge, 705 nm)", "Blue, 490 nm"], S2, ("B05", "B02")),
+        (["R", "G", "B", "N"], S2, ("B04", "B03", "B02", "B08")),
+        (["0_B4", "0_B8A"], S2, ("B04", "B8A")),  # Earth Engine's ImageCollection.toBands
         (["B04", "MSK_DETFOO_B04", "solar_azimuth_band4"], S2, ("B04",)),
         (["B4_median", "nir_median"], S2, ("B04", "B08")),
     ],

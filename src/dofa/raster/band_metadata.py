@@ -17,7 +17,7 @@ from rasterio.errors import RasterioError
 
 from dofa.errors import DataError
 from dofa.raster import remote
-from dofa.raster.band_names import IN_BRACKETS
+from dofa.raster.band_names import A_WAVELENGTH
 from dofa.raster.file_bands import FileBand, Said
 
 WAVELENGTH = r"(?:cent(?:ral|er|re)_)?wavelengths?|wl|lambda"
@@ -28,7 +28,7 @@ NAME_LISTS = ("band_names", "bandnames", "band_name", "bands", "band_description
 # Lists or tags of one value a band; True where 1 says that the band is good, as in ENVI's bad-band list.
 USABLE = {
     **dict.fromkeys(("bbl", "bad_band_list", "bad_bands_list", "good", "good_band", "good_bands"), True),
-    **dict.fromkeys(("good_wavelength", "good_wavelengths", "goodbands", "band_good", "valid_bands"), True),
+    **dict.fromkeys(("good_wavelength", "good_wavelengths", "goodbands", "is_good", "valid_bands", "usable"), True),
     **dict.fromkeys(("bad", "bad_band", "bad_bands", "badband", "badbands", "is_bad", "bad_wavelengths"), False),
 }
 GOOD_WORDS = {"good": True, "ok": True, "bad": False}
@@ -44,7 +44,7 @@ def file_bands(dataset: Any) -> list[FileBand]:
     """What the file says of each band.
 
     Wavelengths come from tags named wavelength or central_wavelength with a unit tag, the axis of that name in netCDF
-    and Zarr files, GDAL's IMAGERY domain, the header of ENVI files, or brackets in the description, "B4 (665 nm)".
+    and Zarr files, GDAL's IMAGERY domain, the header of ENVI files, or the description, "B4 (665 nm)".
 
     Args:
         dataset: opened with rasterio.
@@ -55,9 +55,9 @@ def file_bands(dataset: Any) -> list[FileBand]:
     count = dataset.count
     of_file = _of_file(dataset)
     waves = _list(of_file.get("wavelength") or of_file.get("wavelengths"), count)
-    fwhms = _list(of_file.get("fwhm"), count)
     of_bands = [{_plain(k): v for k, v in dataset.tags(i + 1).items()} for i in range(count)]
     axes = _Axes(dataset, of_file, of_bands)
+    fwhms = _list(of_file.get("fwhm"), count) if "fwhm" in of_file else axes.along("fwhm")
     descriptions, colours = dataset.descriptions, dataset.colorinterp  # each access walks over all bands
     names = _listed_names(of_file, count) if not any(descriptions) else [""] * count
     usable = _usable_list(dataset, of_file, axes)[0]
@@ -69,12 +69,12 @@ def file_bands(dataset: Any) -> list[FileBand]:
             tags.get("wavelength_units") or tags.get("wavelength_unit") or of_file.get("wavelength_units") or axis_unit
         )
         description = descriptions[i] or axes.name(i) or names[i]
-        bracket = IN_BRACKETS.search(description)
+        written = A_WAVELENGTH.search(description)
         wave = _um(tags.get("wavelength") or tags.get("central_wavelength") or waves[i] or axis, unit)
         if wave is None:  # three decimals only, so after the tags
             wave = _um(imagery.get("central_wavelength_um"), "um")
-        if wave is None and bracket:
-            wave = _um(bracket[1], bracket[2])
+        if wave is None and written:
+            wave = _um(written[1], written[2])
         fwhm = _um(tags.get("fwhm") or fwhms[i], unit, like=wave) or _um(imagery.get("fwhm_um"), "um")
         own = next((use for key in USABLE if (use := _use(key, tags.get(key))) is not None), usable[i])
         bands.append(FileBand(i + 1, description, wave, fwhm or None, colours[i].name, bad=own is False))
@@ -170,6 +170,11 @@ class _Axes:
         """The name of band `i` on the first axis that has names; empty without one."""
         values = (self._value(name, i) for name in self._sizes if not re.fullmatch(WAVELENGTH, name))
         return next((v for v in values if v and _number(v) is None and not re.match(r"\d{4}-\d\d", v)), "")
+
+    def along(self, name: str) -> list[str | None]:
+        """The values of a variable along the axis, one a band; None for each without it."""
+        values = self.others.get(name, [])
+        return [*values] if len(values) == len(self._of_bands) else [None] * len(self._of_bands)
 
     def wavelength(self, i: int) -> tuple[str | None, str | None]:
         """The wavelength of band `i` and its unit: of an axis of wavelengths, or of a variable along the axis."""

@@ -24,12 +24,17 @@ AUXILIARY = re.compile(
 # Layers of one band each, named by that band: MSK_DETFOO_B04, solar_azimuth_band4.
 ABOUT_A_BAND = re.compile(r"(msk|mask|qa|saa|sza|vaa|vza)_.*|.*(azimuth|zenith).*", re.IGNORECASE)
 IDENTIFIER = re.compile(r"(?<![a-z0-9])b(?:and)?[ _-]?0*(\d{1,3}a?)(?![a-z0-9])|(?<![a-z])(vv|vh|hh|hv)(?![a-z])")
-IN_BRACKETS = re.compile(r"\(\s*([\d.]+)\s*(nm|nanomet\w*|[uµμ]m|micromet\w*|micron\w*)\s*\)", re.IGNORECASE)
+# A wavelength in a description: "B4 (665 nm)", "0.4500 Micrometers".
+A_WAVELENGTH = re.compile(
+    r"(?<![\w.])\(?\s*([\d.]+)\s*(nm|nanomet\w*|[uµμ]m|micromet\w*|micron\w*)(?!\w)\s*\)?", re.IGNORECASE
+)
 COUNTED = re.compile(r"(?:band|layer|channel|bd|ch)?[ _#.-]*0*(\d{1,3})", re.IGNORECASE)
 # The number of a place and what follows or goes before it: "1: red", "Band 1 - Red", "Red (band 1)".
-NUMBER_FIRST = re.compile(r"(?:(?:band|layer|channel|bd|ch|b)[ _.#:-]*)?0*(\d{1,3}a?)(?=[ _.:,;)/–—-])")
+NUMBER_FIRST = re.compile(
+    r"[(\[#]?(?:(?:band|layer|channel|bd|ch|b)[ _.#:-]*)?(?:(?:no|nr|number)[ _.]+)?0*(\d{1,3}a?)(?=[ _.:,;)\]/|–—-])"
+)
 NUMBER_LAST = re.compile(r"[ _.:,(\[/–—-](?:band|layer|channel|bd|ch|b)[ _.#:-]*0*(\d{1,3}a?)[)\]]?$")
-SEPARATED = re.compile(r"\d\s*[:.;,(|]|\s[–—-]\s")
+SEPARATED = re.compile(r"\d\s*[_:.;,)(|\]]|\s[–—-]\s")
 
 # How colours are written, and the one word used here; longer forms first.
 SPELLINGS = (
@@ -98,7 +103,7 @@ def read_name(description: str, sensor: Sensor) -> NameMatch:
         description: of a band in a file.
         sensor: whose bands are looked through.
     """
-    text = IN_BRACKETS.sub("", description).strip().lower()
+    text = A_WAVELENGTH.sub("", description).strip().lower()
     known = _table(sensor.bands)
     whole = known.get(key(text))
     if whole is not None:
@@ -108,7 +113,7 @@ def read_name(description: str, sensor: Sensor) -> NameMatch:
     placed = NUMBER_FIRST.match(text) or NUMBER_LAST.search(text)
     number = placed[1] if placed else ""
     rest = f"{text[: placed.start()]} {text[placed.end() :]}" if placed else text
-    rest = rest.replace("_", " ").strip(" .:,;()[]/–—-")
+    rest = rest.replace("_", " ").strip(" .:,;()[]/|–—-")
     named = {m[1] or m[2] for m in IDENTIFIER.finditer(rest)}
     if len(named) > 1:
         return NameMatch()
@@ -118,13 +123,14 @@ def read_name(description: str, sensor: Sensor) -> NameMatch:
         if other is not None or named:  # "Band 1: B04", "Band 1 - R": a place and a name
             if named and (re.match(r"b\d", placed[0].strip(" ([")) or not SEPARATED.search(text) or "band" in rest):
                 return NameMatch()  # "B4 - B8", "band 4 minus band 8": two names
+            if other is not None and named:
+                return NameMatch(other, number, coloured=True)
             return _coloured([other] if other is not None else [], number, numbered)
-        rest = LETTERS.get(rest, rest)
     elif named:
         number = min(named)
         numbered = known.get(_identifier(named))
         rest = IDENTIFIER.sub(" ", rest)
-    found, others = _colours(rest)
+    found, others = _colours(LETTERS.get(rest.strip(), rest))
     bands = _bands_of(next(iter(found)), sensor.bands) if len(found) == 1 else []
     if not number:
         if others or AUXILIARY.fullmatch(text):

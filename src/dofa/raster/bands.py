@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dofa import sensors
 from dofa.errors import DataError
-from dofa.raster.band_names import AUXILIARY, IN_BRACKETS, key, match, read_name
+from dofa.raster.band_names import A_WAVELENGTH, AUXILIARY, key, match, read_name
 from dofa.raster.descriptions import by_descriptions, says_nothing
 from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, listed, refuse_twice, tolerance_um
 from dofa.sensors import Band, Sensor, check_wavelength_um
@@ -59,6 +59,8 @@ def recognise(
 
     bad = [b.number for b in file if b.bad]
     file = [b for b in file if not b.bad]
+    if not file:
+        raise DataError(f"all its {len(bad)} bands are marked bad in its header: name those to read with --bands")
     found = _told(file, sensor, alpha_is_mask) if sensor else _untold(file, gsd_m, dtype, alpha_is_mask)
     if bad:
         found.notes.append(("bands-left-out", f"bands {listed(bad, 24)} are marked bad in the header and left out"))
@@ -114,7 +116,7 @@ def _by_wavelengths(file: Sequence[FileBand], sensor: Sensor | None, gsd_m: floa
         check_wavelength_um(wave, f"band {b.number}")
     numbers = [b.number for b in file]
     if sensor is None:
-        plain = [IN_BRACKETS.sub("", b.description).strip() for b in file]
+        plain = [A_WAVELENGTH.sub("", b.description).strip() for b in file]
         named = not says_nothing(file) and len(set(plain)) == len(plain) and all(plain)
         labels = plain if named else _wavelength_names(waves)
         made = [_made_band(n, w, b.fwhm_um) for n, w, b in zip(labels, waves, file, strict=True)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dofa import sensors
 from dofa.errors import DataError
-from dofa.raster.band_names import AUXILIARY, COUNTED, IDENTIFIER, IN_BRACKETS, NameMatch, key, read_name
+from dofa.raster.band_names import A_WAVELENGTH, AUXILIARY, COUNTED, IDENTIFIER, NameMatch, key, read_name
 from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, Said, listed, refuse_twice, tolerance_um
 from dofa.sensors import Sensor
 
@@ -19,7 +19,7 @@ def says_nothing(file: Sequence[FileBand]) -> bool:
     Args:
         file: all its bands.
     """
-    texts = [IN_BRACKETS.sub("", b.description).strip() for b in file]
+    texts = [A_WAVELENGTH.sub("", b.description).strip() for b in file]
     if not any(texts) or (len(texts) > 1 and len(set(texts)) == 1):
         return True
     counted = [COUNTED.fullmatch(t) for t in texts]
@@ -45,7 +45,7 @@ def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | No
     Raises:
         DataError: a description that contradicts the sensor, or may mean several of its bands.
     """
-    found = [(b, read_name(b.description, sensor)) for b in file]
+    found = [(b, _by_wavelength(b, read_name(b.description, sensor))) for b in file]
     if not any(m.band or m.candidates for _, m in found):
         if all(b.wavelength_um is not None for b in file if b.colour != "alpha"):
             return None
@@ -85,6 +85,15 @@ def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | No
     return Recognised(chosen, [n for n, _ in kept], assumptions, notes)
 
 
+def _by_wavelength(band: FileBand, found: NameMatch) -> NameMatch:
+    """Of several bands that a description may mean, the one at the file's wavelength: "Red Edge (705 nm)"."""
+    wave = band.wavelength_um
+    if found.band is not None or wave is None:
+        return found
+    near = [c for c in found.candidates if c.wavelength_um and abs(c.wavelength_um - wave) <= tolerance_um(c)]
+    return replace(found, band=near[0], candidates=()) if len(near) == 1 else found
+
+
 def _check_numbers(found: Sequence[tuple[FileBand, NameMatch]], sensor: Sensor) -> tuple[list[Said], list[Said]]:
     """What is said of numbers in descriptions that disagree with colours beside them: assumptions, and notes.
 
@@ -120,7 +129,7 @@ def _without_number(band: FileBand, found: NameMatch) -> NameMatch:
 def _refuse_either_number(found: Sequence[tuple[FileBand, NameMatch]], sensor: Sensor) -> None:
     """ "Band 9" alone in a file may be B09 of Sentinel-2, or B8A, its ninth."""
     for b, m in found:
-        counted = COUNTED.fullmatch(IN_BRACKETS.sub("", b.description).strip())
+        counted = COUNTED.fullmatch(A_WAVELENGTH.sub("", b.description).strip())
         if counted is None or m.band is None or b.description.lower().lstrip().startswith("b0"):
             continue
         place = int(counted[1])

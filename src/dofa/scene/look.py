@@ -91,4 +91,4 @@ def check_measured(scene: "Scene") -> None:
                 "(gdal_translate -srcwin)"
             )
     why = "the mask leaves out every pixel" if scene.masked else "not one pixel is measured in every band"
-    raise DataError(f"{scene.name}: {why}: look at its nodata value, and leave out empty bands with bands=")
+    raise DataError(f"{scene.name}: {why}: look at its nodata value, and leave out empty bands with --bands, - each")

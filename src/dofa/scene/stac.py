@@ -286,7 +286,7 @@ def _sensor(item: Mapping[str, Any], bands: Sequence[AssetBand]) -> Sensor | Non
     platforms = {str(properties.get(key, "")).lower().replace("_", "-") for key in ("platform", "constellation")}
     fits = [s for s in sensors.catalogue().values() if s.platform in platforms and any(_band(b, s) for b in bands)]
     if len(fits) > 1:
-        raise DataError(f"it may be {' or '.join(s.name for s in fits)}: say which with sensor=")
+        raise DataError(f"it may be {' or '.join(s.name for s in fits)}: say which with --sensor")
     return fits[0] if fits else None
 
 
