@@ -31,10 +31,27 @@ def _canonical(raw: Raw) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]
     return values, valid
 
 
-def image_digests(data: LabelledImages, rows: Ints) -> Hashes:
-    """Digests of images' pixels: equal for equal numbers, whatever the file's name, place or number type.
+def image_digest(raw: Raw) -> int:
+    """Digest of an image's pixels: equal for equal numbers, whatever the file's name, place or number type.
 
     Labels are left out: an image whose label was corrected has been learned from all the same.
+
+    Args:
+        raw: (C, H, W) and (H, W) valid or None.
+
+    Returns:
+        64 bits.
+    """
+    values, valid = _canonical(raw)
+    found = hashlib.blake2b(str(values.shape).encode(), digest_size=8)
+    if valid is not None:
+        found.update(np.packbits(valid).tobytes())
+    found.update(np.ascontiguousarray(values).tobytes())
+    return int.from_bytes(found.digest(), "little")
+
+
+def image_digests(data: LabelledImages, rows: Ints) -> Hashes:
+    """`image_digest` of several images.
 
     Args:
         data: read once.
@@ -43,15 +60,7 @@ def image_digests(data: LabelledImages, rows: Ints) -> Hashes:
     Returns:
         (n,) uint64.
     """
-    out = np.empty(len(rows), np.uint64)
-    for i, row in enumerate(rows.tolist()):
-        values, valid = _canonical(data.read(row))
-        found = hashlib.blake2b(str(values.shape).encode(), digest_size=8)
-        if valid is not None:
-            found.update(np.packbits(valid).tobytes())
-        found.update(np.ascontiguousarray(values).tobytes())
-        out[i] = int.from_bytes(found.digest(), "little")
-    return out
+    return np.array([image_digest(data.read(row)) for row in rows.tolist()], np.uint64)
 
 
 def window_rate(data: LabelledImages) -> int:
@@ -96,25 +105,13 @@ def window_hashes(raw: Raw, rate: int) -> Hashes:
     return np.unique(found[chosen])
 
 
-def all_windows(data: LabelledImages, rows: Ints, rate: int) -> Hashes:
-    """`window_hashes` of several images together.
-
-    Args:
-        data: read once.
-        rows: (n,) which images.
-        rate: see `window_hashes`.
-    """
-    found = [window_hashes(data.read(row), rate) for row in rows.tolist()]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
-
-
 def known_ground(data: LabelledImages, rows: Sequence[int], windows: Hashes, rate: int) -> NDArray[np.bool_]:
     """(n,) which images show ground whose windows are known.
 
     Args:
         data: read once.
         rows: (n,) which images.
-        windows: ascending, of `all_windows`.
+        windows: ascending: `window_hashes` of known images together.
         rate: they were kept at.
     """
     out = np.zeros(len(rows), bool)

@@ -13,7 +13,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.model.split_record import ROLES, UNKNOWN, Role, SplitRecord
 from dofa.tasks.dense import cut_blocks
 from dofa.tasks.evaluate import Part
-from dofa.tasks.fingerprints import all_windows, image_digests, known_ground, window_rate
+from dofa.tasks.fingerprints import image_digest, image_digests, known_ground, window_hashes, window_rate
 from dofa.tasks.labelled import LabelledImages
 from dofa.tasks.linear import Ints
 
@@ -39,13 +39,16 @@ def record_split(
     roles = np.full(len(data), UNUSED, np.uint8)
     for role, rows in used.items():
         roles[rows] = ROLES.index(role)
-    digests = image_digests(data, np.arange(len(data)))
+    rate, digests, windows = window_rate(data), np.empty(len(data), np.uint64), [np.zeros(0, np.uint64)]
+    for row in range(len(data)):
+        raw = data.read(row)
+        digests[row] = image_digest(raw)
+        if roles[row] in (TRAIN, VAL):
+            windows.append(window_hashes(raw, rate))
     if whole is not None:  # who scores the image uncut scores what was learned from
         digests, roles = np.append(digests, image_digests(whole, np.arange(1))), np.append(roles, np.uint8(TRAIN))
-    rate = window_rate(data)
-    taught = np.flatnonzero((roles[: len(data)] == TRAIN) | (roles[: len(data)] == VAL))
     record = SplitRecord.of(digests, roles, seed, None if whole is None else block_side or 0)
-    return replace(record, windows=all_windows(data, taught, rate), rate=rate)
+    return replace(record, windows=np.unique(np.concatenate(windows)), rate=rate)
 
 
 def split_table(data: LabelledImages, used: Mapping[Role, Ints]) -> bytes:
