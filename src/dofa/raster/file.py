@@ -12,7 +12,7 @@ from rasterio.windows import Window
 from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
-from dofa.raster import band_metadata, fill, gdal, parts, words
+from dofa.raster import band_metadata, fill, gdal, parts, planet, words
 from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand, Said
 from dofa.raster.handles import Handles
@@ -207,7 +207,11 @@ class Raster:
     def _settle(self, user: UserNumbers, sample: NDArray[Any]) -> None:
         """Decide the physical scaling: the user's word ends the matter, any other is checked against (C, n) pixels."""
         numbers = gdal.file_numbers(self._handles.dataset(), self._numbers)
-        settled = words.settle(self.sensor, numbers, self.dtype.name, user, self._name)
+        by_name = planet.settle_analytic(self.path, self.sensor, numbers, self._numbers)
+        if by_name is not None and not user.said:
+            settled = by_name
+        else:
+            settled = words.settle(self.sensor, numbers, self.dtype.name, user, self._name)
         settled = words.assumed(settled, self.sensor, numbers, sample)
         self.scaling = settled.scaling
         for said in settled.notes:

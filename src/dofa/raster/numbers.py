@@ -65,6 +65,11 @@ class UserNumbers:
     dn_scale: float | None = None
     unit: str | None = None
 
+    @property
+    def said(self) -> bool:
+        """Whether the user says anything."""
+        return any(v is not None for v in (self.scaling, self.dn_offset, self.dn_scale, self.unit))
+
     def __post_init__(self) -> None:
         if self.scaling is not None and (self.dn_offset, self.dn_scale, self.unit) != (None, None, None):
             raise ConfigError(

@@ -274,6 +274,8 @@ def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
         told = match(heard[0].description, sensor) if len(heard) == 1 else None
         if told is not None:  # a file of one band, which may be told by its name alone
             bands = [told.name]
+    warnings: list[str] = []
+    _tell(_other_level(source, sensor, say), basename(source), warnings, say.strict)
     raster = open_raster(
         source, sensor, bands, say.wavelengths_um, say.scaling, dn_offset=say.dn_offset, dn_scale=say.dn_scale,
         unit=say.unit, nodata=say.nodata, strict=say.strict,
@@ -283,7 +285,7 @@ def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
     )
     classes = {b.description: (file.href, b.number) for b in raster.file_bands() if legend_of(b.description)}
     part = Part(raster.sensor, raster.scaling, (file,))
-    return Opened(part, [raster], classes, list(raster.warnings))
+    return Opened(part, [raster], classes, [*warnings, *raster.warnings])
 
 
 def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder: Path | None = None) -> Opened:
@@ -309,6 +311,7 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
             )  # fmt: skip
         except (ConfigError, DataError) as error:
             raise type(error)(f"{name} and {len(files) - 1} more: {error}") from None
+        _tell(_other_level(files[0].path, sensor, say), name, warnings, say.strict)
         _tell(found.notes, name, warnings, False)
         _tell(found.assumptions, name, warnings, say.strict)
         chosen = dict(zip(found.sensor.band_names, (where[n - 1] for n in found.numbers), strict=True))
@@ -323,6 +326,19 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
         unused.close()
     opened.classes, opened.warnings = classes, [*warnings, *opened.warnings]
     return opened
+
+
+def _other_level(path: str, sensor: Sensor | None, say: Words) -> list[Said]:
+    """A doubt where a file's name is that of another product level than the sensor named."""
+    known = product_sensor(path)
+    if sensor is None or known in (None, sensor.name) or say.numbers.said:
+        return []
+    other = sensors.get(str(known))
+    # Surface temperature lies in the same products as surface reflectance.
+    if other.platform != sensor.platform or sensor.scaling is None or sensor.scaling.unit == "kelvin":
+        return []
+    text = f"its name is that of {known} ({other.level}), told is {sensor.name} ({sensor.level}): say --sensor {known}"
+    return [("level-by-name", text)]
 
 
 def _undeclared(rasters: Sequence[Raster], say: Words) -> list[str]:
