@@ -146,7 +146,10 @@ def test_a_scene_with_hardly_a_pixel_is_not_judged(tmp_path):
 
 def test_real_decibels_that_are_called_power_are_refused(real_data):
     path = min((real_data / "colocated_s1_s2" / "S1RTC").glob("*.tif"))
-    with open_scene(path, "sentinel-1-rtc", unit="power") as scene, pytest.raises(DataError, match=r"a median linear_power of -"):
+    with (
+        open_scene(path, "sentinel-1-rtc", unit="power") as scene,
+        pytest.raises(DataError, match=r"a median linear_power of -"),
+    ):
         check_values(Inputs(scene, scene_statistics([scene])))
 
 
