@@ -391,7 +391,7 @@ def test_files_that_cannot_be_trusted_or_read_are_refused_in_one_line(tmp_path, 
     assert "config.json is missing" in refusal(tmp_path / "empty")
     folder = hub_folder(tmp_path / "vit", vit_state())
     (folder / "config.json").write_text("{")
-    assert "config.json is not JSON" in refusal(folder)
+    assert "config.json is no JSON" in refusal(folder)
     assert "holds a DOFA model" in refusal(save(create("tiny", depth=1), tmp_path / "dofa"))
 
 
