@@ -67,6 +67,17 @@ def test_a_sound_scene_is_described_without_a_doubt(tmp_path):
     assert json.loads(json.dumps(known)) == known
 
 
+def test_a_scene_measured_in_one_far_corner_is_described_by_what_is_there(tmp_path):
+    image = np.zeros((4, 800, 900), np.uint16)
+    image[:, 3:15, 880:] = land(4, 20)[:, :12]
+    path = write_tiff(tmp_path / "a.tif", image, names=NAMES, nodata=0, tiled=True, blockxsize=64, blockysize=64)
+    known = told(path, dn_offset=0)
+    assert 0 < known["valid"] < 0.01
+    expected = np.median(image[:, 3:15, 880:], axis=(1, 2)) / 1e4
+    assert [b["median"] for b in known["parts"][0]["bands"]] == pytest.approx(expected, rel=0.01)
+    json.dumps(known, allow_nan=False)
+
+
 def test_a_histogram_shifted_by_a_thousand_is_named_said_or_unsaid(tmp_path):
     path = write_tiff(tmp_path / "a.tif", land(low=1010), names=NAMES)
     assert "offset-unknown" in titles(told(path))

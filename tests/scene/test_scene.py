@@ -389,6 +389,18 @@ def test_zeros_of_a_border_are_not_measured_where_another_nodata_value_is_tagged
             assert np.array_equal(again.read(whole(again))[1], expected)
 
 
+@pytest.mark.parametrize("side", ["top", "bottom", "left", "right"])
+def test_a_narrow_border_of_zeros_along_one_side_is_not_measured(tmp_path, side):
+    image = np.random.default_rng(0).normal(-12, 3, (2, 80, 80)).astype(np.float32)
+    border = np.zeros((80, 80), bool)
+    border[{"top": np.s_[:5], "bottom": np.s_[-5:], "left": np.s_[:, :5], "right": np.s_[:, -5:]}[side]] = True
+    image[:, border], image[:, 40, 40] = 0, np.nan
+    path = band_file(tmp_path / "a.tif", image, 10, names=["VV", "VH"], nodata=np.nan)
+    with open_scene(path, "sentinel-1-grd") as scene:
+        valid = scene.read(whole(scene))[1]
+        assert np.flatnonzero(valid != ~border).tolist() == [40 * 80 + 40]
+
+
 def test_zeros_beside_a_border_in_coarser_files_do_not_darken_what_is_measured(tmp_path):
     fine, border = bordered(1)
     fine[fine > 0] = 2000

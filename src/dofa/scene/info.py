@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DofaError
 from dofa.pixels import Scaling
 from dofa.raster import gdal, words
-from dofa.scene.look import sample
+from dofa.scene.look import measured_sample
 from dofa.scene.many import Scenes, folded, print_failed, without_failing
 from dofa.scene.opening import opening_words
 from dofa.scene.scene import Scene
@@ -165,7 +165,7 @@ def describe(
         else:
             used = inputs.scalings
     bounds = gdal.bounds_lonlat(scene.crs, scene.transform, scene.width, scene.height)
-    seen = list(sample(scene))
+    seen = measured_sample(scene)
     values = [np.concatenate([raw[i][:, valid] for raw, valid in seen], 1) for i in range(len(scene.parts))]
     looked_at = sum(valid.size for _, valid in seen)
     doubts = [*scene.warnings, *_doubts(scene, values)]

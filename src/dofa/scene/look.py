@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SEARCHED = 2**30  # bytes of pixels that are looked through for one that is measured
 CORNER = 16  # pixels a side of what is looked at in each corner for a border of zeros
+NARROW = 4  # likewise for a border along one side, which two corners have
 SIDE = 128  # pixels a side of a sample window
 # Where sample windows lie, as shares of the free height and width: few, since each costs a block of every band.
 PLACES = ((0.5, 0.5), (0.2, 0.75), (0.8, 0.3), (0.05, 0.1), (0.95, 0.9))
@@ -24,6 +25,8 @@ PLACES = ((0.5, 0.5), (0.2, 0.75), (0.8, 0.3), (0.05, 0.1), (0.95, 0.9))
 
 def has_zero_border(stack: Stack, height: int, width: int) -> bool:
     """Whether a corner of a part is 0 in all bands although no nodata value is 0 and no mask leaves it out.
+
+    One corner of 16 × 16 pixels, or two of 4 × 4, as a narrow border along one side has.
 
     Another nodata value, such as NaN, does not make zeros measurements: terrain correction writes both. In 8-bit
     pictures it does, and a single 8-bit band is never taken so: 0 is dark water or shadow there.
@@ -37,11 +40,15 @@ def has_zero_border(stack: Stack, height: int, width: int) -> bool:
     picture = stack.dtype == np.uint8 and (len(stack.part.sensor.bands) == 1 or declared)
     if picture or 0 in declared or any(r.masked for r in rasters) or min(height, width) < 2 * CORNER:
         return False
-    return any(
-        not stack.read(Window(top, left, CORNER, CORNER))[0].any()
-        for top in (0, height - CORNER)
-        for left in (0, width - CORNER)
-    )
+    narrow = 0
+    for top, left in ((0, 0), (0, width - CORNER), (height - CORNER, 0), (height - CORNER, width - CORNER)):
+        numbers = stack.read(Window(top, left, CORNER, CORNER))[0]
+        if not numbers.any():
+            return True
+        rows = slice(None, NARROW) if top == 0 else slice(-NARROW, None)
+        cols = slice(None, NARROW) if left == 0 else slice(-NARROW, None)
+        narrow += not numbers[:, rows, cols].any()
+    return narrow > 1
 
 
 def sample_windows(height: int, width: int) -> list[Window]:
@@ -61,14 +68,28 @@ def sample(scene: "Scene") -> Iterator[tuple[list[NDArray[Any]], Mask]]:
     return (scene.read(window) for window in sample_windows(scene.height, scene.width))
 
 
-def check_measured(scene: "Scene") -> None:
+def measured_sample(scene: "Scene") -> list[tuple[list[NDArray[Any]], Mask]]:
+    """Like `sample`, with one window more where those hold no valid pixel.
+
+    Raises:
+        DataError: see `check_measured`.
+    """
+    seen = list(sample(scene))
+    return seen if any(valid.any() for _, valid in seen) else [*seen, scene.read(check_measured(scene))]
+
+
+def check_measured(scene: "Scene") -> Window:
     """Look until one pixel is found that can be used; a scene without any is refused.
+
+    Returns:
+        The window that it was found in.
 
     Raises:
         DataError: there is none, or none in as many pixels as can be looked at within seconds.
     """
-    if any(valid.any() for _, valid in sample(scene)):
-        return
+    for window in sample_windows(scene.height, scene.width):
+        if scene.read(window)[1].any():
+            return window
     rows, cols = (max(1, 512 // side) * side for side in scene.block)
     down, across = -(-scene.height // rows), -(-scene.width // cols)
     # What a swath's edge leaves of a tile touches its border: looked at first, then what is within, without pattern.
@@ -79,9 +100,10 @@ def check_measured(scene: "Scene") -> None:
     looked_at = 0
     for place in order[np.argsort(rim > 0, kind="stable")].tolist():
         row, col = place // across * rows, place % across * cols
-        _, valid = scene.read(Window(row, col, min(rows, scene.height - row), min(cols, scene.width - col)))
+        window = Window(row, col, min(rows, scene.height - row), min(cols, scene.width - col))
+        _, valid = scene.read(window)
         if valid.any():
-            return
+            return window
         looked_at += valid.size
         if looked_at * scene.pixel_bytes > SEARCHED and looked_at < scene.height * scene.width:
             share = looked_at / (scene.height * scene.width)
