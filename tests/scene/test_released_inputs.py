@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,3 +302,40 @@ def test_real_scenes_lie_near_the_published_statistics(real_data, weights):
             assert values.std(1).min() > 0.1, path
             cut = [max(np.mean(v == v.min()), np.mean(v == v.max())) for v in values]
             assert max(cut) < 0.35, (path, cut)
+
+
+def test_the_page_on_checkpoints_shows_what_is_printed(weights, tmp_path, monkeypatch, capsys):
+    from huggingface_hub import constants
+
+    page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+    (block,) = [b for b in re.findall(r"^```console\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+                if "dofa embed" in b]  # fmt: skip
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    (tmp_path / "assets" / "dofa").mkdir(parents=True)
+    (tmp_path / "assets" / "dofa" / "dofa-v1-base-format1").symlink_to(weights / "v1")
+    monkeypatch.chdir(tmp_path)
+    write_tiff(tmp_path / "S2_L2A.tif", land(12), names=sensors.get("sentinel-2-l2a").band_names)
+    write_tiff(tmp_path / "S1_GRD.tif", (10 ** (ground_db() / 10)).astype("f4"), names=["VV", "VH"])
+    rng = np.random.default_rng(0)
+    for name, sensor, low, high, dtype in (
+        ("naip", "naip-rgbn", 1, 255, "u1"), ("L8_SR", "landsat-8-l2-sr", 7500, 20000, "u2"),
+        ("WV2", "worldview-2", 100, 2000, "u2"),
+    ):  # fmt: skip
+        names = sensors.get(sensor).band_names
+        image = rng.integers(low, high, (len(names), SIDE, SIDE)).astype(dtype)
+        write_tiff(tmp_path / f"{name}.tif", image, names=names)
+    printed = 0
+    for one in re.split(r"^\$ ", block, flags=re.M)[1:]:
+        command, _, shown = one.partition("\n")
+        (tmp_path / "f.tif").unlink(missing_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", OwnStatisticsWarning)
+            assert main(shlex.split(command)[1:]) == 0
+        told = capsys.readouterr()
+        lines = [line for line in (told.err + told.out).splitlines() if not line.startswith("embedding")]
+        if "dofa: warning" in shown:  # pytest keeps warnings to itself
+            shown = shown.split("\n", 1)[1]
+        without = [re.sub(r"lie in .*?: taken", "lie in …: taken", text) for text in ("\n".join(lines) + "\n", shown)]
+        assert without[0] == without[1], command
+        printed += 1
+    assert printed >= 5
