@@ -461,3 +461,34 @@ def test_overviews_masks_and_unmarked_smaller_copies_are_no_pages(tmp_path):
     path = pages(tmp_path / "copies.tif", [big, big[:, ::2, ::2], big[:, ::4, ::4]], [["B02", "B03", "B04"]] * 3)
     with open_raster(path, S2, dn_offset=0) as raster:
         assert not raster.warnings
+
+
+@pytest.mark.parametrize("names", ["Band{}", "band_{}", "layer {}", "{}"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbered_variables_count_places_and_name_no_band(tmp_path, kind, names):
+    _, data = dataset(NAMES)
+    apart = data.refl.to_dataset("band").rename({n: names.format(i) for i, n in enumerate(NAMES, 1)})
+    path = saved(tmp_path, apart.drop_attrs(), kind)  # as GDAL's netCDF driver writes a GeoTIFF
+    with pytest.raises(DataError, match=r"--bands"):
+        open_scene(path, S2)
+    with open_scene(path, S2, bands=NAMES, dn_offset=0) as scene:
+        assert scene.parts[0].sensor.band_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_name_tells_the_band_of_a_numbered_variable(tmp_path, kind):
+    array, data = dataset(NAMES)
+    apart = data.refl.to_dataset("band").rename({n: f"band_{i}" for i, n in enumerate(NAMES, 1)})
+    for i, name in enumerate(NAMES, 1):  # rioxarray's band_as_variable
+        apart[f"band_{i}"].attrs = {"long_name": name}
+    with open_scene(saved(tmp_path, apart, kind), S2, dn_offset=0) as scene:
+        from dofa.scene.tiles import Window
+
+        (raw,), _ = scene.read(Window(0, 0, 20, 30))
+        assert np.array_equal(raw, array[[NAMES.index(n) for n in scene.parts[0].sensor.band_names]])
+
+
+def test_the_name_of_a_tiff_is_no_name_of_its_pages(tmp_path):
+    path = pages(tmp_path / "S2_B04.tif", image(3, dtype="uint16")[:, None])
+    with pytest.raises(DataError, match=r"--bands"):
+        open_scene(path, S2)

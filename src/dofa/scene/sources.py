@@ -11,15 +11,16 @@ import numpy as np
 from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
-from dofa.raster import Raster, gdal, open_raster, parts, remote, words
-from dofa.raster.band_names import AUXILIARY, match
+from dofa.raster import Raster, gdal, open_raster, words
+from dofa.raster.band_names import match
 from dofa.raster.bands import recognise
 from dofa.raster.factors import user_scaling
-from dofa.raster.file_bands import FileBand, Said
+from dofa.raster.file_bands import Said
 from dofa.raster.numbers import FileNumbers, UserNumbers
+from dofa.scene.band_files import absolute, bands_in_parts, by_product_name, described_bands, without_auxiliary
 from dofa.scene.files import BandFile, Part, Product, open_files
 from dofa.scene.masks import legend_of
-from dofa.scene.names import band_by_name, basename, product_sensor, tokens
+from dofa.scene.names import band_by_name, basename
 from dofa.scene.safe import is_safe, read_safe
 from dofa.scene.stac import is_item, read_item
 from dofa.sensors import Sensor
@@ -180,30 +181,11 @@ def open_group(group: Group, say: Words) -> Opened:
             )
         if path.is_dir() and not one_dataset(path):
             return _open_list(images_in(path), sensor, say, folder=path)
-        bands = _bands_in_parts(sources[0], sensor)
+        bands = bands_in_parts(sources[0], sensor)
         if bands:
             return _open_list(bands, sensor, say, folder=path)
         return _open_file(sources[0], sensor, say)
     return _open_list(sources, sensor, say)
-
-
-def _bands_in_parts(source: str, sensor: Sensor | None) -> list[str]:
-    """GDAL's names of the parts of a file that holds each band apart; none of any other file.
-
-    These are pages of one band each, as programs write them that know no bands, and variables named as bands of a
-    sensor: so xarray writes a data set with a variable a band.
-    """
-    if remote.is_remote(source):
-        return []
-    with gdal.open_dataset(source) as dataset:
-        images = parts.pages_of_one_band(dataset) if dataset.count else parts.images(dataset)
-        paged = dataset.count > 0
-    images = [name.replace(source, absolute(source), 1) for name in images]
-    if paged:
-        return images
-    known = [sensor] if sensor is not None else list(sensors.catalogue().values())
-    most = max((sum(match(parts.variable(n), s) is not None for n in images) for s in known), default=0)
-    return images if most > 1 else []
 
 
 def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
@@ -270,7 +252,7 @@ def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
     bands = say.bands
     if sensor is not None and bands is None and say.wavelengths_um is None and band_by_name(source, sensor):
         with Raster(source, None, say.strict) as header:
-            heard = _heard(header, sensor)
+            heard = described_bands(header, sensor)
         told = match(heard[0].description, sensor) if len(heard) == 1 else None
         if told is not None:  # a file of one band, which may be told by its name alone
             bands = [told.name]
@@ -297,10 +279,10 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
     with ExitStack() as opening:
         files = [opening.enter_context(Raster(s, None, say.strict)) for s in sources]
         if sensor is None and say.bands is None:
-            sensor = _by_product_name(files, warnings)
-        heard = [_heard(f, sensor) for f in files]
+            sensor = by_product_name(files, warnings)
+        heard = [described_bands(f, sensor) for f in files]
         if say.bands is None and say.wavelengths_um is None:
-            files, heard = _without_auxiliary(files, heard, folder, classes, warnings, sensor)
+            files, heard = without_auxiliary(files, heard, folder, classes, warnings, sensor)
         where = [(i, b.number) for i, bands in enumerate(heard) for b in bands]
         flat = [replace(b, number=n) for n, b in enumerate((b for bands in heard for b in bands), 1)]
         name = basename(files[0].path)
@@ -407,70 +389,6 @@ def _by_values(opened: Opened) -> None:
         file.tell(file.sensor, opened.settled.scaling.select(file.sensor.band_names), file.numbers)
 
 
-def _heard(file: Raster, sensor: Sensor | None) -> list[FileBand]:
-    """What a file says of its bands; where a single one has no telling description, the file's name speaks."""
-    bands = file.file_bands()
-    if len(bands) > 1 or (bands and bands[0].wavelength_um is not None):
-        return bands
-    (band,) = bands
-    known = [sensor] if sensor is not None else list(sensors.catalogue().values())
-    said = (text for text in (band.description, *tokens(file.path)) if text and any(match(text, s) for s in known))
-    return [replace(band, description=next(said, ""), colour="gray")]
-
-
-def _without_auxiliary(
-    files: list[Raster],
-    heard: list[list[FileBand]],
-    folder: Path | None,
-    classes: dict[str, tuple[str, int]],
-    warnings: list[str],
-    sensor: Sensor | None,
-) -> tuple[list[Raster], list[list[FileBand]]]:
-    """Leave out the files that are no bands: quality layers always, of a folder also those that nothing names."""
-    kept, left_out = [], []
-    for file, bands in zip(files, heard, strict=True):
-        name = basename(file.path)
-        legend = legend_of(name) or legend_of(parts.variable(name))
-        if legend is not None:
-            classes[legend.band] = absolute(file.path), 1
-        if legend is not None or (
-            all(not b.description and b.wavelength_um is None for b in bands)
-            and (folder is not None or any(AUXILIARY.fullmatch(t) for t in tokens(file.path)))
-        ):
-            left_out.append(name)
-            continue
-        if all(not b.description and b.wavelength_um is None for b in bands):
-            hint = f" ({', '.join(sensor.band_names[:13])})" if sensor is not None else ""
-            raise DataError(
-                f"{name}: neither descriptions nor its name say which band it is{hint}: pass --bands with their "
-                "names in the files' order, - for one to leave out, or --wavelengths"
-            )
-        kept.append((file, bands))
-    if not kept:
-        cure = f"pass another --sensor than {sensor.name}" if sensor else "pass --sensor"
-        what = "files" if folder is None or folder.is_dir() else "images in it"
-        raise DataError(
-            f"{folder or files[0].path}: not one of {len(files)} {what} is recognised as a band: {cure}, or "
-            "--bands with their names in that order, - for one to leave out"
-        )
-    if left_out:
-        shown = ", ".join(left_out[:4]) + (f", … ({len(left_out)})" if len(left_out) > 4 else "")
-        warnings.append(f"files-left-out: {basename(kept[0][0].path)}: no bands of the scene: {shown}")
-    return [file for file, _ in kept], [bands for _, bands in kept]
-
-
-def _by_product_name(files: Sequence[Raster], warnings: list[str]) -> Sensor | None:
-    """The sensor that all files' names agree on, in the form their producers give them."""
-    names = {basename(f.path) for f in files}
-    found = {product_sensor(f.path) for f in files}
-    if len(found) != 1 or None in found:
-        return None
-    (sensor,) = found
-    assert sensor is not None
-    warnings.append(f"sensor-by-name: {min(names)}: taken as {sensor} by the names of its files")
-    return sensors.get(sensor)
-
-
 def _tell(said: Sequence[Said], name: str, warnings: list[str], strict: bool) -> None:
     for title, text in said:
         if strict:
@@ -499,9 +417,3 @@ def _inside(folder: Path | None) -> str:
 def one_dataset(folder: Path) -> bool:
     """Whether a folder is one data set for GDAL, as a Zarr store is."""
     return any((folder / name).exists() for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata"))
-
-
-def absolute(source: str) -> str:
-    """A local file by its whole path, so that other processes find it; anything else as it is."""
-    path = Path(source)
-    return str(path.absolute()) if path.exists() else source
