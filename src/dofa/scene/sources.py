@@ -20,7 +20,7 @@ from dofa.raster.numbers import FileNumbers, UserNumbers
 from dofa.scene.band_files import absolute, bands_in_parts, by_product_name, described_bands, without_auxiliary
 from dofa.scene.files import BandFile, Part, Product, open_files
 from dofa.scene.masks import legend_of
-from dofa.scene.names import band_by_name, basename
+from dofa.scene.names import band_by_name, basename, product_sensor
 from dofa.scene.safe import is_safe, read_safe
 from dofa.scene.stac import is_item, read_item
 from dofa.sensors import Sensor
