@@ -17,7 +17,7 @@ from dofa.errors import LONGEST, DofaError
 for needed in ("rasterio", "h5py", "scipy", "geopandas"):
     pytest.importorskip(needed)
 
-from .hostile import Fixtures, command, damaged, readers  # noqa: E402
+from .hostile import VRT, VRT_BAND, Fixtures, command, damaged, readers  # noqa: E402
 
 SLOWEST_S = 20.0
 TIMES = int(os.environ.get("DOFA_FUZZ", "1"))  # more cases, by hand
@@ -143,3 +143,126 @@ def write_config(given: Path, config: Path, fx: Path) -> None:
     text = re.sub(r"(?<![\w'])(-?)(nan|inf)(?![\w'])", r"\g<1>1e999", given.read_text())
     record = json.loads((fx / "m" / "config.json").read_text())
     config.write_text(json.dumps(record | {"encoder": ast.literal_eval(text)}))
+
+
+# -- what a file may reach ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A web server of a folder, and its address."""
+    import functools
+    import http.server
+    import threading
+
+    folder = tmp_path_factory.mktemp("served")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{made.server_port}"
+    made.shutdown()
+    made.server_close()
+
+
+def naming(source: str) -> str:
+    """A VRT of one band whose source is named by its whole path or address."""
+    return VRT.format(VRT_BAND.format(1, "R").replace('relativeToVRT="1">n.tif', f'relativeToVRT="0">{source}'))
+
+
+@pytest.mark.parametrize("name", ["a.vrt", "a.tif", "a.png", "a.VRT"])
+def test_a_virtual_file_from_the_network_reads_no_file_here(name, fx, server, monkeypatch) -> None:
+    from dofa.raster import open_raster, remote
+
+    monkeypatch.setattr(remote, "WAITS_S", ())
+    folder, address = server
+    (folder / name).write_text(naming(str(fx / "n.tif")))
+    for spec in (f"{address}/{name}", f"/vsicurl/{address}/{name}", f"vrt:///vsicurl/{address}/{name}?bands=1"):
+        with pytest.raises(DofaError):
+            open_raster(spec, bands=["R"], wavelengths_um=[0.6])
+
+
+def test_a_virtual_file_here_leads_to_none_on_the_network_but_to_images_there(
+    fx, server, tmp_path, monkeypatch
+) -> None:
+    from dofa.raster import open_raster
+
+    folder, address = server
+    (folder / "inner.vrt").write_text(naming(str(fx / "n.tif")))
+    shutil.copy(fx / "n.tif", folder / "far.tif")
+    (tmp_path / "outer.vrt").write_text(naming(f"/vsicurl/{address}/inner.vrt"))
+    with pytest.raises(DofaError, match=r"outer\.vrt names a virtual file from the network"):
+        open_raster(tmp_path / "outer.vrt")
+    (tmp_path / "far.vrt").write_text(naming(f"/vsicurl/{address}/far.tif"))
+    with open_raster(tmp_path / "far.vrt", bands=["R"], wavelengths_um=[0.6]) as raster:
+        assert raster.read()[0].shape == (1, 64, 64)
+
+
+def test_code_in_a_virtual_file_is_not_run(fx, tmp_path, monkeypatch) -> None:
+    from dofa.raster import open_raster
+
+    monkeypatch.setenv("GDAL_VRT_ENABLE_PYTHON", "YES")
+    code = (
+        "<PixelFunctionType>f</PixelFunctionType><PixelFunctionLanguage>Python</PixelFunctionLanguage>"
+        "<PixelFunctionCode><![CDATA[\nopen('ran','w')\ndef f(*a, **k):\n    open('ran','w')\n]]></PixelFunctionCode>"
+    )
+    band = VRT_BAND.format(1, "R").replace("<Description>", f"{code}<Description>")
+    shutil.copy(fx / "n.tif", tmp_path)
+    (tmp_path / "a.vrt").write_text(VRT.format(band.replace('band="1"', 'band="1" subClass="VRTDerivedRasterBand"')))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DofaError):
+        open_raster("a.vrt", bands=["R"], wavelengths_um=[0.6]).read()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_web_service_in_the_clothes_of_an_image_is_not_asked(tmp_path, monkeypatch) -> None:
+    from dofa.raster import open_raster
+
+    monkeypatch.chdir(tmp_path)
+    service = (
+        '<GDAL_WMS><Service name="TMS"><ServerUrl>http://127.0.0.1:9/${z}/${x}/${y}.png</ServerUrl></Service><DataWindow>'
+        "<UpperLeftX>-1</UpperLeftX><UpperLeftY>1</UpperLeftY><LowerRightX>1</LowerRightX><LowerRightY>-1</LowerRightY>"
+        "<TileLevel>2</TileLevel></DataWindow><Projection>EPSG:3857</Projection><BandsCount>3</BandsCount><Cache/>"
+        "</GDAL_WMS>"
+    )
+    for name in ("a.tif", "a.xml"):
+        (tmp_path / name).write_text(service)
+        with pytest.raises(DofaError):
+            open_raster(name, "rgb-aerial")
+    assert {f.name for f in tmp_path.iterdir()} == {"a.tif", "a.xml"}
+
+
+def test_a_matlab_file_that_ends_its_reader_ends_nobody_else(fx, tmp_path) -> None:
+    """SciPy 1.15 to 1.17 dies of a name's length that leads outside the element."""
+    from dofa.errors import DataError
+    from dofa.tasks.hyperspectral import read_hyperspectral
+
+    whole = (fx / "x.mat").read_bytes()
+    at = whole.index(b"cube") - 2
+    for length in (0x104, 0x7F, 0xFFFF):
+        file = tmp_path / "x.mat"
+        file.write_bytes(whole[:at] + length.to_bytes(2, "little") + whole[at + 2 :])
+        with pytest.raises(DataError, match=r"x\.mat"):
+            read_hyperspectral(str(file))
+    for name in ("x.mat", "compressed.mat"):
+        assert read_hyperspectral(str(fx / name)).shape == (4, 12, 12)
+
+
+def test_an_archive_that_unpacks_without_end_is_not_unpacked(tmp_path) -> None:
+    import zipfile
+
+    from dofa.errors import DataError
+    from dofa.tasks.hyperspectral import LARGEST, read_hyperspectral
+
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("cube.npy", b"x")
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 24 : at + 28] = b"\xfe\xff\xff\xff"  # its directory claims 4 GB, five times
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.npz"):
+        read_hyperspectral(str(tmp_path / "x.npz"))
+    assert LARGEST > 2**32

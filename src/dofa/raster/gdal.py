@@ -81,6 +81,8 @@ def open_dataset(path: str) -> Any:
                 return parts.open_only_image(dataset)
             except UnicodeDecodeError:  # of GDAL's own error, which names what stands in the file
                 raise RasterioIOError("a name in it is no text in UTF-8") from None
+            except CRSError as error:
+                raise RasterioIOError(f"its reference system cannot be understood ({error})") from None
 
     check_virtual(path)
     try:

@@ -115,9 +115,19 @@ def open_geoparquet(path: Path) -> tuple[Layout, Callable[[Window], NDArray[Any]
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path} cannot be opened as Parquet: {error}") from None
     layout = parse_meta(path, (file.metadata.metadata or {}).get(b"DOFA_META"))
-    spans = _row_spans(file)
+    damaged = (pa.ArrowException, OSError, LookupError, ValueError, AttributeError, TypeError)
+    try:
+        spans = _row_spans(file)
+    except damaged as error:
+        raise DataError(f"{path} is damaged ({error}): write it again") from None
 
     def stored(window: Window) -> NDArray[Any]:
+        try:
+            return cells(window)
+        except damaged as error:
+            raise DataError(f"{path} is damaged ({error}): write it again") from None
+
+    def cells(window: Window) -> NDArray[Any]:
         out = np.full((window.height, window.width, layout.channels), layout.nothing, layout.numpy_dtype)
         for group, (first, last) in enumerate(spans):
             if last < window.row or first >= window.row + window.height:

@@ -78,7 +78,9 @@ class Panels:
         # None of them is worth a finished table: whatever it is, the file counts as absent.
         except Exception:
             return None
-        return panels if panels._fits() else None
+        arrays = (panels.colours, panels.pictures, panels.labels, *panels.answers.values())
+        # A member of an archive that is no .npy comes as its bytes.
+        return panels if all(isinstance(a, np.ndarray) for a in arrays) and panels._fits() else None
 
     def _fits(self) -> bool:
         """Whether the arrays are what their names say, which a whole file of someone else's need not be."""
