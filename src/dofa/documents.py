@@ -268,9 +268,8 @@ def _check(value: Any, what: str, error: Raises) -> Any:
 def _text_keys(mapping: dict[Any, Any], what: str, error: Raises) -> None:
     for key in [key for key in mapping if not isinstance(key, str)]:
         if isinstance(key, bool) or not isinstance(key, int) or str(key) in mapping:
-            raise error(
-                f"{what} has the key {short(str(key))}, which is no text: put it in quotes (YAML reads a bare on, off, yes or no as true or false)"
-            )
+            why = "YAML reads on, off, yes and no as true and false" if isinstance(key, bool) else "which is no text"
+            raise error(f"{what} has the key {short(str(key))} ({why}): put it in quotes")
         items = [(str(k) if k is key else k, v) for k, v in mapping.items()]  # the order stays
         mapping.clear()
         mapping.update(items)
