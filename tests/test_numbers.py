@@ -223,6 +223,7 @@ def test_a_float_file_is_read_by_its_values_aloud_and_never_under_strict(tmp_pat
         assert np.allclose(r.read_physical()[0], land(), atol=1e-5)
         assert titles(r) == ["scale-assumed"]
         assert f"--unit {unit}" in r.warnings[0]
+        assert r.scaling.physical_source == ("catalogue" if unit == "dn" else "values")
     with pytest.raises(DataError, match="scale-assumed is an error under strict"):
         open_raster(path, L2A, strict=True)
     with open_raster(path, L2A, unit=unit, strict=True) as r:

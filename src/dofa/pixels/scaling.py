@@ -13,7 +13,7 @@ from dofa.errors import ConfigError, DataError, short
 from dofa.pixels.units import Float, Unit
 from dofa.settings import check_keys, each, number, numbers
 
-Source = Literal["user", "file", "catalogue", "checkpoint", "head", "corpus", "scene", "display"]
+Source = Literal["user", "file", "values", "catalogue", "checkpoint", "head", "corpus", "scene", "display"]
 Clip = tuple[float, float]
 
 # The span a unit's values usually cover, against which a band counts as constant when it has no clip of its own.

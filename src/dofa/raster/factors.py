@@ -198,7 +198,7 @@ def likely_factor(product: Scaling, sensor: str, raw: NDArray[Any], by_tag: bool
         chosen = counts
     else:
         taken = f"taken as {what}, not × {product.scale[0]:g} as {sensor} has it"
-        chosen = Scaling.uniform(product.unit, product.bands, scale, offset, product.clip)
+        chosen = Scaling.uniform(product.unit, product.bands, scale, offset, product.clip, "values")
     flag = {"counts": "dn", "percent": "percent", "degrees Celsius": "celsius"}.get(what, product.unit)
     flag = f"{flag} --dn-scale 255" if scale == 255.0 else flag
     return chosen, ("scale-assumed", f"{text}: {taken}; say --unit {flag} if that is right, else --unit and --dn-scale")

@@ -39,7 +39,7 @@ def backscatter(product: Scaling, sensor: str, raw: NDArray[Any], by_tag: bool) 
         return own, None
     if (unit == product.unit and scale == 1.0) or (by_tag and unit != product.unit):
         return own, None
-    chosen = Scaling.uniform(unit, product.bands, scale, physical_source="file")  # type: ignore[arg-type]
+    chosen = Scaling.uniform(unit, product.bands, scale, physical_source="values")  # type: ignore[arg-type]
     what = "linear power" if unit == "linear_power" else "decibels" if scale == 1 else "decibels × 100"
     text = (
         f"nothing says the unit of its {raw.dtype} numbers, 98 % of which lie in {low:.4g} … {high:.4g}: taken as "

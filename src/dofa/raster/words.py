@@ -268,7 +268,8 @@ def scale_doubt(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None
         hint = "reflectance lies near 0 to 1" if high > 4 or high < 1e-3 or middle < -0.1 else ""
         cure = "--unit percent" if 4 < high <= 130 else "--unit and --dn-scale"
         if raw.dtype == np.uint8 and said_by == "catalogue":
-            hint, cure = "8-bit values are no reflectance", "--unit uint8"
+            hint = "8-bit values are no reflectance"
+            cure = "--unit percent or --unit uint8" if raw.max() <= 130 else "--unit uint8"
     elif unit == "db":
         hint = "these look like linear power" if low >= 0 else ""
         cure = "--unit linear_power"
