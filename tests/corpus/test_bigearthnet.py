@@ -299,5 +299,5 @@ def test_the_command_packs_the_sensor_it_is_told(tmp_path, capsys):
     given = ["bigearthnet", [str(tmp_path / "in"), str(tmp_path / "store")]]
     pack_command(*given, sensor="sentinel-1-grd", split="none")
     assert "sentinel-1-grd, 1 images: 1 train (1 places)" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="dn_offset belongs to the layout images"):
+    with pytest.raises(ConfigError, match="--dn-offset belongs to the layout images"):
         pack_command(*given, sensor="sentinel-2-l2a", dn_offset=-1000)

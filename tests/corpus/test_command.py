@@ -127,7 +127,7 @@ def test_the_store_may_be_named_last_or_by_its_option(s1, tmp_path, toy):
         (["satlas-s1", "x", "s", "--place", "path"], "place belongs to the layout images"),
         (["satlas-s1", "x", "s", "--labels"], "labels belongs to the layout images"),
         (["satlas-s1", "x", "s", "--nodata", "0"], "nodata belongs to the layout images"),
-        (["satlas-s1", "x", "s", "--dn-offset", "0"], "dn_offset belongs to the layout images"),
+        (["satlas-s1", "x", "s", "--dn-offset", "0"], "--dn-offset belongs to the layout images"),
         (
             ["satlas-s1", "x", "s", "--sensor", "naip-rgb"],
             "satlas-s1 holds images of sentinel-1-satlas, none of naip-rgb",

@@ -382,3 +382,26 @@ def test_a_truncated_real_image_among_good_ones_is_refused(real_data, tmp_path):
     report = pack(read_images(tmp_path, "sentinel-1-grd"), tmp_path / "store", progress=False)
     assert [Path(r.source).name for r in report.refused] == [broken.name]
     assert sum(report.images.values()) == 2
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(1.0, "reflectance"), (100.0, "percent"), (10_000.0, "dn")])
+@pytest.mark.parametrize("archive", [True, False])
+def test_float_images_are_read_by_their_values_aloud_or_by_the_users_word(tmp_path, archive, factor, unit):
+    reflectance = np.random.default_rng(0).uniform(0.01, 0.4, (4, 12, 12))
+    numbers = (reflectance * factor).astype(np.float32)
+    if archive:
+        np.savez(tmp_path / "a.npz", x=numbers, bands=["B02", "B03", "B04", "B08"])
+    else:
+        rasterio = pytest.importorskip("rasterio")
+        with rasterio.open(
+            tmp_path / "a.tif", "w", driver="GTiff", count=4, height=12, width=12, dtype="float32"
+        ) as file:
+            file.write(numbers)
+            file.descriptions = ["B02", "B03", "B04", "B08"]
+    for words in ({}, {"unit": unit}):
+        reading = read_images(tmp_path, "sentinel-2-l2a", **words)
+        sample = reading.items[0].load()
+        assert np.allclose(reading.sensor.scaling.physical(sample.image), reflectance, atol=1e-5)
+        assert any("scale-assumed" in note for note in reading.notes) == (not words)
+    scaled = read_images(tmp_path, "sentinel-2-l2a", dn_scale=0.5)
+    assert set(scaled.sensor.scaling.scale) == {0.5}

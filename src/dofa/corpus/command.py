@@ -54,6 +54,8 @@ def pack_command(
     place: str = "auto",
     labels: bool = False,
     dn_offset: float | None = None,
+    dn_scale: float | None = None,
+    unit: str | None = None,
     nodata: float | None = None,
     split: Method = "place",
     val_fraction: float = 0.1,
@@ -81,6 +83,8 @@ def pack_command(
         place: what counts as one place: auto, georeference, path, folder, or a regular expression.
         labels: the name of a file's folder is its class.
         dn_offset: added to the raw numbers: -1000 for Sentinel-2 of baseline 04.00 or later, 0 for none.
+        dn_scale: factor from the numbers to their unit, where neither the files nor the product say it.
+        unit: what the numbers of images are: reflectance, percent, db, linear_power, kelvin, celsius, radiance, dn.
         nodata: the number that stands for no measurement, where files do not say it.
         split: hold out whole places (place), blocks at one end of each place (blocks), or nothing (none).
         val_fraction: share that is held out.
@@ -112,6 +116,8 @@ def pack_command(
             stride=stride,
             bands=named,
             dn_offset=dn_offset,
+            dn_scale=dn_scale,
+            unit=unit,
             nodata=nodata,
             place=place,
             labels=labels,
@@ -127,6 +133,8 @@ def pack_command(
             stride=stride,
             bands=bands,
             dn_offset=dn_offset,
+            dn_scale=dn_scale,
+            unit=unit,
             nodata=nodata,
             place=None if place == "auto" else place,
             labels=labels or None,
@@ -147,6 +155,7 @@ def _read(layout: str, folder: Path, **options: Any) -> Reading:
         raise ConfigError(f"{layout} holds images of {known.sensor}, none of {options['sensor']}: leave --sensor out")
     for name in given:
         if name not in signature(read).parameters:
-            raise ConfigError(f"{name} belongs to the layout images; {layout} brings its own")
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} belongs to the layout images; {layout} brings its own")
     print(f"looking through {folder}", file=sys.stderr)  # minutes, where it holds millions of files
     return read(folder, **given)

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from dofa.corpus.items import Bounds
 from dofa.errors import DataError
 from dofa.pixels import Scaling
-from dofa.raster import Raster, open_raster
+from dofa.raster import Raster, open_raster, words
+from dofa.raster.numbers import FileNumbers, UserNumbers
 from dofa.raster.validity import Header, Validity
 from dofa.sensors import Sensor
 
 Window = tuple[int, int, int, int]
+SAMPLED = 64  # images of an archive whose values are looked at where nobody says the factor of its numbers
 UNREADABLE = (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, ValueError)
 _thread = threading.local()  # .latest: the raster that this thread read last, kept open for its next tile
 
@@ -84,13 +86,20 @@ class RasterFile(ImageFile):
         path: str,
         sensor: Sensor,
         bands: Sequence[str | None] | None,
-        scaling: Scaling | None,
-        dn_offset: float | None,
+        numbers: UserNumbers,
         nodata: float | None,
     ) -> None:
         self.path = path
         self._open: Callable[[], Raster] = partial(
-            open_raster, path, sensor, bands, scaling=scaling, dn_offset=dn_offset, nodata=nodata
+            open_raster,
+            path,
+            sensor,
+            bands,
+            scaling=numbers.scaling,
+            dn_offset=numbers.dn_offset,
+            dn_scale=numbers.dn_scale,
+            unit=numbers.unit,
+            nodata=nodata,
         )
         with self._open() as raster:
             found = raster.sensor.band_names
@@ -159,8 +168,7 @@ class ArrayFile(ImageFile):
         path: str,
         sensor: Sensor,
         bands: Sequence[str | None] | None,
-        scaling: Scaling | None,
-        dn_offset: float | None,
+        numbers: UserNumbers,
         nodata: float | None,
         archives: Archives,
     ) -> None:
@@ -193,15 +201,17 @@ class ArrayFile(ImageFile):
             raise DataError(f"x has {channels} bands, {len(names_in_order)} are named or are those of {sensor.name}")
         self._channel = {sensor.band(b).name: n for n, b in enumerate(names_in_order) if b is not None}
         self.bands = tuple(b for b in sensor.band_names if b in self._channel)
-        product = scaling or sensor.scaling
-        if product is None:
+        if numbers.scaling is None and sensor.scaling is None:
             raise DataError(f"sensor {sensor.name} has no default scaling: give one")
-        self.scaling = product.select(self.bands)
-        if dn_offset is not None:
-            shifted = tuple(o + s * dn_offset for o, s in zip(self.scaling.offset, self.scaling.scale, strict=True))
-            self.scaling = Scaling(
-                self.scaling.unit, self.bands, self.scaling.scale, shifted, self.scaling.clip, physical_source="user"
-            )
+        taken, n = sensor.select(self.bands), len(self.bands)
+        nothing = FileNumbers((1.0,) * n, (0.0,) * n, ("",) * n, {}, ({},) * n, {})
+        settled = words.settle(taken, nothing, self.dtype.name, numbers, path)
+        if settled.scale_open:
+            some = archives.images(path).reshape(-1, channels, *size)[:: max(1, self.count // SAMPLED)]
+            some = some[:, [self._channel[b] for b in self.bands]]
+            settled = words.assumed(settled, taken, nothing, some if nodata is None else some[some != nodata])
+        self.scaling = settled.scaling
+        self.warnings = tuple(f"{title}: {path}: {text}" for title, text in settled.assumptions)
 
     def read(self, index: int, window: Window, bands: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """See `ImageFile.read`."""

@@ -17,6 +17,7 @@ from dofa.corpus.items import Item, Reading, Refusal, Sample
 from dofa.corpus.readers import Places
 from dofa.corpus.windows import check_tile, windows
 from dofa.errors import DataError
+from dofa.raster.numbers import UserNumbers
 
 TILE, STRIDE = 512, 256
 FOLDER = "Image__8bit_NirRGB"
@@ -116,7 +117,7 @@ def _open(path: Path, tile: int) -> RasterFile | Refusal:
     """The header of one scene."""
     try:
         # Without the prefix GDAL converts what is marked as cyan, magenta, yellow and black.
-        file = RasterFile(f"GTIFF_RAW:{path}", sensors.get("gaofen-2"), ORDER, None, None, 0)
+        file = RasterFile(f"GTIFF_RAW:{path}", sensors.get("gaofen-2"), ORDER, UserNumbers(), 0)
     except DataError as error:
         return Refusal(str(path), " ".join(str(error).split()))
     if file.dtype != "uint8":

@@ -21,6 +21,7 @@ from dofa.corpus.items import Item, Reading, Refusal, Sample, Split
 from dofa.corpus.windows import check_tile, windows
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
+from dofa.raster.numbers import UserNumbers
 from dofa.sensors import Sensor
 
 __all__ = ["Item", "Reading", "Refusal", "Sample", "Split", "read_images"]
@@ -38,6 +39,8 @@ def read_images(
     bands: str | Sequence[str | None] | None = None,
     scaling: Scaling | None = None,
     dn_offset: float | None = None,
+    dn_scale: float | None = None,
+    unit: str | None = None,
     nodata: float | None = None,
     place: str = "auto",
     labels: bool = False,
@@ -56,6 +59,8 @@ def read_images(
             of the sensor whose order it is ("enmap" for 224 bands of which `enmap-202` keeps 202).
         scaling: what the numbers mean, where neither the files nor the product say it.
         dn_offset: added to the numbers first: −1000 for Sentinel-2 of baseline ≥ 04.00, 0 to say that there is none.
+        dn_scale: factor from the numbers to their unit, in place of the files' and the product's.
+        unit: what the numbers are, as a unit tag would say it; see `dofa.raster.open_raster`.
         nodata: the number that stands for no measurement, where files do not say it.
         place: what counts as one place: `georeference` (centres within 0.1°), `path` (each file), `folder`, a regular
             expression whose first group is found in the source (file, or file#index in an .npz), or `auto`:
@@ -78,12 +83,13 @@ def read_images(
     find_place = _place_rule(place)
     paths = find_files([sources] if isinstance(sources, str | Path) else sources)
     archives = Archives()
+    numbers = UserNumbers(scaling, dn_offset, dn_scale, unit)
 
     def open_file(path: str) -> ImageFile | Refusal:
         try:
             if path.lower().endswith(".npz"):
-                return ArrayFile(path, sensor, bands, scaling, dn_offset, nodata, archives)
-            return RasterFile(path, sensor, bands, scaling, dn_offset, nodata)
+                return ArrayFile(path, sensor, bands, numbers, nodata, archives)
+            return RasterFile(path, sensor, bands, numbers, nodata)
         except DataError as error:
             return Refusal(path, " ".join(str(error).split()))
 
