@@ -254,6 +254,24 @@ def test_variables_along_the_band_axis_give_wavelengths_and_good_bands(tmp_path,
         assert [b.fwhm_um for b in raster.file_bands()] == pytest.approx([0.065, 0.035, 0.03, 0.09])
 
 
+def test_the_netcdf_of_emit_gives_wavelengths_and_good_bands(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    values = np.random.default_rng(0).random((30, 20, 5), "f4")
+    with h5py.File(tmp_path / "emit.nc", "w") as file:  # the layout of EMITL2ARFL
+        file["reflectance"] = values
+        for i, (name, size) in enumerate({"downtrack": 30, "crosstrack": 20, "bands": 5}.items()):
+            file[name] = np.zeros(size, "f4")
+            file[name].make_scale(b"This is a netCDF dimension but not a netCDF variable.")
+            file["reflectance"].dims[i].attach_scale(file[name])
+        group = file.create_group("sensor_band_parameters")
+        group["wavelengths"] = np.array([490, 560, 1380, 1613.7, 2202.4], "f4")
+        group["good_wavelengths"] = np.array([1, 1, 0, 1, 1], "f4")
+    with open_raster(tmp_path / "emit.nc", S2) as raster:
+        assert raster.sensor.band_names == ("B02", "B03", "B11", "B12")
+        # GDAL shows swaths of netCDF from their last line on.
+        assert np.array_equal(raster.read()[0], values.transpose(2, 0, 1)[[0, 1, 3, 4], ::-1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_axis_with_a_unit_of_wavelengths_is_one(tmp_path, kind):
     _, data = dataset([490.0, 560.0, 664.6, 1613.7])

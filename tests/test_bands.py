@@ -171,6 +171,24 @@ def test_names_of_another_instrument_are_refused():
     assert "--sensor landsat-8-l2-sr" in refused("SR_B5", ["SR_B3", "SR_B4", "SR_B5"])  # B05 is no near infrared
 
 
+@pytest.mark.parametrize(
+    ("colours", "bands_meant"),
+    [
+        (["red", "green", "blue", "nir"], ("B04", "B03", "B02", "B08")),
+        (["coastal", "nir", "red"], ("B01", "B08", "B04")),
+        (["coastal", "swir", "red"], None),  # which short-wave infrared is not said
+        (["gray", "undefined", "undefined"], None),
+    ],
+)
+def test_gdals_colours_name_the_bands_where_each_has_one_of_its_own(colours, bands_meant):
+    file = [FileBand(i, colour=c) for i, c in enumerate(colours, 1)]
+    if bands_meant is None:
+        with pytest.raises(DataError, match=r"without names.*--bands"):
+            recognise(file, sensors.get(S2))
+    else:
+        assert recognise(file, sensors.get(S2)).sensor.band_names == bands_meant
+
+
 # -- whole images -----------------------------------------------------------------------------------------------------
 
 

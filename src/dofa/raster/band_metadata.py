@@ -36,6 +36,8 @@ TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 SPATIAL = re.compile(
     r"x|y|lat(itude)?|lon(gitude)?|northing|easting|rows?|col(umn)?s?|lines?|samples?|(down|cross)track"
 )
+# Where EMIT's netCDF keeps what belongs to its band axis.
+EMIT = tuple(f"sensor_band_parameters/{name}" for name in ("wavelengths", "fwhm", "good_wavelengths"))
 MULTIDIMENSIONAL = ("netCDF", "Zarr")
 Tags = Mapping[str, str]
 
@@ -244,16 +246,16 @@ def _use(key: str, text: str | None) -> bool | None:
 def _beside(dataset: Any, of_file: Tags, axis: str, size: int) -> dict[str, list[str]]:
     """Variables along an axis of a netCDF or Zarr file, by name: its own values, wavelengths, good bands."""
     listed = (of_file.get("coordinates") or "").split()
-    wanted = dict.fromkeys([axis, *listed, "wavelength", "wavelengths", "good_wavelengths", "bbl", "fwhm"])
+    wanted = dict.fromkeys([axis, *listed, "wavelength", "wavelengths", "good_wavelengths", "bbl", "fwhm", *EMIT])
     out: dict[str, list[str]] = {}
     for name in () if remote.is_remote(dataset.name) else wanted:
-        if name.lower() in ("spatial_ref", "crs", "x", "y", "lat", "lon") or re.fullmatch(r"\w[\w.-]*", name) is None:
+        if name.lower() in ("spatial_ref", "crs", "x", "y", "lat", "lon") or re.fullmatch(r"\w[\w./-]*", name) is None:
             continue
         values = _numbers(dataset, name)
         if name == axis:
             values = values or _texts(dataset, name)
         if len(values) == size:
-            out[name.lower()] = values
+            out.setdefault(name.lower().rsplit("/")[-1], values)
     return out
 
 

@@ -262,9 +262,12 @@ def _is_colour(band: Band, colour: str, sensor: Sensor) -> bool:
 def _colour_bands(spectral: Sequence[FileBand], sensor: Sensor) -> list[Band] | None:
     """The sensor's band for each colour; None unless every band of the file has a colour of its own."""
     colours = [b.colour for b in spectral]
-    if len(set(colours)) < len(colours) or not set(colours) <= set(COLOURS) or not colours:
+    if len(set(colours)) < len(colours) or not colours:
         return None
-    bands = [next((band for band in sensor.bands if _is_colour(band, c, sensor)), None) for c in colours]
+    bands = [
+        next((band for band in sensor.bands if _is_colour(band, c, sensor)), None) if c in COLOURS else match(c, sensor)
+        for c in colours
+    ]
     found = [band for band in bands if band is not None]
     return found if len(found) == len(bands) else None
 
