@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dofa.cli import VERBS, _parser, main
+from dofa.cli import VERBS, _mended, _parser, main
 from dofa.errors import DofaError
 
 
@@ -135,3 +135,9 @@ def test_sensors_lists_and_shows(capsys):
     assert main(["sensors", "sentinel-2-l2a"]) == 0
     assert time.process_time() - began < 0.5
     assert "0.4924" in capsys.readouterr().out
+
+
+def test_a_cure_shows_the_command_without_its_secrets_and_with_all_its_files():
+    words = ["embed", "--stats", "x", "https://u:p@host/a.tif?sig=1", "b c.tif", "--gsd=3", "--out", "o"]
+    shown = _mended(words, {"--stats": None, "--gsd": "10"})
+    assert shown == "dofa embed 'https://host/a.tif?…' 'b c.tif' --out o --gsd 10"

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from dofa.addresses import shown
 from dofa.errors import DofaError, nearest, short
 
 
@@ -107,15 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _mended(args: Sequence[str], flags: Mapping[str, str | None]) -> str:
     """The command as it was typed, with some flags set otherwise or left out (None)."""
     kept: list[str] = []
-    skip = False
-    for word in args:
-        if word.startswith("--"):
-            skip = word.partition("=")[0] in flags
-        if not skip:
+    words = iter(args)
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option not in flags:
             kept.append(word)
+        elif not equals:
+            next(words, None)  # each of these flags has one value
     for option, wanted in flags.items():
         kept += [] if wanted is None else [option, wanted]
-    return shlex.join(["dofa", *kept])
+    return shlex.join(["dofa", *map(shown, kept)])  # no signed query goes to a log
 
 
 def _without_gdal_text(told: Any) -> None:

@@ -274,11 +274,23 @@ def test_what_is_refused_names_the_whole_command(weights, tmp_path, capsys, stat
     names = sensors.get("landsat-5-l1").band_names
     image = np.random.default_rng(0).integers(10, 90, (7, SIDE, SIDE)).astype("u1")
     path = write_tiff(tmp_path / "L5 1999.tif", image, names=names)
-    words = ["embed", str(path), "--sensor", "landsat-5-l1", "--weights", str(weights / "v1"), "--stats", stats]
-    assert main([*words, "--out", str(tmp_path / "f.tif")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    command = re.search(r"dofa embed .*$", line)[0]
-    assert main(shlex.split(command)[1:]) == 0
+    words = ["--sensor", "landsat-5-l1", "--weights", str(weights / "v1"), "--out", str(tmp_path / "f.tif")]
+    for asked in (["--stats", stats, str(path), *words], [str(path), *words, f"--stats={stats}"]):
+        assert run_cure(["embed", *asked, "--overwrite"], capsys) == 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_product_of_another_level_names_the_whole_command(weights, tmp_path, capsys, named):
+    path, _ = sentinel_2(tmp_path, "sentinel-2-l1c", named)
+    words = ["embed", str(path), "--sensor", "sentinel-2-l2a", "--weights", str(weights / "v1")]
+    assert run_cure([*words, "--out", str(tmp_path / "f.tif")], capsys) == 0
+
+
+def run_cure(words, capsys):
+    """The exit status of the command that a refusal names."""
+    assert main(words) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("dofa: ")]
+    return main(shlex.split(re.search(r"dofa embed .*$", line)[0])[1:])
 
 
 def test_real_scenes_lie_near_the_published_statistics(real_data, weights):

@@ -174,7 +174,8 @@ def _by_order(
             f"the file has {len(taken)} band{'s' if len(taken) > 1 else ''} without names, {sensor.name} has "
             f"{len(sensor.bands)}: "
             + (f"pass --sensor {' or --sensor '.join(fits)}, or " if fits else "pass ")
-            + f"--bands with their names {IN_ORDER} ({listed(sensor.band_names)})"
+            + f"--bands with their names {IN_ORDER} ({listed(sensor.band_names)})",
+            {"--sensor": fits[0]} if len(fits) == 1 else None,
         )
     for b, band in zip(taken, sensor.bands, strict=True):
         if b.colour in COLOURS and not _is_colour(band, b.colour, sensor):

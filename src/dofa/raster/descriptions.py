@@ -154,7 +154,8 @@ def _refuse_names_of_another(found: Sequence[tuple[FileBand, NameMatch]], sensor
     if fits:
         raise DataError(
             f"bands described as {listed(named, 4)} are not named as those of {sensor.name}: pass --sensor "
-            f"{' or --sensor '.join(fits[:4])}, whose names these are, or --bands with their names {IN_ORDER}"
+            f"{' or --sensor '.join(fits[:4])}, whose names these are, or --bands with their names {IN_ORDER}",
+            {"--sensor": fits[0]} if len(fits) == 1 else None,
         )
 
 
@@ -187,5 +188,6 @@ def _refuse_unknown(unknown: Sequence[tuple[FileBand, NameMatch]], sensor: Senso
     cure = f"pass --sensor {better[0]}" if better else "pass another --sensor"
     raise DataError(
         f"band {b.number} is described as {b.description!r}, which names no band of {sensor.name}: {cure}, or --bands "
-        f"with their names {IN_ORDER}"
+        f"with their names {IN_ORDER}",
+        {"--sensor": better[0]} if better else None,
     )

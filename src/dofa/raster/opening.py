@@ -55,7 +55,7 @@ def open_raster(
     except (ConfigError, DataError) as error:
         raster.close()
         text = str(error)
-        raise type(error)(text if raster._name in text else f"{raster._name}: {text}") from None
+        raise type(error)(text if raster._name in text else f"{raster._name}: {text}", error.flags) from None
     return raster
 
 

@@ -249,7 +249,8 @@ def check_gsd(scene: Scene, head: Head, force: bool) -> None:
     if apart > GSD_APART:
         raise ConfigError(
             f"{scene.name}: its pixels measure {scene.gsd_m:g} m, the head was trained on {head.gsd_m:g} m: "
-            f"resample it with --gsd {head.gsd_m:g}, or accept it with --force"
+            f"resample it with --gsd {head.gsd_m:g}, or accept it with --force",
+            {"--gsd": f"{head.gsd_m:g}"},
         )
 
 
