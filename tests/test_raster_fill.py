@@ -198,7 +198,16 @@ def bordered(array):
     return array
 
 
+def tailed():
+    """Artefacts down to a number that producers write, which is not more frequent than the others."""
+    array = land()
+    at = np.random.default_rng(0).choice(SIDE * SIDE, 60, replace=False)
+    array.reshape(4, -1)[:, at] = np.linspace(-9999, -4000, 60).astype("int16")
+    return array
+
+
 NOT_FILL = {
+    "a tail": tailed(),
     "plain": land(),
     "zeros": bordered(land(dtype="uint16")),
     "zeros of radar": bordered(db()),

@@ -132,6 +132,24 @@ def test_a_nodata_value_covers_the_numbers_that_gdal_says_it_does(drawn):
     assert np.array_equal(found | np.isnan(numbers), expected | np.isnan(numbers))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [-9999.0, 0.1, 7.0, 1e20, 9.969209968386869e36, -3.4028230607370965e38, 2.0**-10])
+def test_the_edges_of_gdals_tolerance_are_ours(dtype, value):
+    kind, top = np.dtype(dtype).type, np.finfo(np.float32).max
+    steps = np.concatenate(
+        [np.arange(-12, 13) * 2.0**-24, np.linspace(-4e-7, 4e-7, 101), [-1, -0.99, -0.5, 0.5, 30, 34]]
+    )
+    numbers = np.clip(value * (1 + steps), -float(top), float(top)).astype(dtype)
+    with rasterio.MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff", count=1, height=1, width=numbers.size, dtype=dtype, nodata=float(kind(value))
+        ) as f:
+            f.write(numbers[None, None])
+        with memory.open() as file:
+            expected, spans = file.read_masks(1)[0] != 0, nodata_spans(file.nodata, np.dtype(dtype))
+    assert np.array_equal(np.logical_and.reduce([outside(numbers, span) for span in spans]), expected)
+
+
 @pytest.mark.parametrize(
     ("value", "dtype"),
     [(-1, "uint16"), (70_000, "uint16"), (np.nan, "int16"), (np.nan, "float32"), (np.inf, "float32")],
