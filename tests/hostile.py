@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import html
 import io
 import json
 import random
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -381,6 +383,27 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+def damaged_words(text: str, rng: random.Random) -> str:
+    """A text of XML or of a table with some attributes, contents or fields replaced or taken out.
+
+    Args:
+        text: valid.
+        rng: seeded.
+    """
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        inner = "<" in text
+        found = rng.choice([*re.finditer(r'(?<=[">])[^"<>]+(?=["<])' if inner else r"[^,\n]+", text)] or [None])
+        if found is None:
+            return text
+        value = rng.choice((*map(str, (v for v in VALUES if not isinstance(v, list | dict))), found[0] * 2, "99", "-5"))
+        if inner:
+            value = html.escape("".join(c for c in value if c.isprintable() and c != "\ud800"))
+        text = text[: found.start()] + value + text[found.end() :]
+        if inner and rng.random() < 0.15:  # an element without contents goes
+            text = re.sub(r"<(\w+)[^<>]*>[^<>]*</\1>", lambda m: m[0] if rng.random() < 0.8 else "", text)
+    return text
+
+
 def damaged(file: Path, rng: random.Random) -> bytes:
     """A file's bytes with seeded damage: JSON and YAML mostly in their values, others in their bytes.
 
@@ -395,6 +418,8 @@ def damaged(file: Path, rng: random.Random) -> bytes:
     if file.suffix == ".yaml" and rng.random() < 0.5:
         text = yaml.safe_dump(damaged_value(yaml.safe_load(data), rng), allow_unicode=rng.random() < 0.5)
         return text.encode("utf-8", "surrogatepass")
+    if file.suffix in (".vrt", ".xml", ".csv") and rng.random() < 0.6:
+        return damaged_words(data.decode(), rng).encode("utf-8", "surrogatepass")
     if file.suffix == ".npz" and rng.random() < 0.5:  # inside the archive, with sums that fit
         out = io.BytesIO()
         with zipfile.ZipFile(file) as old, zipfile.ZipFile(out, "w") as new:

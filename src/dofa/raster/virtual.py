@@ -17,13 +17,13 @@ from dofa.raster import remote
 # Descriptions of services, and lists of files elsewhere: they fetch, and some write a cache into the working directory.
 _SERVICES = frozenset(
     {"WMS", "WMTS", "WCS", "OGCAPI", "EEDA", "EEDAI", "PLMOSAIC", "DAAS", "NGW", "HTTP", "STACIT", "STACTA", "GTI",
-     "RPFTOC", "ECRGTOC", "PLSCENES", "RASTERLITE", "PostGISRaster", "GeoRaster"}
+     "MRF", "RPFTOC", "ECRGTOC", "PLSCENES", "RASTERLITE", "PostGISRaster", "GeoRaster"}
 )  # fmt: skip
 # Over a network only what holds its pixels itself.
 _FROM_NETWORK = (
     "GTiff", "COG", "LIBERTIFF", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG", "JPEG", "WEBP", "GIF", "BMP",
     "netCDF", "HDF5", "HDF5Image", "BAG", "HDF4", "HDF4Image", "Zarr", "ENVI", "EHdr", "HFA", "GRIB", "NITF", "AAIGrid",
-    "SRTMHGT", "MRF", "GPKG", "JPEGXL",
+    "SRTMHGT", "JPEGXL",
 )  # fmt: skip
 
 
