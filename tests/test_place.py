@@ -259,3 +259,23 @@ def test_real_radar_in_degrees_is_measured_on_the_ground(real_data):
             expected = on_the_ground(file.crs, file.transform, file.width / 2, file.height / 2)
         assert size == pytest.approx(expected, rel=1e-4)
         assert size[1] == pytest.approx(10, rel=0.02)
+
+
+def test_features_of_a_file_with_control_points_keep_them(tmp_path):
+    torch = pytest.importorskip("torch")
+    import dofa
+
+    torch.manual_seed(0)
+    model = dofa.create("tiny", width=48, depth=2, heads=3, patch=8, image_size=32).eval()
+    path = placeless(tmp_path, "gcps")
+    features = dofa.embed(path, model, sensor=L2A, dn_offset=0, stats="scene", stride=4)
+    assert any("ground control points" in w for w in features.inputs.scene.warnings)
+    with rasterio.open(features.write(tmp_path / "features.tif")) as made:
+        points, crs = made.gcps
+        assert made.crs is None
+        assert crs.to_epsg() == 4326
+        offset, stride = features.plan.offset, features.plan.stride
+        found = sorted((p.row * stride - offset, p.col * stride - offset, p.x, p.y) for p in points)
+        assert np.allclose(found, sorted((p.row, p.col, p.x, p.y) for p in GCPS))
+    with open_scene(path, L2A, dn_offset=0) as scene, scene.crop(Window(8, 16, 24, 24)) as part:
+        assert part.control_points[1][0][:2] == (-8, -16)

@@ -44,6 +44,7 @@ class ArrayScene:
     crs: Any = None
     transform: Any = (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
     gsd_m: float | None = 10.0
+    control_points: Any = None
     reads: list[Window] = field(default_factory=list)
 
     def __post_init__(self):

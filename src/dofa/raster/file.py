@@ -41,6 +41,7 @@ class Raster:
         scaling: from raw to physical values of these bands, without statistics.
         crs: coordinate reference system, or None where its pixels have no place on Earth.
         no_place: why not, where the file says something of a place all the same.
+        control_points: reference system and ground control points of a file without a grid, or None.
         transform: affine, from (column, row) to coordinates; rotated ones are fine.
         width: pixels.
         height: pixels.
@@ -69,6 +70,7 @@ class Raster:
             band_metadata.check_axes(dataset)
             self.width, self.height = int(dataset.width), int(dataset.height)
             self.crs, self.no_place = gdal.usable_crs(dataset)
+            self.control_points = gdal.control_points(dataset)
             self.transform = dataset.transform
             self.gsd_m = gdal.gsd_m(self)
             self.block: tuple[int, int] = tuple(dataset.block_shapes[0])

@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import rasterio
@@ -48,6 +48,7 @@ OPTIONS: dict[str, Any] = {
 }
 WITHOUT_SIDE_FILES = (".tif", ".tiff", ".jp2")
 reason = remote.reason
+ControlPoints: TypeAlias = tuple[str, tuple[tuple[float, ...], ...]]  # WKT; row, column, x, y, z of each point
 SEMI_MAJOR_M, ECCENTRICITY_2 = 6_378_137.0, 0.00669437999014  # of WGS 84
 PROJECTED_APART = 0.01  # a projection's metres that are off by less count as true: UTM is off by .1 % within its zone
 
@@ -198,8 +199,10 @@ def usable_crs(dataset: Any) -> tuple[Any, Said | None]:
     if not dataset.transform.is_identity:
         return crs, None
     if dataset.gcps[0]:
-        text = f"{len(dataset.gcps[0])} ground control points and no grid, so what is made of it has no place"
-        return None, ("no-place", f"it has {text}: warp it to a grid first (gdalwarp -tps {name} warped.tif)")
+        text = (
+            f"{len(dataset.gcps[0])} ground control points and no grid: what is made of it has no place, only a GeoTIFF"
+        )
+        return None, ("no-place", f"it has {text} keeps the points; warp it first (gdalwarp -tps {name} warped.tif)")
     if dataset.rpcs is not None:
         text = "it has rational polynomial coefficients (RPC) and no grid, so what is made of it has no place"
         return None, ("no-place", f"{text}: warp it to a grid first (gdalwarp -rpc {name} warped.tif)")
@@ -207,6 +210,18 @@ def usable_crs(dataset: Any) -> tuple[Any, Said | None]:
         return None, None
     cure = f"write its corners into the file: gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM {name}"
     return None, ("no-place", f"its reference system {crs.to_string()[:60]} comes without a transform; {cure}")
+
+
+def control_points(dataset: Any) -> ControlPoints | None:
+    """The ground control points of a file without a grid, None where it has none.
+
+    Args:
+        dataset: opened with rasterio.
+    """
+    points, crs = dataset.gcps
+    if not points or crs is None or not dataset.transform.is_identity:
+        return None
+    return crs.to_wkt(), tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points)
 
 
 def pixel_size_m(dataset: Any) -> tuple[float, float] | None:

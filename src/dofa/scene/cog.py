@@ -10,6 +10,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
 
 from dofa.raster.gdal import OPTIONS
 from dofa.scene.disk import free_bytes, in_words
@@ -68,7 +69,9 @@ def write_cog(layout: Layout, values: "Values", target: Path) -> None:
                 count=layout.channels,
                 dtype="float32" if half else layout.dtype,
                 crs=None if layout.crs is None else rasterio.crs.CRS.from_user_input(layout.crs),
-                transform=None if layout.transform == IDENTITY else rasterio.Affine(*layout.transform),
+                transform=None
+                if layout.transform == IDENTITY or layout.control_points
+                else rasterio.Affine(*layout.transform),
                 nodata=layout.nodata,
                 tiled=True,
                 blockxsize=side,
@@ -158,6 +161,9 @@ def halve(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
 
 
 def _describe(dataset: Any, layout: Layout) -> None:
+    if layout.control_points is not None:
+        crs, points = layout.control_points
+        dataset.gcps = [GroundControlPoint(*point) for point in points], rasterio.crs.CRS.from_wkt(crs)
     dataset.descriptions = layout.names
     dataset.update_tags(DOFA_META=layout.to_text())
     if layout.scale is not None and layout.zero is not None:

@@ -36,6 +36,7 @@ class Layout:
         dtype: of the stored numbers; `uint8` is a class map.
         crs: anything rasterio takes as a reference system; None where the scene has none.
         transform: affine coefficients (a, b, c, d, e, f) from (column, row) of a cell's corner to coordinates.
+        control_points: WKT and (row, column, x, y, z) of points that give cells without a grid a place, for GeoTIFF.
         nodata: the stored number of invalid cells, in every channel; None where all are valid. A NaN is always invalid.
         names: of the channels.
         scale: (channels,) value = stored · scale + zero; for int8.
@@ -55,6 +56,7 @@ class Layout:
     names: tuple[str, ...]
     crs: Any = None
     transform: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    control_points: tuple[str, tuple[tuple[float, ...], ...]] | None = None
     nodata: float | None = None
     scale: NDArray[Any] | None = None
     zero: NDArray[Any] | None = None
@@ -200,6 +202,7 @@ class Layout:
             "class_names": None if self.class_names is None else list(self.class_names),
             "colours": None if self.colours is None else [list(c) for c in self.colours],
             "meta": self.meta,
+            **({} if self.control_points is None else {"control_points": self.control_points}),
         }
 
     def to_text(self) -> str:
@@ -218,7 +221,7 @@ class Layout:
             raise DataError(
                 f"DOFA_META has format {short(str(version))}, this dofa reads up to {FORMAT_VERSION}: update dofa"
             )
-        nodata = record.get("nodata")
+        nodata, points = record.get("nodata"), record.get("control_points")
         try:
             return cls(
                 height=int(record["height"]),
@@ -228,6 +231,7 @@ class Layout:
                 names=tuple(record["names"]),
                 crs=record["crs"],
                 transform=_affine(record["transform"]),
+                control_points=None if points is None else (str(points[0]), tuple(map(tuple, points[1]))),
                 nodata=None if nodata is None else float(nodata),
                 scale=record["scale"],
                 zero=record["zero"],

@@ -111,6 +111,7 @@ class Prediction:
             names=("class",) if classes else head.class_names,
             crs=scene.crs,
             transform=self.plan.transform(scene.transform) if scene.transform is not None else (1, 0, 0, 0, 1, 0),
+            control_points=self.plan.control_points(scene.control_points),
             nodata=nodata if classes else float("nan"),
             meta={**self.meta, "job": digest(key)},
             class_names=head.class_names if classes else None,

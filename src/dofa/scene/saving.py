@@ -212,6 +212,7 @@ def output_of(
         names=embedding.names,
         crs=scene.crs,
         transform=embedding.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+        control_points=plan.control_points(scene.control_points),
         nodata=INT8_NODATA if dtype == "int8" else float("nan"),
         scale=scale,
         zero=zero,

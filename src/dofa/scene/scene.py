@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
-from dofa.raster import Raster, open_told, remote
+from dofa.raster import Raster, gdal, open_told, remote
 from dofa.raster.file_bands import Said
 from dofa.scene.band_files import absolute
 from dofa.scene.files import Part, Stack, identity, open_files
@@ -156,6 +156,16 @@ class Scene:
     def gsd_m(self) -> float | None:
         """Metres a pixel, None without a place."""
         return self.grid.gsd_m
+
+    @property
+    def control_points(self) -> gdal.ControlPoints | None:
+        """Ground control points in the scene's pixels, where they are all that is known of its place."""
+        found = self._first.control_points
+        if found is None:
+            return None
+        crs, points = found
+        top, left = (0, 0) if self._window is None else (self._window.row, self._window.col)
+        return crs, tuple((row - top, col - left, *place) for row, col, *place in points)
 
     @property
     def finest(self) -> Raster:

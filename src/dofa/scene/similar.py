@@ -91,6 +91,7 @@ class Similarity:
             names=("similarity",),
             crs=scene.crs,
             transform=one.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+            control_points=plan.control_points(scene.control_points),
             nodata=float("nan"),
             meta={**meta, "job": digest(key)},
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError
 
 WHOLE = 256  # the sum of weights: small integers, exact in any order of summation
+
+
+ControlPoints: TypeAlias = tuple[str, tuple[tuple[float, ...], ...]]  # WKT; row, column, x, y, z of each point
 
 
 @dataclass(frozen=True)
@@ -300,6 +304,14 @@ class Plan:
         """The pixels under a block of cells; they may reach over the border of the scene."""
         s, o = self.stride, self.offset
         return Window(block.row * s - o, block.col * s - o, block.height * s, block.width * s)
+
+    def control_points(self, scene: ControlPoints | None) -> ControlPoints | None:
+        """The scene's ground control points (WKT; row, column, x, y, z of each) in cells; None where it has none."""
+        if scene is None:
+            return None
+        crs, points = scene
+        moved = (((p[0] + self.offset) / self.stride, (p[1] + self.offset) / self.stride, *p[2:]) for p in points)
+        return crs, tuple(moved)
 
     def transform(self, scene: Sequence[float]) -> tuple[float, float, float, float, float, float]:
         """The output's affine coefficients (a, b, c, d, e, f) from the scene's."""
