@@ -64,7 +64,15 @@ REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run it again, or name another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "look at its permissions, or name another place"),
     errno.ENAMETOOLONG: "no file system takes such a name",
+    errno.ENOENT: "it is not there, or was removed while the command ran: look at the path and run it again",
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "name another place"),
+}
+
+# How an interrupted command goes on; the others begin anew.
+GO_ON = {
+    **dict.fromkeys(("embed", "predict", "similar", "pack", "bench"), "what is done is kept, the same command goes on"),
+    **dict.fromkeys(("pretrain", "finetune"), "the same command with --resume goes on from the last saved state"),
+    "probe": "features that were kept are taken again by the same command",
 }
 
 
@@ -101,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dofa: {short(str(error.filename or 'the output'), 200)}: {error.strerror}: {cure}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("dofa: interrupted", file=sys.stderr)
+        print(f"dofa: interrupted: {GO_ON.get(args[0], 'nothing was kept, run it again')}", file=sys.stderr)
         return 130
 
 

@@ -115,3 +115,20 @@ def _names(folder: Path) -> list[str]:
             return sorted(entry.name for entry in islice(entries, BREADTH))
     except OSError:
         return []
+
+
+def files_in(folder: str | Path) -> list[str]:
+    """Paths of all files below a folder, sorted; links to folders are followed, each folder is listed once.
+
+    Args:
+        folder: of a person's own, where links point to wherever the data lie.
+    """
+    out, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()  # a link to a folder above it would lead round for ever
+            continue
+        seen.add(real)
+        out += [os.path.join(here, name) for name in names]
+    return sorted(out)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dofa import sensors
 from dofa.corpus.files import RasterFile, Window
-from dofa.corpus.folders import content, hint
+from dofa.corpus.folders import content, files_in, hint
 from dofa.corpus.items import Item, Reading, Refusal, Sample
 from dofa.corpus.readers import Places
 from dofa.corpus.windows import check_tile, windows
@@ -50,7 +50,7 @@ def read_five_billion_pixels(folder: str | Path, *, tile: int | None = None, str
     tile = tile or TILE
     check_tile(tile, stride)
     root = Path(folder)
-    found = sorted(Path(here, name) for here, _, names in os.walk(root) for name in names)
+    found = [Path(path) for path in files_in(root)]
     images = [path for path in found if SCENE.fullmatch(path.name) and "16bit" not in path.parent.name]
     if not images:
         raise DataError(

@@ -15,7 +15,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from dofa import sensors
-from dofa.corpus.folders import content, hint
+from dofa.corpus.folders import content, files_in, hint
 from dofa.corpus.items import Item, Reading, Refusal, Sample
 from dofa.corpus.windows import check_tile, windows
 from dofa.errors import ConfigError, DataError
@@ -57,7 +57,7 @@ def read_hyspecnet(
         raise ConfigError(f"tile is {tile}; HySpecNet-11k has patches of {SIDE} pixels")
     numbers = [i + 1 for i in sensors.get(ORDER).index(chosen.band_names)]
     root = Path(folder)
-    found = sorted(os.path.join(here, n) for here, _, names in os.walk(root) for n in names if n.endswith(SUFFIX))
+    found = [path for path in files_in(root) if path.endswith(SUFFIX)]
     if not found:
         raise DataError(
             f"{root} is no HySpecNet-11k: expected <tile>/<patch>/<patch>{SUFFIX}, found {content(root)}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from dofa import sensors
 from dofa.corpus.files import Archives, ArrayFile, ImageFile, RasterFile, harmonise
-from dofa.corpus.folders import content
+from dofa.corpus.folders import content, files_in
 from dofa.corpus.items import Item, Reading, Refusal, Sample, Split
 from dofa.corpus.windows import check_tile, windows
 from dofa.errors import ConfigError, DataError
@@ -161,7 +161,7 @@ def find_files(sources: Iterable[str | Path]) -> list[str]:
     for source in map(str, sources):
         path = Path(source)
         if path.is_dir():
-            here = [str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+            here = [p for p in files_in(path) if Path(p).suffix.lower() in SUFFIXES and os.path.isfile(p)]
             if not here:
                 raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)}): found {content(path)}")
         elif path.suffix.lower() == ".txt" and path.is_file():

@@ -55,7 +55,9 @@ def load(name_or_folder: str | Path, *, revision: str | None = None) -> DOFA:
     Raises:
         CheckpointError: unknown, unreachable, or files that do not fit.
     """
-    return load_encoder(resolve(name_or_folder, revision))
+    model = load_encoder(resolve(name_or_folder, revision))
+    model.name = "/".join(Path(name_or_folder).parts[-2:])
+    return model
 
 
 def load_mae(name_or_folder: str | Path, *, revision: str | None = None) -> MaskedAutoencoder:

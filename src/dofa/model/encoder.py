@@ -33,6 +33,7 @@ class DOFA(VisionTransformer):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
+        self.name = ""  # it was loaded by; the same weights may have several
         self.origin = Origin()  # licence and provenance of loaded weights, written again by checkpoint.save
         sizes = config.width, config.patch, config.patch_offset
         self.patch_embed: DynamicPatchEmbedding | SeparatePatchEmbedding

@@ -388,6 +388,12 @@ class Raster:
         """The files it consists of, as far as GDAL knows: itself, what a VRT is made of, masks beside it."""
         return [str(f) for f in self._handles.dataset().files] or [self.path]
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of the file, their names in upper case: its own, and those of GDAL's IMAGERY domain."""
+        dataset = self._handles.dataset()
+        return {key.upper(): value for key, value in {**dataset.tags(), **dataset.tags(ns="IMAGERY")}.items()}
+
     def file_bands(self) -> list[FileBand]:
         """What the file says of all its bands."""
         return band_metadata.file_bands(self._handles.dataset())

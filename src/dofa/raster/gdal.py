@@ -26,7 +26,7 @@ from dofa.raster.virtual import check_virtual, drivers_for
 HTTP: dict[str, str] = {
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     # No limit for a whole request, which would end a large one over a slow line: one that stands still is ended.
-    "GDAL_HTTP_LOW_SPEED_TIME": "20",
+    "GDAL_HTTP_LOW_SPEED_TIME": "10",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
     "GDAL_HTTP_MAX_RETRY": "3",
     "GDAL_HTTP_RETRY_DELAY": "0.5",  # seconds, doubled each time

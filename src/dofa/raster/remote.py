@@ -8,6 +8,7 @@ cut off, and it keeps the piece that it got: only a new handle, opened after the
 import contextlib
 import http.client
 import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -20,14 +21,17 @@ from dofa.addresses import shown
 from dofa.errors import DataError
 
 WAITS_S: tuple[float, ...] = (1.0, 3.0)  # before the second and the third attempt
-TIMEOUT_S = 20.0  # without a byte
+TIMEOUT_S = 10.0  # without a byte
+PATIENCE_S = 25.0  # after which nothing is asked again: a server that stays silent is told within a minute
+SLOWEST = 1000  # bytes a second of a document
 LARGEST = 64 * 2**20  # bytes of a document; items of catalogues have some ten thousand
 
 SCHEMES = {"http": "/vsicurl/http", "https": "/vsicurl/https", "s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 NETWORK = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs)\b|(?<![a-z])(https?|s3|gs|az)://")
 # Answers that another attempt would not change.
 FINAL = re.compile(
-    r"HTTP (?:response|error) code\D*4(?!08|29)\d\d|not resolve host|_ACCESS_KEY|credentials", re.IGNORECASE
+    r"HTTP (?:response|error) code\D*4(?!08|29)\d\d|not resolve host|Network is unreachable|_ACCESS_KEY|credentials",
+    re.IGNORECASE,
 )
 Answer = TypeVar("Answer")
 
@@ -58,11 +62,12 @@ def persistently(path: str, act: Callable[[], Answer], forget: Callable[[], None
     Raises:
         Exception: `lost`, of the last attempt.
     """
+    began = time.monotonic()
     for wait in WAITS_S if is_remote(path) else ():
         try:
             return act()
         except lost as error:
-            if FINAL.search(reason(error)):
+            if FINAL.search(reason(error)) or time.monotonic() - began > PATIENCE_S:
                 raise
             forget()
             time.sleep(wait)
@@ -84,7 +89,7 @@ def reason(error: BaseException, holds: str = "the server sent") -> str:
 
 
 def fetch(url: str) -> bytes:
-    """A document, asked for up to three times.
+    """A document, asked for up to three times, within a minute.
 
     Raises:
         DataError: it did not come; one line with the address and the reason.
@@ -92,10 +97,11 @@ def fetch(url: str) -> bytes:
     if urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"{shown(url)}: documents are fetched from http and https addresses alone: download it first")
     why = ""
+    began = time.monotonic()
     for wait in (*WAITS_S, None):
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-                data: bytes = answer.read(LARGEST + 1)
+                data = _read(answer, began)
                 if (
                     answer.length and len(data) <= LARGEST
                 ):  # bytes that are to come: `read` itself takes them for the end
@@ -111,11 +117,27 @@ def fetch(url: str) -> bytes:
             why = f"the server sent {len(error.partial)} of {len(error.partial) + (error.expected or 0)} bytes"
         except urllib.error.URLError as error:
             why = str(error.reason)
+            if isinstance(error.reason, socket.gaierror):  # no network, or no such server
+                break
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
-        if wait is not None:
-            time.sleep(wait)
+        if wait is None or time.monotonic() - began > PATIENCE_S:
+            break
+        time.sleep(wait)
     raise DataError(f"{shown(url)} cannot be fetched: {' '.join(why.split())}")
+
+
+def _read(answer: http.client.HTTPResponse, began: float) -> bytes:
+    """The body of an answer, a piece at a time: each byte of one that drips comes within any time limit of its own."""
+    pieces: list[bytes] = []
+    held = 0
+    while held <= LARGEST and (piece := answer.read1(2**20)):
+        pieces.append(piece)
+        held += len(piece)
+        seconds = time.monotonic() - began
+        if seconds > PATIENCE_S and held / seconds < SLOWEST:
+            raise TimeoutError(f"{held} bytes in {seconds:.0f} s")
+    return b"".join(pieces)
 
 
 def version(path: str) -> str | None:

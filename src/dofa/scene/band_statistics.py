@@ -17,6 +17,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.model.heads import BAND_STATISTICS, Head
 from dofa.pixels import Float, Scaling, convert_units, unit_path
 from dofa.scene import engine
+from dofa.scene.dates import iso_date
 from dofa.scene.inputs import Inputs, bands_for_head
 from dofa.scene.tiles import Plan, Window
 from dofa.sensors import Sensor
@@ -241,6 +242,7 @@ def describe_bands(inputs: BandInputs, plan: Plan) -> dict[str, Any]:
         "encoder_sha256": None,
         "features": BAND_STATISTICS,
         "scene": inputs.scene.name,
+        "date": iso_date(inputs.scene),
         "tile": plan.tile,
         "stride": plan.stride,
         "gsd_m": inputs.scene.gsd_m,

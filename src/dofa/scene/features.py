@@ -22,6 +22,7 @@ from dofa.model.heads import Block as Level
 from dofa.model.levels import level_name
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
+from dofa.scene.dates import iso_date
 from dofa.scene.encoder import EncoderTiles, What, plan_of, specialised, tile_side
 from dofa.scene.engine import Job
 from dofa.scene.inputs import Inputs, settle, warn
@@ -297,7 +298,9 @@ def describe(inputs: Inputs, model: DOFA, digest: str, plan: Plan, level: What, 
         "encoder_sha256": digest,
         "licence": model.origin.licence,
         "attribution": model.origin.attribution,
+        "model": model.name,
         "scene": inputs.scene.name,
+        "date": iso_date(inputs.scene),
         "level": level,
         "blocks": list(tiles.blocks),
         "tile": plan.tile,

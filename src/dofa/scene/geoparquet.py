@@ -1,7 +1,8 @@
-"""GeoParquet 1.1: one row a valid cell with its polygon and vector, for tables, databases and geopandas."""
+"""GeoParquet 1.1: one row a valid cell with polygon, vector, scene, day, sensor and model, for tables and geopandas."""
 
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +41,23 @@ def write_geoparquet(layout: Layout, values: "Values", target: Path) -> None:
             pa.field("row", pa.int32(), nullable=False),
             pa.field("col", pa.int32(), nullable=False),
             pa.field("vector", pa.list_(pa.field("item", item, nullable=False), layout.channels), nullable=False),
+            pa.field("scene", pa.string()),
+            pa.field("date", pa.date32()),
+            pa.field("sensor", pa.string()),
+            pa.field("model", pa.string()),
         ]
     )
+    origin = _origin(layout)
     rows = max(1, PIECE_BYTES // (layout.width * (layout.cell_bytes + CELL_BYTES)))
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     told = ["row", "col", *(f"bbox.{s}" for s in SIDES)]
     with pq.ParquetWriter(
-        target, schema, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=told
+        target,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["scene", "sensor", "model"],
+        write_statistics=told,
     ) as writer:
         for first in range(0, layout.height, rows):
             window = Window(first, 0, min(rows, layout.height - first), layout.width)
@@ -66,10 +77,24 @@ def write_geoparquet(layout: Layout, values: "Values", target: Path) -> None:
                 pa.array(row, pa.int32()),
                 pa.array(col, pa.int32()),
                 pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field("vector").type),
+                *(pa.repeat(pa.scalar(origin[name], schema.field(name).type), len(row)) for name in origin),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=len(row))
         bounds = [*low.tolist(), *high.tolist()] if np.isfinite(low).all() else None
         writer.add_key_value_metadata({"geo": json.dumps(_geo(layout, bounds)), "DOFA_META": layout.to_text()})
+
+
+def _origin(layout: Layout) -> dict[str, Any]:
+    """Scene, day, sensor and model, alike in all rows: tables of many scenes are read together."""
+    meta = layout.meta
+    day, digest = meta.get("date"), meta.get("encoder_sha256")
+    name = meta.get("model") or meta.get("features")
+    return {
+        "scene": meta.get("scene"),
+        "date": None if day is None else date.fromisoformat(day),
+        "sensor": "+".join(meta["sensors"]) if meta.get("sensors") else None,
+        "model": " ".join(part for part in (name, digest and f"sha256:{digest[:12]}") if part) or None,
+    }
 
 
 def _rings(layout: Layout, row: NDArray[Any], col: NDArray[Any]) -> NDArray[np.float64]:

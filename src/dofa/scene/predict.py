@@ -97,7 +97,11 @@ class Prediction:
         classes = head.task != "regression" and wanted == "classes"
         if classes and head.task == "multilabel":
             raise ConfigError("the head's classes do not exclude each other: map them with --output probabilities")
-        key = {"scene": scene.fingerprint, "plan": asdict(self.plan), "map": {**self.meta, "wanted": wanted}}
+        key = {
+            "scene": scene.fingerprint,
+            "plan": asdict(self.plan),
+            "map": {**self.meta, "model": None, "wanted": wanted},
+        }
         nodata = CLASS_NODATA if head.nodata is None else head.nodata
         if classes and len(head.class_names) > nodata:
             raise ConfigError(

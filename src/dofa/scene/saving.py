@@ -201,7 +201,7 @@ def output_of(
     key = {
         "scene": scene.fingerprint,
         "plan": asdict(plan),
-        "features": {**embedding.meta, "scaling": digest(embedding.meta["scaling"])},
+        "features": {**embedding.meta, "model": None, "scaling": digest(embedding.meta["scaling"])},
         "projection": embedding.tiles.digest,
     }
     layout = Layout(

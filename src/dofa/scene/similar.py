@@ -82,7 +82,7 @@ class Similarity:
         one = self.embedding
         plan, scene = one.plan, one.inputs.scene
         meta = {**one.meta, "similar_to": [list(place) for place in self.places]}
-        key = {"scene": scene.fingerprint, "plan": asdict(plan), "similarity": digest(meta)}
+        key = {"scene": scene.fingerprint, "plan": asdict(plan), "similarity": digest({**meta, "model": None})}
         layout = Layout(
             height=plan.shape[0],
             width=plan.shape[1],
