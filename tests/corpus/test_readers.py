@@ -279,6 +279,35 @@ def test_nan_pixels_are_refused_unless_they_are_the_nodata_value(tmp_path):
     assert not store.read(1)[1][3].any()
 
 
+def test_undeclared_fill_values_never_enter_a_store_s_statistics(tmp_path):
+    x = np.random.default_rng(0).integers(200, 3000, (3, 2, 32, 32)).astype(np.int16)
+    clean = x.copy()
+    x[1, :, :8] = -9999
+    np.savez(tmp_path / "a.npz", x=x, bands=["B04", "B08"])
+    report = pack(read_images(tmp_path / "a.npz", "sentinel-2-l2a", dn_offset=0), tmp_path / "one", progress=False)
+    (refused,) = report.refused
+    assert "25% of the pixels looked at are -9999" in refused.reason
+    assert "--nodata -9999" in refused.reason
+    reading = read_images(tmp_path / "a.npz", "sentinel-2-l2a", dn_offset=0, nodata=-9999)
+    assert not pack(reading, tmp_path / "two", progress=False).refused
+    store = open_stores(tmp_path / "two")["sentinel-2-l2a"]
+    assert not store.read(1)[1][:8].any()
+    assert min(store.scaling.mean) > 0.1
+    assert max(store.scaling.std) < 2 * clean.std() * 1e-4
+
+
+def test_an_undeclared_fill_value_of_a_file_is_no_measurement_of_its_store(tmp_path):
+    for i in range(3):
+        array = np.random.default_rng(i).integers(200, 3000, (2, 32, 32)).astype(np.int16)
+        array[:, :8] = -9999 if i == 1 else array[:, :8]
+        write_tif(tmp_path / "tiles" / f"{i}.tif", array, names=["B04", "B08"])
+    reading = read_images(tmp_path / "tiles", "sentinel-2-l2a", dn_offset=0)
+    assert not pack(reading, tmp_path / "store", progress=False).refused
+    store = open_stores(tmp_path / "store")["sentinel-2-l2a"]
+    assert min(store.scaling.mean) > 0.1
+    assert [bool(valid is None or valid.all()) for _, valid in map(store.read, range(3))] == [True, False, True]
+
+
 def test_a_wrong_number_of_bands_in_an_archive_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((5, 12, 12), np.uint8))
     with pytest.raises(DataError, match="x has 5 bands, 3 are named or are those of rgb-aerial"):

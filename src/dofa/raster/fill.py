@@ -68,13 +68,13 @@ def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
         raw: (C, n) numbers.
         measured: (C, n) where each is a measurement by what is declared.
     """
-    if raw.dtype.itemsize == 1 or not measured.any():
+    if raw.dtype.itemsize == 1:
         return ()
     single: dict[float, Mask] = {}  # pixels that have a value, by the value
     common: list[list[tuple[float, Mask]]] = []
     for band, good in zip(raw, measured, strict=True):
         common.append([])
-        left = good.copy()
+        left = good & np.isfinite(band)
         for _ in range(4):  # both ends, and what lies behind a first fill value
             found = _spike(band, left, SHARE_ALONE if len(raw) == 1 else SHARE)
             if found is None:
