@@ -1,6 +1,7 @@
 """Which band of a file is which: descriptions as other people's programs write them, and files that say little."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dofa import sensors
-from dofa.errors import DataError
+from dofa.errors import DataError, DofaError
 from dofa.raster.band_names import match
 from dofa.raster.bands import recognise
 from dofa.raster.file_bands import FileBand
@@ -37,7 +38,7 @@ EARTH_ENGINE = {
 
 def read(names, sensor=S2, dtype="uint16"):
     """The answer for a file of so many bands described so."""
-    waves = [re.search(r"(\d+) nm", text or "") for text in names]
+    waves = [re.search(r"(\d+) nm", (text or "")[:80]) for text in names]
     file = [FileBand(i, t or "", w and int(w[1]) / 1000) for i, (t, w) in enumerate(zip(names, waves, strict=True), 1)]
     return recognise(file, None if sensor is None else sensors.get(sensor), dtype=dtype)
 
@@ -262,6 +263,59 @@ def test_a_mistyped_name_is_answered_with_the_nearest(typed, meant):
     with pytest.raises(ValueError, match="did you mean") as caught:
         recognise([FileBand(1)], sensors.get(S2), names=[typed])
     assert meant in str(caught.value)
+
+
+PIECES = st.sampled_from(
+    [
+        "band",
+        "B",
+        "0",
+        "8A",
+        "12",
+        "red",
+        "nir",
+        " edge",
+        "swir",
+        "VV",
+        "-",
+        " ",
+        "_",
+        "(",
+        ")",
+        ":",
+        "665 nm",
+        "QA",
+        "é",
+        "\0",
+        "٣",
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(
+    names=st.lists(st.one_of(st.lists(PIECES, max_size=6).map("".join), st.text(max_size=12)), min_size=1, max_size=6),
+    sensor=st.sampled_from([None, S2, L8, "sentinel-1-grd", "worldview-2", "naip-rgbn"]),
+)
+def test_whatever_descriptions_say_the_answer_is_bands_of_the_sensor_or_one_error(names, sensor):
+    try:
+        found = read(names, sensor)
+    except DofaError:
+        return
+    assert len(found.numbers) == len(found.sensor.bands) == len(set(found.sensor.band_names))
+    assert set(found.numbers) <= set(range(1, len(names) + 1))
+    left = [n for i, n in enumerate(names, 1) if i not in found.numbers]
+    assert not left or found.notes  # nothing is left out in silence
+
+
+@pytest.mark.parametrize(
+    "text", ["0" * 50_000, " " * 50_000 + "x", "(" * 50_000, "1." * 50_000, "b" + "0" * 50_000 + "!"]
+)
+def test_hostile_descriptions_take_no_time(text):
+    started = time.perf_counter()
+    with pytest.raises(DofaError):
+        read([text, text + "1", text + "2"])
+    assert time.perf_counter() - started < 5  # seconds; hours without a bound
 
 
 def test_every_catalogued_name_and_alias_names_its_own_band():

@@ -17,7 +17,7 @@ from rasterio.errors import RasterioError
 
 from dofa.errors import DataError
 from dofa.raster import remote
-from dofa.raster.band_names import A_WAVELENGTH
+from dofa.raster.band_names import A_WAVELENGTH, LONGEST
 from dofa.raster.file_bands import FileBand, Said
 
 WAVELENGTH = r"(?:cent(?:ral|er|re)_)?wavelengths?|wl|lambda"
@@ -71,7 +71,7 @@ def file_bands(dataset: Any) -> list[FileBand]:
             tags.get("wavelength_units") or tags.get("wavelength_unit") or of_file.get("wavelength_units") or axis_unit
         )
         description = descriptions[i] or axes.name(i) or names[i]
-        written = A_WAVELENGTH.search(description)
+        written = A_WAVELENGTH.search(description[:LONGEST])
         wave = _um(tags.get("wavelength") or tags.get("central_wavelength") or waves[i] or axis, unit)
         if wave is None:  # three decimals only, so after the tags
             wave = _um(imagery.get("central_wavelength_um"), "um")

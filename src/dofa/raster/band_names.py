@@ -28,6 +28,7 @@ IDENTIFIER = re.compile(r"(?<![a-z0-9])b(?:and)?[ _-]?0*(\d{1,3}a?)(?![a-z0-9])|
 A_WAVELENGTH = re.compile(
     r"(?<![\w.])\(?\s*([\d.]+)\s*(nm|nanomet\w*|[uµμ]m|micromet\w*|micron\w*)(?!\w)\s*\)?", re.IGNORECASE
 )
+LONGEST = 200  # characters of a description that are looked at: expressions on hostile ones would take for ever
 COUNTED = re.compile(r"(?:band|layer|channel|bd|ch)?[ _#.-]*0*(\d{1,3})", re.IGNORECASE)
 # The number of a place and what follows or goes before it: "1: red", "Band 1 - Red", "Red (band 1)".
 NUMBER_FIRST = re.compile(
@@ -84,6 +85,15 @@ class NameMatch:
     whole: bool = False
 
 
+def plain_text(description: str) -> str:
+    """A description without wavelengths in it, and without what no name is long enough for.
+
+    Args:
+        description: of a band in a file.
+    """
+    return A_WAVELENGTH.sub("", description[:LONGEST]).strip()
+
+
 def match(description: str, sensor: Sensor) -> Band | None:
     """The sensor's band that a description names; None where it names none, or may name several.
 
@@ -103,7 +113,7 @@ def read_name(description: str, sensor: Sensor) -> NameMatch:
         description: of a band in a file.
         sensor: whose bands are looked through.
     """
-    text = A_WAVELENGTH.sub("", description).strip().lower()
+    text = plain_text(description).lower()
     known = _table(sensor.bands)
     whole = known.get(key(text))
     if whole is not None:

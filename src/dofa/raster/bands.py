@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dofa import sensors
 from dofa.errors import DataError
-from dofa.raster.band_names import A_WAVELENGTH, AUXILIARY, key, match, read_name
+from dofa.raster.band_names import AUXILIARY, LONGEST, key, match, plain_text, read_name
 from dofa.raster.descriptions import by_descriptions, says_nothing
 from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, listed, refuse_twice, tolerance_um
 from dofa.sensors import Band, Sensor, check_wavelength_um
@@ -46,6 +46,7 @@ def recognise(
         DataError: the file contradicts the sensor, or says too little; the text names the cure.
         ConfigError: an unknown band name, or a wavelength outside 0.2–20 µm.
     """
+    file = [replace(b, description=b.description[:LONGEST]) for b in file]
     for what, given, order in (("--bands", names, f" {IN_ORDER}"), ("--wavelengths", wavelengths_um, "")):
         if given is not None and len(given) != len(file):
             raise DataError(f"the file has {len(file)} bands, {what} names {len(given)}: one for each{order}")
@@ -116,7 +117,7 @@ def _by_wavelengths(file: Sequence[FileBand], sensor: Sensor | None, gsd_m: floa
         check_wavelength_um(wave, f"band {b.number}")
     numbers = [b.number for b in file]
     if sensor is None:
-        plain = [A_WAVELENGTH.sub("", b.description).strip() for b in file]
+        plain = [plain_text(b.description) for b in file]
         named = not says_nothing(file) and len(set(plain)) == len(plain) and all(plain)
         labels = plain if named else _wavelength_names(waves)
         made = [_made_band(n, w, b.fwhm_um) for n, w, b in zip(labels, waves, file, strict=True)]

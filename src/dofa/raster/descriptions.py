@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dofa import sensors
 from dofa.errors import DataError
-from dofa.raster.band_names import A_WAVELENGTH, AUXILIARY, COUNTED, IDENTIFIER, NameMatch, key, read_name
+from dofa.raster.band_names import AUXILIARY, COUNTED, IDENTIFIER, NameMatch, key, plain_text, read_name
 from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, Said, listed, refuse_twice, tolerance_um
 from dofa.sensors import Sensor
 
@@ -19,13 +19,13 @@ def says_nothing(file: Sequence[FileBand]) -> bool:
     Args:
         file: all its bands.
     """
-    texts = [A_WAVELENGTH.sub("", b.description).strip() for b in file]
+    texts = [plain_text(b.description) for b in file]
     if not any(texts) or (len(texts) > 1 and len(set(texts)) == 1):
         return True
     counted = [COUNTED.fullmatch(t) for t in texts]
     if all(not t or (m is not None and int(m[1]) == b.number) for t, m, b in zip(texts, counted, file, strict=True)):
         return True
-    ends = [re.fullmatch(r"(.*?)0*(\d+)", t) for t in texts]
+    ends = [re.fullmatch(r"(.*\D)?(\d{1,9})", t, re.DOTALL) for t in texts]
     return (
         len(texts) > 1
         and all(m is not None and int(m[2]) == b.number for m, b in zip(ends, file, strict=True))
@@ -129,7 +129,7 @@ def _without_number(band: FileBand, found: NameMatch) -> NameMatch:
 def _refuse_either_number(found: Sequence[tuple[FileBand, NameMatch]], sensor: Sensor) -> None:
     """ "Band 9" alone in a file may be B09 of Sentinel-2, or B8A, its ninth."""
     for b, m in found:
-        counted = COUNTED.fullmatch(A_WAVELENGTH.sub("", b.description).strip())
+        counted = COUNTED.fullmatch(plain_text(b.description))
         if counted is None or m.band is None or b.description.lower().lstrip().startswith("b0"):
             continue
         place = int(counted[1])
