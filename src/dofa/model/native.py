@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 import dofa
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, short
+from dofa.files import json_digest
 from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.lora import require_merged
@@ -27,6 +28,7 @@ from dofa.settings import check_keys, check_types, field_names
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG_DIGEST = "config_sha256"  # in the metadata of the weights; folders written before have none
 _KEYS = (
     "format_version",
     "encoder",
@@ -71,12 +73,12 @@ def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dic
     if broken:
         raise CheckpointError(f"not saved to {folder}: NaN or infinite values in {_names(broken)}")
     temporary = folder / f".{WEIGHTS}.tmp"
-    save_file(state, temporary, metadata={"format": "pt"})
     record: dict[str, Any] = {"format_version": FORMAT_VERSION, "encoder": encoder.config.to_dict()}
     if isinstance(model, MaskedAutoencoder):
         record["decoder"] = asdict(model.decoder_config)
         record["mask"] = asdict(model.mask_config)
         record["legacy_layout"] = model.legacy_layout
+    save_file(state, temporary, metadata={"format": "pt", CONFIG_DIGEST: _meaning(record)})
     record["licence"] = encoder.origin.licence
     record["attribution"] = encoder.origin.attribution
     record["provenance"] = _provenance(encoder.origin, provenance)
@@ -232,9 +234,29 @@ def _load(folder: Path) -> DOFA | MaskedAutoencoder:
             model: DOFA | MaskedAutoencoder = build_autoencoder(config, decoder, mask, record["legacy_layout"])
         else:
             model = build_encoder(config)
+    _check_config(folder, record)
     fill(model, tensors, str(folder / WEIGHTS))
     (model.encoder if isinstance(model, MaskedAutoencoder) else model).origin = origin
     return model.eval()
+
+
+def _meaning(record: dict[str, Any]) -> str:
+    """Digest of what config.json says about the weights: all but their origin."""
+    return json_digest({key: record.get(key) for key in ("encoder", "decoder", "mask", "legacy_layout")})
+
+
+def _check_config(folder: Path, record: dict[str, Any]) -> None:
+    """Refuse a configuration that is not the one the weights were saved with: other wavelengths are other features."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            expected = (file.metadata() or {}).get(CONFIG_DIGEST)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is no safetensors file, or truncated: {error}") from None
+    if expected is not None and expected != _meaning(record):
+        raise CheckpointError(
+            f"{folder / CONFIG} is not the one its {WEIGHTS} was saved with: a damaged copy, or it was changed; copy or "
+            "save both again"
+        )
 
 
 def _check_size(weights: Path, config: EncoderConfig) -> None:
