@@ -93,20 +93,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dofa {__version__}")
         return 0
     sys.unraisablehook = _without_gdal_text
-    warnings.formatwarning = lambda message, *_: f"dofa: warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_: f"dofa: warning: {shown(' '.join(str(message).split()))}\n"
     try:
         if args[0] not in VERBS:
             raise DofaError(f"no command {args[0]!r}: {nearest(args[0], VERBS)}")
         return _run(args[0], VERBS[args[0]], args[1:])
     except DofaError as error:
-        command = f": {_mended(args, error.flags)}" if error.flags else ""
+        command = f": {shown(_mended(args, error.flags))}" if error.flags else ""
         print(f"dofa: {' '.join(str(error).split())}{command}", file=sys.stderr)
         return 2
     except OSError as error:
         cure = REFUSALS.get(error.errno or 0)
         if cure is None:
             raise
-        print(f"dofa: {short(str(error.filename or 'the output'), 200)}: {error.strerror}: {cure}", file=sys.stderr)
+        print(
+            f"dofa: {short(shown(str(error.filename or 'the output')), 200)}: {error.strerror}: {cure}", file=sys.stderr
+        )
         return 2
     except KeyboardInterrupt:
         print(f"dofa: interrupted: {GO_ON.get(args[0], 'nothing was kept, run it again')}", file=sys.stderr)

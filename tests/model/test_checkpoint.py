@@ -333,3 +333,32 @@ def test_a_local_folder_comes_before_any_name(saved, tmp_path, monkeypatch):
     for name in ("dofa-v1-base", "owner/model"):
         save(load(saved), tmp_path / name)
         assert resolve(name).resolve() == (tmp_path / name).resolve()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["encoder"].update(patch_offset=1),
+        lambda config: config["encoder"].update(sar_wavelength=3.75),
+        lambda config: config["encoder"].update(pooled_norm=False),
+        lambda config: config["encoder"]["sensors"]["toy"]["wavelength_um"].__setitem__(0, 0.61),
+        lambda config: config["encoder"]["sensors"].clear(),
+    ],
+)
+def test_a_config_that_is_another_than_the_weights_were_saved_with_is_refused(tmp_path, change):
+    """No digest covered config.json: another patch_offset or wavelength gave other features without a word."""
+    config = EncoderConfig(width=16, depth=1, heads=2, patch=8, image_size=16, wave_dim=8,
+                           sensors={"toy": TrainedSensor(("a", "b"), (0.6, 0.7))})  # fmt: skip
+    folder = save(DOFA(config), tmp_path / "model")
+    load(folder)
+    record = json.loads((folder / "config.json").read_text())
+    change(record)
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"config\.json is not the one"):
+        load(folder)
+    record["licence"] = "CC-BY-4.0"  # where weights come from may be said later
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})  # as before there was a digest
+    del record["weights_sha256"]
+    (folder / "config.json").write_text(json.dumps(record))
+    load(folder)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import dofa
 from dofa import sensors
+from dofa.addresses import shown_in
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import encoder_sha256, load
 from dofa.model.encoder import DOFA
@@ -134,7 +135,7 @@ def export(
             difference = max(compare(run, *task.images(count), str(out)) for count in (1, 3))
             how = "onnxruntime" if out.suffix == ".onnx" else "torch.export"
             record |= {"file_sha256": file_sha256(file), "checked": {"with": how, "difference": difference}}
-            beside(file).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            beside(file).write_text(json.dumps(shown_in(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             for part in (file, beside(file)):
                 with part.open("rb+") as opened:
                     os.fsync(opened.fileno())

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from dofa.addresses import shown_in
 from dofa.documents import read_bytes
 from dofa.errors import CheckpointError, ConfigError, nearest, short
 from dofa.files import write_atomically
@@ -302,7 +303,7 @@ class Head:
         else:
             write_atomically(folder / SPLIT, self.split.to_bytes(str(record["weights_sha256"])))
         write_atomically(folder / WEIGHTS, weights)
-        write_atomically(folder / CONFIG, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(folder / CONFIG, (json.dumps(shown_in(record), indent=1, ensure_ascii=False) + "\n").encode())
         return folder
 
 

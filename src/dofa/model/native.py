@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import dofa
+from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, short
 from dofa.files import json_digest
@@ -81,7 +82,7 @@ def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dic
     save_file(state, temporary, metadata={"format": "pt", CONFIG_DIGEST: _meaning(record)})
     record["licence"] = encoder.origin.licence
     record["attribution"] = encoder.origin.attribution
-    record["provenance"] = _provenance(encoder.origin, provenance)
+    record["provenance"] = shown_in(_provenance(encoder.origin, provenance))
     record["weights_sha256"] = file_sha256(temporary)
     (folder / f".{CONFIG}.tmp").write_text(_pretty(record) + "\n", encoding="utf-8")
     shutil.copymode(folder / f".{CONFIG}.tmp", temporary)  # safetensors writes for the owner's eyes alone
@@ -254,8 +255,8 @@ def _check_config(folder: Path, record: dict[str, Any]) -> None:
         raise CheckpointError(f"{folder / WEIGHTS} is no safetensors file, or truncated: {error}") from None
     if expected is not None and expected != _meaning(record):
         raise CheckpointError(
-            f"{folder / CONFIG} is not the one its {WEIGHTS} was saved with: a damaged copy, or it was changed; copy or "
-            "save both again"
+            f"{folder / CONFIG} is not the one its {WEIGHTS} was saved with: a damaged copy, or it was changed; copy "
+            "or save both again"
         )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from dofa.addresses import shown_in
 from dofa.files import write_atomically
 from dofa.scene.grid import Grid
 from dofa.scene.layout import Layout, pieces
@@ -162,6 +163,6 @@ def with_areas(written: Written, task: str) -> Mapped:
         areas = class_areas(path, task != "multilabel")
         record = {"format_version": FORMAT_VERSION, "map": path.name, "note": CAVEAT}
         record |= {"classes": [area.to_dict() for area in areas]}
-        write_atomically(beside(path), (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(beside(path), (json.dumps(shown_in(record), indent=1, ensure_ascii=False) + "\n").encode())
         found.append((path, areas))
     return Mapped(**vars(written), areas=tuple(found))

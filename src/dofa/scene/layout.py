@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.addresses import shown_in
 from dofa.documents import parse_json
 from dofa.errors import ConfigError, DataError, short
 from dofa.scene.tiles import Window
@@ -201,7 +202,7 @@ class Layout:
             "zero": None if self.zero is None else self.zero.tolist(),
             "class_names": None if self.class_names is None else list(self.class_names),
             "colours": None if self.colours is None else [list(c) for c in self.colours],
-            "meta": self.meta,
+            "meta": shown_in(self.meta),
             **({} if self.control_points is None else {"control_points": self.control_points}),
         }
 

@@ -2,6 +2,7 @@
 
 import re
 
+from dofa.addresses import shown
 from dofa.raster.band_names import match
 from dofa.sensors import Sensor
 
@@ -19,8 +20,8 @@ PRODUCTS = {
 
 
 def basename(path: str) -> str:
-    """The last part of a path or address."""
-    return path.rstrip("/").rsplit("/", 1)[-1]
+    """The last part of a path or address, without its query."""
+    return shown(path).removesuffix("?…").rstrip("/").rsplit("/", 1)[-1]
 
 
 def tokens(path: str) -> list[str]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
+from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.files import lock_folder, write_atomically
@@ -155,7 +156,7 @@ class Work:
         folder = _work_folder(out)
         work = cls(out, layout, folder, kind, overwrite)
         work._job = json.loads(
-            json.dumps({"format_version": 1, "key": key, "layout": layout.to_json()}, allow_nan=False)
+            json.dumps(shown_in({"format_version": 1, "key": key, "layout": layout.to_json()}), allow_nan=False)
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.addresses import shown_in
 from dofa.errors import ConfigError
 from dofa.pixels import Float
 from dofa.raster import remote
@@ -260,4 +261,4 @@ def _job(features: Features) -> Any:
 
 def digest(value: Any) -> str:
     """Of anything JSON holds."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(shown_in(value), sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.addresses import shown_in
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
 from dofa.raster import Raster, gdal, open_told, remote
@@ -217,7 +218,7 @@ class Scene:
         """Of the files (paths, sizes, times of change) and of how they are read: another one is another scene."""
         settled = {key: value for key, value in self.recipe.items() if key != "warnings"}
         files = [identity(raster) for raster in self._rasters]
-        text = json.dumps([settled, files], sort_keys=True)
+        text = json.dumps(shown_in([settled, files]), sort_keys=True)  # a new signature is no new scene
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:

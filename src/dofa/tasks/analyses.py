@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from dofa.addresses import shown_in
 from dofa.errors import ConfigError
 from dofa.files import write_atomically
 from dofa.model.encoder import DOFA
@@ -202,7 +203,7 @@ def analyse(
         | {"missing": counts_missing(len(names)) if report.missing else []},
         "notes": report.notes,
     }
-    _write(report, folder / "analyses.json", json.dumps(settings, indent=1) + "\n")
+    _write(report, folder / "analyses.json", json.dumps(shown_in(settings), indent=1) + "\n")
     return report
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dofa.addresses import shown_in
 from dofa.errors import ConfigError, DataError
 from dofa.files import write_atomically
 from dofa.model import checkpoint
@@ -86,7 +87,7 @@ def judge_head(
     evaluation = Evaluation(score, setting, tuple(notes), judged.words)
     if folder is not None:
         title = f"{images.name}, {judged.part}{', learned from' if judged.learned else ''}"
-        write_atomically(folder / RESULT, (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
+        write_atomically(folder / RESULT, (json.dumps(shown_in(evaluation.to_dict()), indent=1) + "\n").encode())
         if images.task != "multilabel":
             draw_confusion(score, folder / PICTURE, title)
         if score.panels is not None:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
+from dofa.addresses import shown_in
 from dofa.documents import as_mapping, read_json
 from dofa.errors import DataError
 from dofa.files import write_atomically
@@ -145,7 +146,7 @@ class Cells:
         """
         complete = {"format_version": FORMAT_VERSION, "name": name, **record, "host": _host(), "finished": _now()}
         complete["sha256"] = _digest(complete)
-        write_atomically(self.folder / f"{name}.json", (json.dumps(complete) + "\n").encode())
+        write_atomically(self.folder / f"{name}.json", (json.dumps(shown_in(complete)) + "\n").encode())
 
     def _claims(self, name: str) -> list[Path]:
         return sorted(self.folder.glob(f"{name}.claim.*"), key=_generation)

@@ -21,6 +21,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.files import json_digest, lock_folder, place_folder, restore_folder
@@ -145,7 +146,7 @@ class ChipWriter:
         whole = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            **record,
+            **shown_in(record),
             "shape": list(self._shape),
             "sha256": {f: _sha256(self._stage / f) for f in files},
             CHECKSUMS: {f: [_crc(entry) for entry in np.load(self._stage / f, "r", allow_pickle=False)] for f in files},

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import RunningStats, Scaling
 from dofa.raster import gdal
@@ -367,7 +368,7 @@ def _report(
     by_chip = np.stack([c.classes[list(kept)] for c in made])
     counts = np.stack([by_chip[sides == part].sum(0) for part in range(3)], axis=1)
     names = tuple(classes.names[k] for k in kept)
-    said = list(dict.fromkeys(notes))
+    said = list(dict.fromkeys(map(shown, notes)))
     gone = [n for i, n in enumerate(classes.names) if i not in kept]
     if gone:
         said.append(f"no chip shows class {', '.join(gone)}: left out")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.files import place_folder, restore_folder, write_atomically
@@ -97,7 +98,7 @@ def run(
         },
         "settings": {**tuning.to_dict(), "lr": tuning.rate, "batch": batch_size},
     }  # fmt: skip
-    digest = json.loads(json.dumps({**setting, "seed": seed, "scaling": scaling.to_dict()}))
+    digest = shown_in(json.loads(json.dumps({**setting, "seed": seed, "scaling": scaling.to_dict()})))
 
     target = choose(device)
     fabric = Fabric(
@@ -141,7 +142,7 @@ def run(
         if score.panels is not None:
             score.panels.save(place / PANELS)
         record = result.to_dict() | {"digest": digest, "drawn": list(score.drawn)}
-        write_atomically(place / RESULT, (json.dumps(record, indent=1) + "\n").encode())
+        write_atomically(place / RESULT, (json.dumps(shown_in(record), indent=1) + "\n").encode())
         if place != folder:
             _carry(folder, place)
             place_folder(place, folder, work / "previous")

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from dofa.addresses import shown_in
 from dofa.errors import ConfigError
 from dofa.files import write_atomically
 from dofa.model.encoder import DOFA
@@ -306,7 +307,7 @@ def probe(
             commands["band statistics"] = map_command(Path(out) / BANDS, images.task)
             result = replace(result, band_head=bands_head)
         result = replace(result, verdict=verdict(result.contenders, commands, seed))
-    write_atomically(Path(out) / RESULT, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
+    write_atomically(Path(out) / RESULT, (json.dumps(shown_in(result.to_dict()), indent=1) + "\n").encode())
     return result
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from dofa.addresses import shown_in
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import load_mae
@@ -129,7 +130,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         measured: dict[str, float] = {}
 
         def keep(update: int) -> None:
-            facts = {"images": images, "stores": digests, "config": config.to_dict()}
+            facts = {"images": images, "stores": digests, "config": shown_in(config.to_dict())}
             facts |= {"teacher": teacher.sha256} if teacher is not None else {}
             save_state(out / "checkpoints", update, objective, adam, facts, keep=run.keep, write=writes)
             provenance = {"code": code_version(), "updates": update, **facts}

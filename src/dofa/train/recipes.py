@@ -8,6 +8,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from dofa.addresses import shown_in
 from dofa.documents import LARGEST_YAML, as_mapping, parse_yaml, read_bytes
 from dofa.errors import ConfigError, nearest, short
 from dofa.train.config import FORMAT_VERSION, PretrainConfig
@@ -86,8 +87,8 @@ def print_config(config: PretrainConfig) -> None:
 
 
 def to_yaml(config: PretrainConfig) -> str:
-    """The whole configuration, defaults included, as YAML that `load_config` reads."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    """The whole configuration, defaults included, as YAML that `load_config` reads; addresses without their secrets."""
+    return yaml.safe_dump(shown_in(config.to_dict()), sort_keys=False, allow_unicode=True)
 
 
 def recipes() -> list[str]:
@@ -98,7 +99,7 @@ def recipes() -> list[str]:
 
 def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
     """Settings that matter to the weights and differ, each as `key: before -> now`."""
-    old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    old, new = (_flat(shown_in(each.to_dict())) for each in (before, now))
     warmups = {c.optim.warmup(c.run.updates) if c.run.updates else None for c in (before, now)}
     if len(warmups) == 1 and None not in warmups:  # the same, whether as a share or as a number
         new |= {key: old[key] for key in ("optim.warmup_ratio", "optim.warmup_updates")}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import dofa
+from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError
 from dofa.locks import FileLock
@@ -78,7 +79,7 @@ def save_state(
     safetensors.torch.save_file(tensors, partial / "model.safetensors")
     safetensors.torch.save_file(slots, partial / "optimizer.safetensors")
     state = {"format_version": FORMAT_VERSION, "update": update, "surroundings": surroundings(), **facts}
-    (partial / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    (partial / "state.json").write_text(json.dumps(shown_in(state), indent=1), encoding="utf-8")
     for file in partial.iterdir():
         _flush(file)
     _flush(partial)
