@@ -340,7 +340,6 @@ def test_a_local_folder_comes_before_any_name(saved, tmp_path, monkeypatch):
     [
         lambda config: config["encoder"].update(patch_offset=1),
         lambda config: config["encoder"].update(sar_wavelength=3.75),
-        lambda config: config["encoder"].update(pooled_norm=False),
         lambda config: config["encoder"]["sensors"]["toy"]["wavelength_um"].__setitem__(0, 0.61),
         lambda config: config["encoder"]["sensors"].clear(),
     ],
