@@ -26,34 +26,47 @@ class Verb:
         target: module and function behind it; its signature and docstring are the command's options and help.
         help: one line for `dofa --help`.
         positionals: parameters given without a flag and how many values they take, as argparse says it.
+        extra: what of `pip install "dofa[…]"` the command needs.
     """
 
     target: str
     help: str
     positionals: dict[str, str | None] = field(default_factory=dict)
+    extra: str = ""
 
 
 VERBS = {
     "sensors": Verb("dofa.sensors:show", "list the sensors we know, or show one", {"name": "?"}),
     "pack": Verb(
-        "dofa.corpus.command:pack_command", "pack images into a store for training", {"layout": None, "sources": "+"}
+        "dofa.corpus.command:pack_command",
+        "pack images into a store for training",
+        {"layout": None, "sources": "+"},
+        "corpus",
     ),
     "prefit": Verb("dofa.model.command:prefit_command", "start a model from an RGB teacher's weights", {}),
-    "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}),
+    "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}, "train"),
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
-    "chips": Verb("dofa.tasks.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}),
-    "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}),
-    "finetune": Verb("dofa.tasks.finetune:finetune", "adapt a model to labelled images", {}),
-    "evaluate": Verb("dofa.tasks.evaluate:evaluate", "score a trained head on labelled images", {}),
-    "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}),
-    "analyse": Verb("dofa.tasks.analyses:analyse", "look into models: kernels, features, more bands and fewer", {}),
-    "info": Verb("dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}),
-    "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}),
-    "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}),
-    "export": Verb("dofa.model.export:export", "write an encoder, with a head if given, as ONNX or torch.export", {}),
-    "preview": Verb("dofa.scene.pictures:preview", "draw a scene beside its features", {"scene": "+"}),
-    "similar": Verb("dofa.scene.similar:similar", "map what resembles a place of a scene", {"scene": "+"}),
-    "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}),
+    "chips": Verb("dofa.tasks.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}, "tasks"),
+    "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}, "tasks"),
+    "finetune": Verb("dofa.tasks.finetune:finetune", "adapt a model to labelled images", {}, "train,tasks"),
+    "evaluate": Verb("dofa.tasks.evaluate:evaluate", "score a trained head on labelled images", {}, "tasks"),
+    "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}, "tasks"),
+    "analyse": Verb(
+        "dofa.tasks.analyses:analyse", "look into models: kernels, features, more bands and fewer", {}, "tasks,plot"
+    ),
+    "info": Verb(
+        "dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}, "scene"
+    ),
+    "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}, "scene"),
+    "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}, "scene"),
+    "export": Verb(
+        "dofa.model.export:export", "write an encoder, with a head if given, as ONNX or torch.export", {}, "export"
+    ),
+    "preview": Verb("dofa.scene.pictures:preview", "draw a scene beside its features", {"scene": "+"}, "scene,plot"),
+    "similar": Verb(
+        "dofa.scene.similar:similar", "map what resembles a place of a scene", {"scene": "+"}, "scene,plot"
+    ),
+    "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}, "train,tasks,plot"),
 }
 
 # What these words mean in every command that has them, and the least they can be.
@@ -152,7 +165,15 @@ def _overview() -> str:
 
 def _run(name: str, verb: Verb, argv: list[str]) -> int:
     module, function = verb.target.split(":")
-    run = getattr(import_module(module), function)
+    try:
+        run = getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        package = (error.name or "dofa").split(".")[0]
+        if package == "dofa" or not verb.extra:
+            raise
+        raise DofaError(
+            f'dofa {name} needs {package}, which is not installed: pip install "dofa[{verb.extra}]"'
+        ) from None
     # argparse takes -97.1,46.9 for an option; a number with a blank before it is none.
     argv = [f" {word}" if re.match(r"-[\d.]+,", word) else word for word in argv]
     settings = vars(_parser(name, verb, run).parse_args(argv))

@@ -294,7 +294,7 @@ def _report(out: Path, name: str, reading: Reading, began: float) -> PackReport:
     counts = attributes["counts"]
     notes = list(reading.notes)
     if len(counts["splits"]) == 1 and attributes["packing"]["split"]["method"] == "place":
-        notes.append("all images show one place, so nothing is held out: split blocks holds out a part of it")
+        notes.append("all images show one place, so nothing is held out: --split blocks holds out a part of it")
     lines = (out / name / "refused.jsonl").read_text(encoding="utf-8").splitlines()
     return PackReport(
         store=str(out),

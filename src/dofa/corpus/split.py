@@ -31,7 +31,7 @@ class SplitConfig:
             raise ConfigError(f"split is {self.method!r}: {nearest(str(self.method), get_args(Method))}")
         if not 0 < self.val_fraction < 1:
             raise ConfigError(
-                f"val_fraction is {self.val_fraction}; a share between 0 and 1 (split none holds out nothing)"
+                f"--val-fraction {self.val_fraction}: a share between 0 and 1 (--split none holds out nothing)"
             )
 
 
@@ -75,11 +75,11 @@ def held_out_places(places: set[str], config: SplitConfig) -> set[str]:
 
 def _blocks(place: str, items: list[Item], config: SplitConfig) -> list[Split | None]:
     """Cut one place across its longer side: the same ground is held out in every image that shows it."""
-    cure = "hold out whole places (split place) or nothing (split none)"
+    cure = "hold out whole places (--split place) or nothing (--split none)"
     bounds = [i.bounds for i in items if i.bounds is not None]
     if len(bounds) < len(items):
         lost = next(i.source for i in items if i.bounds is None)
-        raise DataError(f"split blocks needs positions, and {lost} has none: {cure}")
+        raise DataError(f"--split blocks needs positions, and {lost} has none: {cure}")
     frames = sorted({i.frame for i in items})
     if len(frames) > 1:
         raise DataError(f"place {place} has images in {' and '.join(frames)}: blocks need one frame; {cure}")
@@ -100,7 +100,7 @@ def _blocks(place: str, items: list[Item], config: SplitConfig) -> list[Split | 
     if not any(kept):
         raise DataError(
             f"place {place} is too small for blocks: held-out images, a gap of one image and training images need more "
-            f"than {sides[axis] / crop:.1f} images in a row; pack smaller tiles, or {cure}"
+            f"than {sides[axis] / crop:.1f} images in a row; pack smaller tiles (--tile), or {cure}"
         )
     return ["val" if out else "train" if keep else None for out, keep in zip(held_out, kept, strict=True)]
 

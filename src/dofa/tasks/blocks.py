@@ -201,7 +201,7 @@ def deal(counts: NDArray[Any], val: float, test: float, seed: int, names: Sequen
         ConfigError: shares that leave nothing.
     """
     check_shares(val, test)
-    units, cure = len(counts), "make --block smaller, label more ground, or give --split random"
+    units, cure = len(counts), "make --block or --size smaller, label more ground, or give --split random"
     held = [max(1, round(share * units)) if share else 0 for share in (val, test)]
     if units <= sum(held):
         raise DataError(f"blocks of ground: {units}, too few for training, validation and test: {cure}")

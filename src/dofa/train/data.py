@@ -200,7 +200,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
     ) -> None:
         if config.run.micro_batches % ranks:
             raise ConfigError(
-                f"run.micro_batches is {config.run.micro_batches}, not a multiple of the {ranks} processes"
+                f"run.micro_batches is {config.run.micro_batches}, not a multiple of the {ranks} processes: "
+                f"{more_processes(config, ranks)}"
             )
         self.config, self.stores, self.sources = config, stores, sources
         self.mixture, self.patch = mixture, patch
@@ -355,6 +356,20 @@ def held_out_batch(
         "valid": None if valid_khw.all() else torch.from_numpy(valid_khw).repeat_interleave(masks, 0),
         "noise": torch.from_numpy(np.concatenate(noises)),
     }
+
+
+def more_processes(config: PretrainConfig, ranks: int) -> str:
+    """The settings that share an update out over `ranks` processes, with as many images in it where that is possible.
+
+    Args:
+        config: of the run.
+        ranks: number of processes, which `run.micro_batches` is no multiple of.
+    """
+    micro, batch = config.run.micro_batches, config.data.batch
+    if isinstance(batch, int) and micro * batch % ranks == 0:
+        images = micro * batch
+        return f"--set run.micro_batches={ranks} data.batch={images // ranks} keeps the {images} images of an update"
+    return f"--set run.micro_batches={ranks}, with a smaller data.batch to keep as many images in an update"
 
 
 def _one(value: int | dict[str, int], sensor: str, name: str) -> int:
