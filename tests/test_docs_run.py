@@ -12,6 +12,7 @@ import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_every_printed_command_has_options_that_exist(page: str, line: str) -> N
     if said[0] != "pretrain" or not settings["config"] or settings["config"].endswith(".yaml"):
         return
     config = load_config(settings["config"], settings.get("set", []))
-    counts = dict(zip(launched, launched[1:], strict=False))
+    counts = dict(pairwise(launched))
     world = int(counts.get("--nnodes", 1)) * int(counts.get("--nproc-per-node", 1))
     assert config.run.micro_batches % world == 0, f"{config.run.micro_batches} micro-batches on {world} processes"
     if launched:  # as many images an update as the recipe's learning rate is for
