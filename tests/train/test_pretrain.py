@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from lightning_fabric import Fabric
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import dofa
@@ -18,7 +20,7 @@ from dofa.corpus.items import Reading
 from dofa.corpus.packing import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
-from dofa.errors import CheckpointError, ConfigError, DataError
+from dofa.errors import CheckpointError, ConfigError, DataError, DofaError
 from dofa.model.checkpoint import load_mae, save
 from dofa.train import loop
 from dofa.train.evaluate import evaluate_store
@@ -348,3 +350,24 @@ def test_an_untrained_model_is_judged_at_about_one(settings):
     stores = open_stores(list(config.data.stores))
     learn_sensors(mae, stores)
     assert evaluate_store(mae, stores["naip-rgb"], crop=32).summary()["error"] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(settings, tmp_path, monkeypatch, error):
+    """safetensors' own error of a full disk was a traceback."""
+    config = settings(run__save_every=2)
+    real, files = safetensors.torch.save_file, []
+
+    def fills(tensors, file, *args, **more):
+        files.append(Path(file))
+        if "00000004" in str(file) and "optimizer" in str(file):
+            raise error
+        real(tensors, file, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dofa.train.state.safetensors.torch.save_file", fills)
+        with pytest.raises(DofaError, match=r"cannot be written .*No space left.*--resume"):
+            pretrain(config)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["update-00000002"]
+    pretrain(config, resume=True)
+    assert (tmp_path / "run" / "checkpoints" / "update-00000004" / "state.json").is_file()

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 import dofa
 from dofa.addresses import shown_in
 from dofa.documents import read_json
-from dofa.errors import CheckpointError, ConfigError
+from dofa.errors import CheckpointError, ConfigError, DofaError
 from dofa.locks import FileLock
 from dofa.settings import whole
 
@@ -62,6 +62,9 @@ def save_state(
         facts: what else state.json says.
         keep: newest checkpoints that stay.
         write: whether this process writes.
+
+    Raises:
+        DofaError: the disk is full, or the folder is gone.
     """
     tensors = {name: _whole(value) for name, value in module.state_dict().items()}
     slots = {
@@ -72,19 +75,27 @@ def save_state(
     target = folder / f"{_PREFIX}{update:08d}"
     if not write or target.is_dir():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_partial(folder)
     partial = folder / f"{_PARTIAL}{target.name}"
-    partial.mkdir()
-    safetensors.torch.save_file(tensors, partial / "model.safetensors")
-    safetensors.torch.save_file(slots, partial / "optimizer.safetensors")
-    state = {"format_version": FORMAT_VERSION, "update": update, "surroundings": surroundings(), **facts}
-    (partial / "state.json").write_text(json.dumps(shown_in(state), indent=1), encoding="utf-8")
-    for file in partial.iterdir():
-        _flush(file)
-    _flush(partial)
-    os.replace(partial, target)
-    _flush(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(folder)
+        partial.mkdir()
+        safetensors.torch.save_file(tensors, partial / "model.safetensors")
+        safetensors.torch.save_file(slots, partial / "optimizer.safetensors")
+        state = {"format_version": FORMAT_VERSION, "update": update, "surroundings": surroundings(), **facts}
+        (partial / "state.json").write_text(json.dumps(shown_in(state), indent=1), encoding="utf-8")
+        for file in partial.iterdir():
+            _flush(file)
+        _flush(partial)
+        os.replace(partial, target)
+        _flush(folder)
+    except (OSError, safetensors.SafetensorError) as error:  # safetensors tells a full disk in its own kind
+        shutil.rmtree(partial, ignore_errors=True)
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DofaError(
+            f"{target} cannot be written ({why}): the checkpoints before it are whole; make room, or bring the folder "
+            "back, and continue with --resume"
+        ) from None
     for old in checkpoints(folder)[:-keep]:
         # Renamed first: a checkpoint that is half removed must not look whole.
         doomed = old.with_name(f"{_PARTIAL}{old.name}")
