@@ -23,6 +23,7 @@ from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError
 from dofa.pixels import RunningStats
+from dofa.progress import Progress
 
 
 @pytest.fixture
@@ -503,12 +504,21 @@ def test_a_store_survives_pickling(toy, tmp_path):
 # -- progress ---------------------------------------------------------------------------------------------------------
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(toy, tmp_path, capsys):
-    pack(toy.reading(8), tmp_path / "store")
+def test_progress_of_a_long_job_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    clock = iter(range(0, 100, 6))
+    monkeypatch.setattr("dofa.progress.time.monotonic", lambda: float(next(clock)))
+    with Progress("packing toy", 4, 0, wanted=True) as progress:
+        for _ in range(4):
+            progress.advance(nbytes=10**6)
     said = capsys.readouterr().err
-    assert "packing toy: 8/8" in said
+    assert [line.split(",")[0] for line in said.splitlines()] == ["packing toy: 2/4", "packing toy: 4/4"]
     assert "MB/s" in said
     assert "\x1b" not in said
+
+
+def test_a_short_job_prints_no_progress_where_there_is_no_terminal(toy, tmp_path, capsys):
+    pack(toy.reading(8), tmp_path / "store")
+    assert capsys.readouterr().err == ""
 
 
 KILLED = """

@@ -284,7 +284,7 @@ def block(language):
 
 
 @pytest.mark.slow
-def test_the_slurm_script_of_the_docs_writes_the_files_of_one_process(folder, tmp_path):
+def test_the_slurm_script_of_the_docs_writes_the_files_of_one_process(folder, tmp_path, monkeypatch):
     for name in ("scenes", "bin"):
         (tmp_path / name).mkdir()
     for name in ("scene.tif", "second.tif"):
@@ -299,7 +299,8 @@ def test_the_slurm_script_of_the_docs_writes_the_files_of_one_process(folder, tm
     )
     assert done.returncode == 0, done.stderr
     scenes = [str(tmp_path / "scenes" / name) for name in ("scene.tif", "second.tif")]
-    words = ["--weights", str(tmp_path / "MODEL"), *OPENING, "--stats", "dataset", "--out", str(tmp_path / "one")]
+    monkeypatch.chdir(tmp_path)
+    words = ["--weights", "MODEL", *OPENING, "--stats", "dataset", "--out", str(tmp_path / "one")]
     assert main(["embed", *scenes, *words]) == 0
     assert tree(tmp_path / "features") == tree(tmp_path / "one")
     assert not list(tmp_path.glob("scheduler-*"))
