@@ -64,7 +64,7 @@ def test_only_one_process_makes_an_output_and_a_killed_one_lets_go(tmp_path):
         with pytest.raises(DofaError, match="out is being written by another process"):
             lock_folder(work, tmp_path / "out")
         other.kill()
-    os.close(lock_folder(work, tmp_path / "out"))
+    lock_folder(work, tmp_path / "out").release()
 
 
 def test_a_folder_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, monkeypatch):
@@ -77,9 +77,10 @@ def test_a_folder_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, 
         return handle
 
     monkeypatch.setattr(os, "open", remove_once)
-    handle = lock_folder(work, tmp_path / "out")
-    assert os.path.samestat(os.fstat(handle), os.stat(work / "lock"))
-    os.close(handle)
+    lock = lock_folder(work, tmp_path / "out")
+    assert times
+    assert lock.in_place
+    lock.release()
 
 
 def test_a_digest_of_json_is_that_of_what_is_read_back():

@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
         ("similar noplace.tif S2 STATS --at 13,52", "noplace.tif has no .* --pixel ROW,COL"),
         ("embed half.tif zone34.tif --stack S2 STATS", "zone34.tif .*EPSG:32634, half.tif .*gdalwarp"),
         # weights and heads
-        ("embed named.tif S2 STATS --weights torn", "torn/model.safetensors does not fit the model"),
+        ("embed named.tif S2 STATS --weights torn", "torn/config.json"),
         ("embed named.tif S2 STATS --weights patch16 --tile 40", "tile 40: .*patch of 16"),
         ("embed named.tif S2 --stats checkpoint", r"named.tif: .*: dofa embed \S*named.tif .*--stats scene$"),
         ("embed named.tif S2 --strict", r"named.tif: .*no statistics .*: dofa embed \S*named.tif .*--stats scene$"),

@@ -32,6 +32,7 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUO
 # The hub's client waits as long as a Retry-After says and asks a silent server again and again.
 SILENT_S = 30.0  # without LEAST more bytes, a download is given up
 LEAST = 1 << 16
+DOWNLOADS = "dofa-downloads"  # in HF_ASSETS_CACHE
 
 
 def fetch_file(repo: str, file: str, name: str) -> Path:
@@ -62,7 +63,7 @@ def download(repo: str, file: str, name: str) -> Path:
     with _in_one_line(repo, file, name), _quiet():
         url = hf_hub_url(repo, file)
         found = _watched(lambda: get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT), lambda: 0, None)
-        folder = Path(constants.HF_ASSETS_CACHE) / "dofa-downloads"
+        folder = Path(constants.HF_ASSETS_CACHE) / DOWNLOADS
         folder.mkdir(parents=True, exist_ok=True)
         # By its digest: another file under the same name is not mixed with the first half of this one.
         path = folder / f"{(found.etag or 'unknown')[:16]}-{file}"

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from dofa.errors import CheckpointError
 from dofa.model.convert import convert
-from dofa.model.download import download, fetch_cached, fetch_file
+from dofa.model.download import DOWNLOADS, WeakFileLock, download, fetch_cached, fetch_file
 from dofa.model.native import CONFIG, FORMAT_VERSION, WEIGHTS, file_sha256
 from dofa.model.released import RELEASED, ReleasedFile
 
@@ -30,26 +30,31 @@ def fetch_released(name: str) -> Path:
     folder = Path(constants.HF_ASSETS_CACHE) / "dofa" / f"{name}-format{FORMAT_VERSION}"
     if (folder / CONFIG).is_file():
         return folder
-    source = fetch_file(file.repo, file.file, name)
-    if file.sha256 is not None:
-        source = _checked(source, file, name)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Converted beside and moved in whole: several processes may do this at once, and each may be killed.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as beside:
-            layout = True if file.decoder else None
-            converted = convert(source, Path(beside) / name, num_heads=file.num_heads, legacy_layout=layout).folder
-            try:
-                os.rename(converted, folder)
-            except OSError:
-                if not (folder / CONFIG).is_file():
-                    shutil.rmtree(folder)
-                    os.rename(converted, folder)
+        # One process fetches and converts, the others wait for it: each would fetch a file that the first one removes.
+        downloads = Path(constants.HF_ASSETS_CACHE) / DOWNLOADS
+        downloads.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(downloads / f"{name}.lock"):
+            return folder if (folder / CONFIG).is_file() else _fetch_and_convert(file, folder, name)
     except OSError as error:
         raise CheckpointError(
             f"{name}: {folder} cannot be written ({error.strerror}): name a folder for converted models, export "
             "HF_HOME=FOLDER"
         ) from None
+
+
+def _fetch_and_convert(file: ReleasedFile, folder: Path, name: str) -> Path:
+    source = fetch_file(file.repo, file.file, name)
+    if file.sha256 is not None:
+        source = _checked(source, file, name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Converted beside and moved in whole, for the process may be killed.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as beside:
+        layout = True if file.decoder else None
+        converted = convert(source, Path(beside) / name, num_heads=file.num_heads, legacy_layout=layout).folder
+        if folder.is_dir():
+            shutil.rmtree(folder)  # without its configuration: what a killed process left
+        os.rename(converted, folder)
     if source.is_relative_to(constants.HF_ASSETS_CACHE):
         source.unlink(missing_ok=True)  # our own download: everything in it is in the folder, or was left out by name
     return folder
