@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from dofa.errors import CheckpointError
 from dofa.model.convert import convert
-from dofa.model.download import DOWNLOADS, WeakFileLock, download, fetch_cached, fetch_file
+from dofa.model.download import DOWNLOADS, download, fetch_cached, fetch_file
 from dofa.model.native import CONFIG, FORMAT_VERSION, WEIGHTS, file_sha256
 from dofa.model.released import RELEASED, ReleasedFile
 
