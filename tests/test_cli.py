@@ -141,3 +141,32 @@ def test_a_cure_shows_the_command_without_its_secrets_and_with_all_its_files():
     words = ["embed", "--stats", "x", "https://u:p@host/a.tif?sig=1", "b c.tif", "--gsd=3", "--out", "o"]
     shown = _mended(words, {"--stats": None, "--gsd": "10"})
     assert shown == "dofa embed 'https://host/a.tif?…' 'b c.tif' --out o --gsd 10"
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["embed", "x.tif", "--out", "y.tif"], ["--weights"]),
+        (["embed", "x.tif", "--weights", "w", "--out", "y.tif", "--senser", "a"], ["--senser", "--sensor"]),
+        (["chips", "x.tif", "--label", "a", "--out", "y"], ["--label", "--labels"]),
+        (["embed", "x.tif", "--weights", "w", "--out", "y.tif", "--batch", "many"], ["--batch", "many"]),
+    ],
+)
+def test_a_mistaken_option_is_one_line_that_names_it(argv, names, capsys):
+    assert main(argv) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert all(name in told for name in names)
+
+
+def test_the_folder_above_a_model_or_a_head_names_the_one_within(tmp_path):
+    from dofa.errors import CheckpointError
+    from dofa.model.checkpoint import load
+    from dofa.model.heads import load_head
+
+    for inner, record, read in (("model", "config.json", load), ("head", "head.json", load_head)):
+        (tmp_path / "run" / inner).mkdir(parents=True)
+        (tmp_path / "run" / inner / record).write_text("{}")
+        with pytest.raises(CheckpointError) as error:
+            read(str(tmp_path / "run"))
+        assert str(tmp_path / "run" / inner) in str(error.value)

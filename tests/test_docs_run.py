@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -262,7 +263,7 @@ RUN = {
         },
         {
             "dofa chips": ["--size", "16"],  # rasters of 256 pixels: the corner of a quarter quad of 10,000
-            "dofa finetune": ["--epochs", "1"],
+            "dofa finetune": ["--epochs", "1", "--warmup-epochs", "0"],
             "dofa pretrain": TWO,
         },
     ),
@@ -306,3 +307,26 @@ def test_the_commands_of_a_page_run_as_printed(
         assert call[0] == "dofa", f"{line} is neither ours nor left out with a reason"
         torch.set_num_threads(1)
         assert main(call[1:]) == 0, f"{line}\n{capfd.readouterr().err[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_launch_line_of_two_processes_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pretraining(tmp_path)
+    lines = [line for line in printed(ROOT / "docs/pretraining.md") if line.startswith("torchrun --nproc-per-node 2 ")]
+    (line,) = lines
+    for name, value in {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PET_STANDALONE": "1",  # torchrun's own free port: 29500 may be another test's
+    }.items():
+        monkeypatch.setenv(name, value)
+    answer = subprocess.run(
+        ["bash", "-c", f"{line} {shlex.join(TWO)}"], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "on 2 × cpu" in answer.stderr
+    assert (tmp_path / "runs/cpu-tiny/model/config.json").is_file()

@@ -12,7 +12,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from dofa.addresses import shown
 from dofa.errors import DofaError, nearest, short
@@ -186,13 +186,30 @@ def _run(name: str, verb: Verb, argv: list[str]) -> int:
     return int(getattr(result, "status", 0))
 
 
+class Parser(ArgumentParser):
+    """Says a mistake in one line, with the nearest flag, where argparse prints every option first."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong.
+
+        Args:
+            message: argparse's.
+
+        Raises:
+            DofaError: always.
+        """
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            message = f"no option {unknown[1]}: {nearest(unknown[1], self._option_string_actions)}"
+        raise DofaError(f"{self.prog.removeprefix('dofa ')}: {message} ({self.prog} --help lists the options)")
+
+
 def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
     """Options from a function's signature and docstring, with flags and lists as people write them."""
     from docstring_parser import parse
 
     documented = parse(run.__doc__ or "")
     epilog = (documented.long_description or "").replace("%", "%%")
-    parser = ArgumentParser(prog=f"dofa {name}", description=verb.help, epilog=epilog)
+    parser = Parser(prog=f"dofa {name}", description=verb.help, epilog=epilog)
     told = {p.arg_name: p.description for p in documented.params}
     hints = get_type_hints(run)
     for key, parameter in signature(run).parameters.items():

@@ -122,6 +122,21 @@ def test_a_scene_without_a_band_of_the_head_names_it(tmp_path, small_model, head
         predict_all([three], small_model, head, precision="float32")
 
 
+def test_the_bands_of_a_head_come_before_its_pixel_size(tmp_path, small_model, head):
+    image = np.ones((3, 32, 32), np.uint16)
+    three = dofa.open_scene(write_tiff(tmp_path / "x.tif", image, names=BANDS[:3]), "sentinel-2-l2a", dn_offset=0)
+    with pytest.raises(ConfigError, match="B08"):  # --gsd would not help
+        predict_all([three], small_model, replace(head, gsd_m=30.0), precision="float32")
+
+
+def test_a_scene_of_another_sensor_than_the_heads_is_said(scene, small_model, head, recwarn):
+    predict_all([dofa.open_scene(scene, "sentinel-2-l2a", dn_offset=0)], small_model, head, precision="float32")
+    assert not [w for w in recwarn if "trained on" in str(w.message)]
+    other = dofa.open_scene(scene, "sentinel-2-l1c", dn_offset=0)
+    with pytest.warns(UserWarning, match=r"of sentinel-2-l1c, the head was trained on sentinel-2-l2a"):
+        predict_all([other], small_model, head, precision="float32")
+
+
 def test_bands_in_another_order_give_the_same_map(tmp_path, scene, opened, small_model, head):
     rasterio = pytest.importorskip("rasterio")
     with rasterio.open(scene) as file:

@@ -174,6 +174,9 @@ def test_classes_are_matched_by_name(tmp_path):
         evaluate(head, model, masked())
     with pytest.raises(ConfigError, match="--stride 4 is for maps"):
         evaluate(head, model, data, stride=4)
+    few = data.select_bands(data.sensor.band_names[:1])
+    with pytest.raises(ConfigError, match=f"the head was trained on {data.sensor.name}, these images are of"):
+        evaluate(head, model, few)
     with torch.no_grad():
         model.cls_token[0, 0, 0] += 1
     with pytest.raises(CheckpointError, match="was trained on the encoder"):

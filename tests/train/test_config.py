@@ -164,3 +164,8 @@ def test_settings_of_distillation_without_a_teacher_are_refused(distill, names):
 def test_a_recipe_s_section_of_distillation_can_be_taken_away():
     config = load_config("dofa-base", ["distill={}", "model.start=random"])
     assert config.distill == DistillConfig()
+
+
+def test_a_single_store_says_how_a_list_is_written():
+    with pytest.raises(ConfigError, match=r"data\.stores=\[corpus\]"):
+        load_config("cpu-tiny", ["data.stores=corpus"])

@@ -261,7 +261,8 @@ def open_stores(urls: str | Path | Sequence[str | Path]) -> dict[str, SensorStor
         url = str(entry).rstrip("/")
         root = read_attributes(url)
         if root is None:
-            raise DataError(f"no store at {url}: give the folder or address that dofa pack wrote")
+            chips = f"; it holds chips: chips:{url}" if Path(url, "chips.json").is_file() else ""
+            raise DataError(f"no store at {url}: give the folder or address that dofa pack wrote{chips}")
         check_format(root, url)
         if "sensors" not in root:
             raise DataError(f"{url} is one sensor of a store: name the store, {url.rpartition('/')[0] or '.'}")

@@ -283,6 +283,12 @@ def _telling(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
 
 
+def _inside(path: Path) -> str:
+    """Folders one level below that have the file: of a run or a probe, which people name in place of what is in it."""
+    found = sorted(str(file.parent) for file in path.parent.glob(f"*/{path.name}"))[:3]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
 def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> dict[str, Any]:
     """The JSON record of a model or head folder.
 
@@ -296,7 +302,7 @@ def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> d
         CheckpointError: missing, no JSON, without a format version, from the future, or with a key nobody knows.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path.parent} is no {what} folder: {path.name} is missing")
+        raise CheckpointError(f"{path.parent} is no {what} folder: {path.name} is missing{_inside(path)}")
     record = read_json(path, CheckpointError)
     found = record.get("format_version") if isinstance(record, dict) else None
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:

@@ -1,5 +1,6 @@
 """`dofa predict`: maps of scenes through a trained head: classes, probabilities, or values."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from dofa.scene.command import Bar
 from dofa.scene.encoder import EncoderTiles, plan_of, specialised
 from dofa.scene.engine import Job
 from dofa.scene.features import describe, settled
-from dofa.scene.inputs import Inputs, settle
+from dofa.scene.inputs import Inputs, bands_for_head, settle
 from dofa.scene.many import OnError, Scenes
 from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout
@@ -178,7 +179,7 @@ def predict_all(
         raise ConfigError(f"--stride {stride}: a {head.decoder.kind} decoder answers for every pixel: leave it out")
 
     def settle_one(scene: Scene, found: Any) -> Inputs:
-        check_gsd(scene, head, force)
+        check_head(scene, head, force)
         inputs = settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
         check_values(inputs)
         return inputs
@@ -222,7 +223,7 @@ def _band_maps(
         raise ConfigError(f"--stats {stats}: band statistics are read in physical values: leave it out")
 
     def settle_one(scene: Scene, _: Any) -> BandInputs:
-        check_gsd(scene, head, force)
+        check_head(scene, head, force)
         inputs = band_inputs(scene, head)
         check_values(inputs, unit_only=True)
         return inputs
@@ -237,17 +238,24 @@ def _band_maps(
     return out
 
 
-def check_gsd(scene: Scene, head: Head, force: bool) -> None:
-    """Refuse a scene whose pixels have another size than those the head was trained on.
+def check_head(scene: Scene, head: Head, force: bool) -> None:
+    """Refuse a scene without the head's bands or with pixels of another size, and warn of another sensor.
 
     Args:
         scene: with its pixels' size, or none.
-        head: with the size it was trained at.
-        force: the user accepts it.
+        head: with the bands and the size it was trained at.
+        force: the user accepts the size.
 
     Raises:
-        ConfigError: they differ by more than 1.5 ×, and nobody accepted that.
+        ConfigError: a band is missing, or the sizes differ by more than 1.5 ×, and nobody accepted that.
     """
+    sensor, _ = bands_for_head(scene, head)
+    if sensor.name != head.sensor.name:
+        warnings.warn(
+            f"{scene.name} is of {sensor.name}, the head was trained on {head.sensor.name}: bands of the same names "
+            "are taken, and the map is as good as their numbers agree",
+            stacklevel=2,
+        )
     if force or scene.gsd_m is None:
         return
     apart = max(scene.gsd_m / head.gsd_m, head.gsd_m / scene.gsd_m)

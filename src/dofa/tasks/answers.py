@@ -54,7 +54,14 @@ def judge_head(
     model = weights if isinstance(weights, DOFA) or weights is None else checkpoint.load(weights)
     trained.require(model)
     images = open_labelled(data) if isinstance(data, str) else data
-    images = as_blocks(matched(images.select_bands(trained.sensor.band_names), trained), trained.split)
+    try:
+        images = images.select_bands(trained.sensor.band_names)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{images.name}: the head was trained on {trained.sensor.name}, these images are of {images.sensor.name}: "
+            f"{error}"
+        ) from None
+    images = as_blocks(matched(images, trained), trained.split)
     step = stride_of(trained, stride)
     judged = choose_judged(images, trained.split, split)
     rows, notes = judged.rows, list(images.notes)

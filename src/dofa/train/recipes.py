@@ -144,6 +144,8 @@ def _check_keys(data: Any, owner: type, origin: str, where: str) -> None:
         hint = hints[key]
         if is_dataclass(hint) and isinstance(hint, type):
             _check_keys(value, hint, origin, f"{where}{key}.")
+        elif isinstance(value, str) and get_origin(hint) is tuple:
+            raise ConfigError(f"{origin}: {where}{key} is a list: {where}{key}=[{short(value)}]")
         elif value is None and not (get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)):
             raise ConfigError(f"{origin}: {where}{key} is empty")
 
