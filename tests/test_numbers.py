@@ -372,3 +372,22 @@ def test_real_files_are_neither_rescaled_nor_doubted(real_data):
                     assert (r.scaling.unit, r.scaling.scale[0]) == (own.unit, own.scale[0])
                 seen += 1
     assert seen > 10
+
+
+@pytest.mark.parametrize("zeros", [0, 40])
+def test_zeros_in_one_band_do_not_hide_that_a_product_carries_its_offset(tmp_path, zeros):
+    counts = (land(bands=4) * 1e4 + 1000).round().astype("uint16")
+    counts[1].ravel()[:zeros] = 0
+    with open_raster(write(tmp_path / "x.tif", counts), "sentinel-2-l2a") as raster:
+        assert titles(raster) == ["offset-unknown"]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32"])
+def test_whole_percents_without_a_word_are_doubted_and_dark_water_is_not(tmp_path, dtype):
+    percent = (land() * 100).round()
+    with open_raster(write(tmp_path / "x.tif", percent.astype(dtype)), "sentinel-2-l2a", dn_offset=0) as raster:
+        assert "--unit percent" in " ".join(raster.warnings)
+    water = land(low=0.0, high=0.03) * 1e4
+    water = water * np.array([1, 0.8, 0.5, 0.1])[:, None, None]
+    with open_raster(write(tmp_path / "y.tif", water.astype("uint16")), "sentinel-2-l2a", dn_offset=0) as raster:
+        assert not titles(raster)

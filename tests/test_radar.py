@@ -95,3 +95,20 @@ def test_a_file_that_says_decibels_is_not_doubted(tmp_path):
     with open_raster(tmp_path / "a.tif", "sentinel-1-rtc") as raster:
         assert raster.scaling.unit == "db"
         assert not [w for w in raster.warnings if w.startswith(("unit-assumed", "scale"))]
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32"])
+@pytest.mark.parametrize("told", [{}, {"unit": "linear_power"}])
+def test_counts_before_calibration_are_told_so_and_refused_as_power_too(tmp_path, kind, told):
+    rasterio = pytest.importorskip("rasterio")
+    from dofa.raster import open_raster
+    from dofa.scene.values import out_of_unit
+
+    counts = (10 ** (decibels(-11, 3, 0) / 20) * 500).astype(kind)
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=40, height=40, count=2, dtype=kind) as out:
+        out.write(counts)
+        out.descriptions = ("Amplitude_VV", "Amplitude_VH")
+    with open_raster(tmp_path / "a.tif", "sentinel-1-grd", **told) as raster:
+        text = " ".join(raster.warnings)
+        assert told or ("counts" in text and "calibrate" in text and "--unit linear_power" not in text)
+        assert set(out_of_unit(raster.scaling, raster.read()[0].reshape(2, -1))) == {"VV", "VH"}

@@ -403,3 +403,42 @@ def test_fill_values_of_netcdf_and_zarr(tmp_path, name, dtype):
     found = valid_of(tmp_path / name, None, dn_offset=None)
     assert np.array_equal(found, (array != -9999).all(axis=0))
     assert np.array_equal(found, gdal_masks(tmp_path / name).all(axis=0))
+
+
+# -- products in which 0 is no measurement ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", [None, 0])
+@pytest.mark.parametrize(
+    ("sensor", "names", "told"),
+    [
+        (L2A, NAMES, {"dn_offset": -1000}),
+        ("landsat-8-l2-sr", ["SR_B2", "SR_B3", "SR_B4", "SR_B5"], {"dn_offset": None}),
+    ],
+)
+def test_where_the_offset_makes_0_impossible_a_0_in_one_band_is_no_measurement(
+    tmp_path, sensor, names, told, declared
+):
+    image = noise(4, low=8000, high=20000)
+    image[1, 2:5, 3:9] = 0
+    path = write(tmp_path / "x.tif", image, names=names, nodata=declared)
+    assert np.array_equal(valid_of(path, sensor, **told), (image != 0).all(axis=0))
+
+
+@pytest.mark.parametrize(("offset", "nodata"), [(0, 0), (-1000, 65535)])
+def test_a_0_in_one_band_is_water_where_the_offset_or_the_user_leaves_it_one(tmp_path, offset, nodata):
+    image = noise(4, low=1100)
+    image[1, 2:5, 3:9] = 0
+    path = write(tmp_path / "x.tif", image, nodata=nodata if nodata == 0 else None)
+    words = {} if nodata == 0 else {"nodata": nodata}
+    assert valid_of(path, dn_offset=offset, **words).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint8"])
+def test_a_band_described_as_alpha_masks_however_soft_its_edge_is(tmp_path, dtype):
+    image = noise(4, dtype, side=48, low=20, high=250)
+    image[3] = np.clip(np.arange(48) - 10, 0, None)[:, None]
+    colours = ["red", "green", "blue", "alpha"]
+    path = write(tmp_path / "x.tif", image, names=["B04", "B03", "B02", "Alpha"], colours=colours)
+    with open_raster(path, L2A, dn_offset=0) as r:
+        assert np.array_equal(r.read()[1], image[3] > 0)

@@ -308,6 +308,19 @@ def test_an_undeclared_fill_value_of_a_file_is_no_measurement_of_its_store(tmp_p
     assert [bool(valid is None or valid.all()) for _, valid in map(store.read, range(3))] == [True, False, True]
 
 
+def test_a_border_of_zeros_is_no_measurement_of_its_store_and_a_dark_picture_is_one(tmp_path):
+    for dtype, sensor, names in (("uint16", "sentinel-2-l2a", ["B04", "B08"]), ("uint8", "naip-rgb", ["R", "G", "B"])):
+        array = np.random.default_rng(0).integers(100, 250, (len(names), 64, 64)).astype(dtype)
+        array[0, 40:44, 40:44] = 0  # water in one band
+        array[:, :20] = 0
+        write_tif(tmp_path / dtype / "a.tif", array, names=names)
+        reading = read_images(tmp_path / dtype, sensor, dn_offset=None if dtype == "uint8" else 0)
+        pack(reading, tmp_path / f"{dtype}-store", progress=False)
+        _, valid = open_stores(tmp_path / f"{dtype}-store")[sensor].read(0)
+        border = np.arange(64)[:, None] < (20 if dtype == "uint16" else 0)
+        assert np.array_equal(np.ones((64, 64), bool) if valid is None else valid, np.broadcast_to(~border, (64, 64)))
+
+
 def test_a_wrong_number_of_bands_in_an_archive_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((5, 12, 12), np.uint8))
     with pytest.raises(DataError, match="x has 5 bands, 3 are named or are those of rgb-aerial"):

@@ -90,7 +90,7 @@ class RasterFile(ImageFile):
         nodata: float | None,
     ) -> None:
         self.path = path
-        self._open: Callable[[], Raster] = partial(
+        self._opener: Callable[[], Raster] = partial(
             open_raster,
             path,
             sensor,
@@ -112,6 +112,14 @@ class RasterFile(ImageFile):
             if raster.crs is not None:
                 self.frame = raster.crs.to_string()
             self._transform: Any = raster.transform if raster.crs is not None else None
+            if 0 in raster.fill_values:
+                text = "a corner is 0 in every band: such pixels count as not measured"
+                self.warnings += (f"zero-border: {path}: {text}",)
+
+    def _open(self) -> Raster:
+        raster = self._opener()
+        raster.leave_out_zero_border()
+        return raster
 
     def read(self, index: int, window: Window, bands: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """See `ImageFile.read`."""

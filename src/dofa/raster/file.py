@@ -81,6 +81,7 @@ class Raster:
             self._nodata = None if nodata is None else float(nodata)
             self.fill_values: tuple[float, ...] = ()
             self.alpha: tuple[int, ...] | None = None
+            self._offset = 0.0  # the largest of a reflectance, see `_take`
             self._validity = Validity(self._header, (1,), self._nodata)
         except (ConfigError, DataError) as error:
             self.close()
@@ -132,8 +133,9 @@ class Raster:
 
     def tell(self, sensor: Sensor, scaling: Scaling, numbers: Sequence[int]) -> None:
         """Read these bands, by the caller's word; see `open_told`."""
-        self._take(sensor, numbers)
         self.scaling = scaling
+        self._offset = max(scaling.offset) if scaling.unit == "reflectance" else 0.0
+        self._take(sensor, numbers)
 
     def _take(self, sensor: Sensor, numbers: Sequence[int]) -> None:
         dataset = self._handles.dataset()
@@ -148,7 +150,11 @@ class Raster:
         self.dtype = np.dtype(types.pop())
         self._header = replace(self._header, dtype=self.dtype)
         self.sensor, self._numbers = sensor, list(numbers)
-        self._validity = Validity(self._header, numbers, self._nodata, self.fill_values, self.alpha)
+        # A product whose offset makes 0 a reflectance far below 0 has no such measurement: Sentinel-2 from processing
+        # baseline 04.00 and Landsat's Collection 2 write 0 where a band has none.
+        integers = self.dtype.kind in "iu" and self.dtype.itemsize > 1
+        zero_alone = integers and self._nodata in (None, 0) and self._offset < words.NEGATIVE
+        self._validity = Validity(self._header, numbers, self._nodata, self.fill_values, self.alpha, zero_alone)
 
     def set_nodata(self, nodata: float) -> None:
         """Replace the nodata value of every band.
@@ -166,6 +172,23 @@ class Raster:
         """
         windows = sample_windows(self.height, self.width)
         return self._look_for_fill([self._decode(self._numbers, window) for window in windows], windows)
+
+    def leave_out_zero_border(self) -> bool:
+        """Count pixels that are 0 in all bands as not measured if a corner is, and say whether it is.
+
+        Not where 0 or a mask says it already, nor where the user told a nodata value. In 8-bit pictures black is dark.
+        """
+        if self._nodata is not None or 0 in self._validity.values or self.masked or self.dtype.itemsize == 1:
+            return False
+
+        def corner(top: int, left: int, height: int, width: int) -> NDArray[Any]:
+            return self._decode(self._numbers, Window(left, top, width, height))
+
+        found = fill.zero_border(corner, self.height, self.width)
+        if found:
+            self.fill_values = (*self.fill_values, 0.0)
+            self._take(self.sensor, self._numbers)
+        return found
 
     def _look_for_fill(self, raw: Sequence[NDArray[Any]], windows: Sequence[Window]) -> list[tuple[str, Said]]:
         if self.dtype.itemsize == 1:
@@ -215,7 +238,7 @@ class Raster:
         else:
             settled = words.settle(self.sensor, numbers, self.dtype.name, user, self._name)
         settled = words.assumed(settled, self.sensor, numbers, sample)
-        self.scaling = settled.scaling
+        self.tell(self.sensor, settled.scaling, self._numbers)
         for said in settled.notes:
             self._note(said)
         for doubt in settled.doubts(numbers, sample, self.sensor.name):
@@ -234,7 +257,8 @@ class Raster:
 
     def _check_alpha(self) -> None:
         """Bands that are marked alpha and hold something else (NAIP's infrared) mask nothing."""
-        masks = tuple(n for n in self._validity.alpha if self._is_mask(n))
+        named = self._header.called_alpha
+        masks = tuple(n for n in self._validity.alpha if n in named or self._is_mask(n))
         if masks != self._validity.alpha:
             self.alpha = masks
             self._take(self.sensor, self._numbers)

@@ -1,6 +1,6 @@
 """Fill values that nobody declared: a spike at the edge of the range, far from everything else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ SCALED = 1e-4  # the same in float files that were multiplied by the factor of r
 SHARE = 0.01  # of the pixels, for a value that may be saturation
 SHARE_ALONE = 0.05  # likewise, in a single band, where no other can agree
 DISTINCT = 32  # numbers that an image has beside its fill value, at least
+CORNER = 16  # pixels a side of what is looked at in each corner for a border of zeros
+NARROW = 4  # likewise for a border along one side, which two corners have
 TOGETHER = 0.9  # share of a fill value's pixels that have one in every band
 
 
@@ -92,6 +94,26 @@ def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
             if everywhere.sum() >= TOGETHER * max(band[0].sum() for band in at):
                 single[value] = everywhere
     return tuple(Fill(value, float(where.mean())) for value, where in sorted(single.items()))
+
+
+def zero_border(read: Callable[[int, int, int, int], NDArray[Any]], height: int, width: int) -> bool:
+    """Whether a corner is 0 in all bands: one of 16 × 16 pixels, or two of 4 × 4, as a narrow border along a side has.
+
+    Args:
+        read: (C, h, w) numbers of a window: its top row, left column, height and width.
+        height, width: of the image, in pixels.
+    """
+    if min(height, width) < 2 * CORNER:
+        return False
+    narrow = 0
+    for top, left in ((0, 0), (0, width - CORNER), (height - CORNER, 0), (height - CORNER, width - CORNER)):
+        numbers = read(top, left, CORNER, CORNER)
+        if not numbers.any():
+            return True
+        rows = slice(None, NARROW) if top == 0 else slice(-NARROW, None)
+        cols = slice(None, NARROW) if left == 0 else slice(-NARROW, None)
+        narrow += not numbers[:, rows, cols].any()
+    return narrow > 1
 
 
 def may_hold(raw: NDArray[Any]) -> bool:

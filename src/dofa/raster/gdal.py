@@ -130,7 +130,10 @@ def check_kind(dataset: Any) -> None:
         DataError: no bands, complex numbers, a colour table, inks or a bit mask.
     """
     if dataset.count == 0:
-        found = parts.images(dataset) or dataset.subdatasets
+        found = parts.images(dataset)
+        if not found and (why := parts.unreadable(dataset)):
+            raise DataError(why_unopened(dataset.name, why, driver_names()))
+        found = found or dataset.subdatasets
         some = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
         raise DataError(
             f"name one of its {len(found)} images ({some}), or those that are bands of one scene with --stack"

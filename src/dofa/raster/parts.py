@@ -77,6 +77,22 @@ def images(dataset: Any) -> list[str]:
     return out
 
 
+def unreadable(dataset: Any) -> str:
+    """Why GDAL opens none of a file's variables, as of Zarr of version 3; nothing where it opens one.
+
+    Args:
+        dataset: opened with rasterio.
+    """
+    reasons = []
+    for name in dataset.subdatasets[:MOST]:
+        try:
+            rasterio.open(name).close()
+            return ""
+        except (RasterioError, IndexError) as error:
+            reasons.append(remote.reason(error))
+    return next((why for why in reasons if "codec" in why), reasons[0] if reasons else "")
+
+
 def variable(name: str) -> str:
     """The name of a variable in GDAL's name of it: B02 of NETCDF:"x.nc":B02; the last part of any other name.
 

@@ -126,12 +126,14 @@ class Header:
         nodata: value of each band, None where it declares none.
         flags: of each band's mask, by GDAL's names.
         alpha: numbers of its alpha bands.
+        called_alpha: of those that are described so, which other bands are not.
     """
 
     dtype: np.dtype[Any]
     nodata: tuple[float | None, ...]
     flags: tuple[frozenset[str], ...]
     alpha: tuple[int, ...]
+    called_alpha: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, dataset: Any) -> "Header":
@@ -145,6 +147,7 @@ class Header:
             tuple(None if v is None else float(v) for v in dataset.nodatavals),
             tuple(frozenset(flag.name for flag in flags) for flags in dataset.mask_flag_enums),
             alpha,
+            tuple(n for n in alpha if named[n - 1]),
         )
 
     @classmethod
@@ -180,6 +183,7 @@ class Validity:
         nodata: the user's value, which replaces every band's own; None for what the file declares.
         fill: values that no one declared and that are no measurements either.
         alpha: numbers of the bands that are alpha masks; None for all that the header marks and that are not read.
+        zero_alone: 0 in one band alone makes a pixel invalid, declared or not: no measurement of this product is 0.
 
     Attributes:
         header: as given.
@@ -196,6 +200,7 @@ class Validity:
         nodata: float | None = None,
         fill: Sequence[float] = (),
         alpha: Sequence[int] | None = None,
+        zero_alone: bool = False,
     ) -> None:
         self.header, self.numbers = header, tuple(numbers)
         marked = header.alpha if alpha is None else alpha
@@ -205,16 +210,18 @@ class Validity:
             masked = [n for n in masked if "nodata" not in header.flags[n - 1]]
         self._masked = tuple(masked)
         self.nodata = tuple(header.nodata[n - 1] if nodata is None else nodata for n in self.numbers)
-        declared = {v for v in self.nodata if v is not None}
+        declared = {v for v in self.nodata if v is not None} | ({0.0} if zero_alone else set())
         self.values = (*sorted({v for v in declared if v == v} | set(fill)), *[v for v in declared if v != v][:1])
         self._alone: list[list[Span]] = []
         self._together: list[list[Span]] = []
         for n, value in zip(self.numbers, self.nodata, strict=True):
             alone: list[Span] = []
             together: list[Span] = []
+            if zero_alone:
+                alone += nodata_spans(0.0, header.dtype)
             if value is not None and counts_alone(value, header.dtype):
                 alone += nodata_spans(value, header.dtype)
-            elif value is not None and (nodata is not None or n not in masked):
+            elif value is not None and not (zero_alone and value == 0) and (nodata is not None or n not in masked):
                 together += nodata_spans(value, header.dtype)
             for other in fill:
                 span = fill_span(other, header.dtype)

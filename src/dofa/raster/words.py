@@ -30,6 +30,9 @@ from dofa.sensors import Sensor
 SENTINEL2_OFFSET_DN = -1000.0  # added by every product of processing baseline 04.00 (25 January 2022) and later
 SHIFTED_FROM_DN = 950  # darkest pixels of a product that still carries the offset lie near 1000 in every band
 NEGATIVE = -0.05  # reflectance; atmospheric correction leaves dark pixels slightly below 0, not that far
+COUNTS = 20  # the median backscatter of an image in linear power is far less: 13 dB
+CALIBRATE = "calibrate them to sigma or gamma nought first (SNAP: Radar, Radiometric, Calibrate), or take an RTC product"
+PERCENTS = 100  # counts × 10⁴ of a whole image, blue to infrared, are brighter than a reflectance of .01 somewhere
 TELLING_BANDS = 4  # a few bands alone may well have no dark pixel: infrared over forest, blue at the top of the air
 
 
@@ -267,16 +270,23 @@ def scale_doubt(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None
         # The unclipped product of a file in percent lies below 130, that of counts × 10⁴ far above.
         hint = "reflectance lies near 0 to 1" if high > 4 or high < 1e-3 or middle < -0.1 else ""
         cure = "--unit percent" if 4 < high <= 130 else "--unit and --dn-scale"
-        if raw.dtype == np.uint8 and said_by == "catalogue":
+        counts = raw.dtype.kind in "iu" and raw.dtype != np.uint8 and said_by != "file"
+        if counts and len(raw) >= TELLING_BANDS and high >= 1e-3 and np.percentile(raw, 99) <= PERCENTS:
+            hint, cure = "these may be whole percents", "--unit percent, or --unit dn if they are the product's counts"
+        if raw.dtype == np.uint8 and said_by != "file":
             hint = "8-bit values are no reflectance"
             cure = "--unit percent or --unit uint8" if raw.max() <= 130 else "--unit uint8"
     elif unit == "db":
         hint = "these look like linear power" if low >= 0 else ""
         cure = "--unit linear_power"
+        if low >= 0 and middle > COUNTS:
+            hint, cure = "these look like a product's counts (amplitude or intensity)", CALIBRATE
         if not hint and (high > 60 or low < -100):
             hint, cure = "decibels of radar lie in -60 … 40", "--dn-scale 0.01" if low < -100 else "--unit"
     elif unit == "linear_power":
         hint, cure = "these look like decibels" if low < -0.1 else "", "--unit db"
+        if low >= -0.1 and middle > COUNTS:
+            hint, cure = "these look like a product's counts (amplitude or intensity)", CALIBRATE
     elif unit == "kelvin":
         hint = "the Earth is 200 to 350 K warm" if low < 100 or high > 2000 else ""
         cure = "--unit celsius" if low > -100 and high < 100 else "--unit and --dn-scale"
@@ -286,6 +296,8 @@ def scale_doubt(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None
         return None
     word = f"the product {sensor}" if said_by == "catalogue" else "the user" if said_by == "user" else f"the {said_by}"
     text = f"{raw.dtype} numbers read as {unit} by the word of {word} lie in {low:.4g} … {high:.4g} (98 % of them)"
+    if cure == CALIBRATE:
+        return "scale-doubtful", f"{text}; {hint}: {cure}"
     return "scale-doubtful", f"{text}; {hint}: say what they are ({cure}), or name the sensor and level whose they are"
 
 
@@ -295,8 +307,9 @@ def looks_shifted(raw: NDArray[Any]) -> bool:
 
 
 def _darkest(raw: NDArray[Any]) -> float:
-    """0.1 percentile of the darkest of (C, n) bands; 0 without pixels."""
-    return float(np.percentile(raw, 0.1, axis=1).min()) if raw.shape[1] else 0.0
+    """0.1 percentile of the darkest of (C, n) bands; 0 without pixels. Zeros are nodata where the offset was added."""
+    bands = [numbers for band in raw if (numbers := band[band != 0]).size]
+    return min((float(np.percentile(numbers, 0.1)) for numbers in bands), default=0.0)
 
 
 def baseline_number(text: str | None) -> float | None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import DataError
-from dofa.raster import Raster
+from dofa.raster import Raster, fill
 from dofa.scene.files import Stack
 from dofa.scene.grid import Mask
 from dofa.scene.tiles import Window
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from dofa.scene.scene import Scene
 
 SEARCHED = 2**30  # bytes of pixels that are looked through for one that is measured
-CORNER = 16  # pixels a side of what is looked at in each corner for a border of zeros
-NARROW = 4  # likewise for a border along one side, which two corners have
 SIDE = 128  # pixels a side of a sample window
 # Where sample windows lie, as shares of the free height and width: few, since each costs a block of every band.
 PLACES = ((0.5, 0.5), (0.2, 0.75), (0.8, 0.3), (0.05, 0.1), (0.95, 0.9))
@@ -25,8 +23,6 @@ PLACES = ((0.5, 0.5), (0.2, 0.75), (0.8, 0.3), (0.05, 0.1), (0.95, 0.9))
 
 def has_zero_border(stack: Stack, height: int, width: int) -> bool:
     """Whether a corner of a part is 0 in all bands although no nodata value is 0 and no mask leaves it out.
-
-    One corner of 16 × 16 pixels, or two of 4 × 4, as a narrow border along one side has.
 
     Another nodata value, such as NaN, does not make zeros measurements: terrain correction writes both. In 8-bit
     pictures it does, and a single 8-bit band is never taken so: 0 is dark water or shadow there.
@@ -38,17 +34,9 @@ def has_zero_border(stack: Stack, height: int, width: int) -> bool:
     rasters: list[Raster] = [layer.raster for layer in stack.layers]
     declared = {value for raster in rasters for value in raster.validity.values}
     picture = stack.dtype == np.uint8 and (len(stack.part.sensor.bands) == 1 or declared)
-    if picture or 0 in declared or any(r.masked for r in rasters) or min(height, width) < 2 * CORNER:
+    if picture or 0 in declared or any(r.masked for r in rasters):
         return False
-    narrow = 0
-    for top, left in ((0, 0), (0, width - CORNER), (height - CORNER, 0), (height - CORNER, width - CORNER)):
-        numbers = stack.read(Window(top, left, CORNER, CORNER))[0]
-        if not numbers.any():
-            return True
-        rows = slice(None, NARROW) if top == 0 else slice(-NARROW, None)
-        cols = slice(None, NARROW) if left == 0 else slice(-NARROW, None)
-        narrow += not numbers[:, rows, cols].any()
-    return narrow > 1
+    return fill.zero_border(lambda *window: stack.read(Window(*window))[0], height, width)
 
 
 def sample_windows(height: int, width: int) -> list[Window]:

@@ -311,13 +311,14 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
 
 
 def _other_level(path: str, sensor: Sensor | None, say: Words) -> list[Said]:
-    """A doubt where a file's name is that of another product level than the sensor named."""
+    """A doubt where a file's name is that of another product than the sensor named: B05 is red edge in one of HLS."""
     known = product_sensor(path)
     if sensor is None or known in (None, sensor.name) or say.numbers.said:
         return []
     other = sensors.get(str(known))
     # Surface temperature lies in the same products as surface reflectance.
-    if other.platform != sensor.platform or sensor.scaling is None or sensor.scaling.unit == "kelvin":
+    families = {one.platform.split("-")[0] for one in (other, sensor)}
+    if len(families) > 1 or sensor.scaling is None or sensor.scaling.unit == "kelvin":
         return []
     text = f"its name is that of {known} ({other.level}), told is {sensor.name} ({sensor.level}): say --sensor {known}"
     return [("level-by-name", text)]

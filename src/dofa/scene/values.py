@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 # Between these lies the median of any band: snow, glint and cloud, night and lava, a radar's noise.
 MEDIANS: dict[str, tuple[float, float]] = {
-    "reflectance": (-0.5, 3.0),
+    "reflectance": (-0.1, 3.0),
     "radiance": (-50.0, 2000.0),
     "db": (-100.0, 60.0),
-    "linear_power": (-0.01, 1000.0),
+    "linear_power": (-0.01, 20.0),
     "kelvin": (100.0, 1000.0),
     "uint8": (-0.5, 255.5),
 }
