@@ -172,7 +172,10 @@ def test_a_name_of_another_level_is_a_doubt(tmp_path, name, sensor, doubted):
 
 @pytest.mark.parametrize(
     ("name", "told", "known"),
-    [("HLS.L30.T33UUP.2023163T100601.v2.0.stack.tif", "hls-s30", "hls-l30"), ("LC08_L2SP_1.tif", "landsat-9-l2-sr", "8")],
+    [
+        ("HLS.L30.T33UUP.2023163T100601.v2.0.stack.tif", "hls-s30", "hls-l30"),
+        ("LC08_L2SP_1.tif", "landsat-9-l2-sr", "8"),
+    ],
 )
 def test_a_name_of_another_instrument_is_doubted_where_its_bands_have_the_same_names(tmp_path, name, told, known):
     path, _ = write(tmp_path / name, 6, names=["B02", "B03", "B04", "B05", "B06", "B07"], low=8000, high=9000)

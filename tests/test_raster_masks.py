@@ -416,9 +416,7 @@ def test_fill_values_of_netcdf_and_zarr(tmp_path, name, dtype):
         ("landsat-8-l2-sr", ["SR_B2", "SR_B3", "SR_B4", "SR_B5"], {"dn_offset": None}),
     ],
 )
-def test_where_the_offset_makes_0_impossible_a_0_in_one_band_is_no_measurement(
-    tmp_path, sensor, names, told, declared
-):
+def test_where_the_offset_makes_0_impossible_a_0_in_one_band_is_no_measurement(tmp_path, sensor, names, told, declared):
     image = noise(4, low=8000, high=20000)
     image[1, 2:5, 3:9] = 0
     path = write(tmp_path / "x.tif", image, names=names, nodata=declared)

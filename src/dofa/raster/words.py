@@ -31,7 +31,9 @@ SENTINEL2_OFFSET_DN = -1000.0  # added by every product of processing baseline 0
 SHIFTED_FROM_DN = 950  # darkest pixels of a product that still carries the offset lie near 1000 in every band
 NEGATIVE = -0.05  # reflectance; atmospheric correction leaves dark pixels slightly below 0, not that far
 COUNTS = 20  # the median backscatter of an image in linear power is far less: 13 dB
-CALIBRATE = "calibrate them to sigma or gamma nought first (SNAP: Radar, Radiometric, Calibrate), or take an RTC product"
+CALIBRATE = (
+    "calibrate them to sigma or gamma nought first (SNAP: Radar, Radiometric, Calibrate), or take an RTC product"
+)
 PERCENTS = 100  # counts × 10⁴ of a whole image, blue to infrared, are brighter than a reflectance of .01 somewhere
 TELLING_BANDS = 4  # a few bands alone may well have no dark pixel: infrared over forest, blue at the top of the air
 
