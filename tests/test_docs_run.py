@@ -60,16 +60,7 @@ def dofa_commands() -> Iterator[tuple[str, str]]:
                 yield page.name, line
 
 
-MENDED = pytest.mark.xfail(reason="the README is mended in a commit of its own", strict=False)
-
-
-@pytest.mark.parametrize(
-    ("page", "line"),
-    [
-        pytest.param(*found, marks=[MENDED] if found[0] == "README.md" and "torchrun" in found[1] else [])
-        for found in dict.fromkeys(dofa_commands())
-    ],
-)
+@pytest.mark.parametrize(("page", "line"), list(dict.fromkeys(dofa_commands())))
 def test_every_printed_command_has_options_that_exist(page: str, line: str) -> None:
     from importlib import import_module
 
@@ -280,7 +271,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[MENDED] if n == "README.md" else []) for n in RUN])
+@pytest.mark.parametrize("name", list(RUN))
 def test_the_commands_of_a_page_run_as_printed(
     name: str,
     tmp_path: Path,
