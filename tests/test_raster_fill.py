@@ -278,3 +278,20 @@ def test_real_imagery_has_no_undeclared_fill_value(real_data):
             bands = sensors.get(sensor).band_names if path.parent.name in names else None
             with open_raster(path, sensor, bands=bands) as r:
                 assert not doubts(r), path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("int16", -9999), ("int16", -32768), ("float32", -3.4e38), ("int32", -99999)]
+)
+def test_a_fill_value_in_the_midst_of_a_large_file_is_no_measurement_and_is_warned_of_once(tmp_path, dtype, value):
+    array = land(dtype=dtype, side=2000)
+    array[:, 450:480, 700:760] = value
+    write(tmp_path / "x.tif", array)
+    with open_raster(tmp_path / "x.tif", "sentinel-2-l2a", dn_offset=0) as r:
+        assert not r.fill_values  # nothing was seen of it on opening
+        with pytest.warns(UserWarning, match="undeclared-nodata: x.tif") as seen:
+            valid = [r.read(((400, 600), (left, left + 200)))[1] for left in (600, 700)]
+        assert len([w for w in seen if "undeclared" in str(w.message)]) == 1
+        assert np.array_equal(valid[0], array[0, 400:600, 600:800] != array[0, 450, 700])
+    with open_raster(tmp_path / "x.tif", "sentinel-2-l2a", dn_offset=0, nodata=0) as r:
+        assert r.read(((400, 600), (600, 800)))[1].all()

@@ -1,5 +1,6 @@
 """One raster file, opened once and read from any thread."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,7 @@ class Raster:
                 raise ConfigError(f"nodata {nodata:g} is no {self.dtype} number")
             self._nodata = None if nodata is None else float(nodata)
             self.fill_values: tuple[float, ...] = ()
+            self._seen_fill: set[float] = set()  # in single windows
             self.alpha: tuple[int, ...] | None = None
             self._offset = 0.0  # the largest of a reflectance, see `_take`
             self._validity = Validity(self._header, (1,), self._nodata)
@@ -322,12 +324,22 @@ class Raster:
         measured = self._validity.measured(raw, numbers)
         if self._validity.masked:
             measured &= self._masked(window, numbers)
+        if self._nodata is None and fill.may_hold(raw, self._validity.values):
+            self._leave_out_fill(raw, measured, numbers)
         drawn = self._validity.drawn(raw, numbers)
         others = [n for n in self._validity.by_all_bands if n not in numbers]
         if drawn is not None and others and not drawn.all():
             more = self._validity.drawn(self._decode(others, window), others)
             drawn = drawn if more is None else drawn | more
         return raw, measured, drawn
+
+    def _leave_out_fill(self, raw: NDArray[Any], measured: Mask, numbers: Sequence[int]) -> None:
+        """Fill values where nobody looked on opening: in the midst of a large file."""
+        for found in fill.leave_out(raw, measured, self._validity.each(raw, numbers)):
+            if found.value not in self._seen_fill:
+                self._seen_fill.add(found.value)
+                text = f"undeclared-nodata: {self._name}: some of its pixels are {found.text}"
+                warnings.warn(f"{text}: they count as not measured: pass --nodata {found.text} to say so", stacklevel=2)
 
     def read_physical(
         self, window: PixelWindow | None = None, bands: Sequence[str] | None = None

@@ -116,20 +116,38 @@ def zero_border(read: Callable[[int, int, int, int], NDArray[Any]], height: int,
     return narrow > 1
 
 
-def may_hold(raw: NDArray[Any]) -> bool:
+def may_hold(raw: NDArray[Any], declared: Sequence[float] = ()) -> bool:
     """Whether the smallest or the largest number of a band is one that producers write where nothing was measured.
 
     A quick look, for whoever reads many windows.
 
     Args:
         raw: (C, …) numbers.
+        declared: values that are known to stand for no measurement.
     """
     if raw.dtype.itemsize == 1:
         return False
     flat = raw.reshape(len(raw), -1)
     ends = np.concatenate([np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)])
-    edges = {float(edge) for edge in ends if np.isfinite(edge)}
+    edges = {float(edge) for edge in ends if np.isfinite(edge)} - set(declared)
     return any(abs(edge) >= HUGE or _known(edge, (*SMALL, *BELOW, *ABOVE), raw.dtype) is not None for edge in edges)
+
+
+def leave_out(raw: NDArray[Any], measured: Mask, each: Mask) -> tuple[Fill, ...]:
+    """Count fill values of a window as not measured, and return them. Values that may be saturation are left alone.
+
+    Args:
+        raw: (C, h, w) numbers.
+        measured: (h, w), changed in place.
+        each: (C, h, w) where each number is a measurement by what is declared.
+    """
+    good = (each & measured).reshape(len(raw), -1)
+    found = tuple(f for f in undeclared(raw.reshape(len(raw), -1), good) if f.value < 0 or f.value >= HUGE)
+    for one in found:
+        span = fill_span(one.value, raw.dtype)
+        assert span is not None  # it is a number of the window
+        measured &= outside(raw, span).all(axis=0)
+    return found
 
 
 def _spike(band: NDArray[Any], left: Mask, share: float) -> tuple[float, Mask, bool] | None:
