@@ -72,9 +72,11 @@ VERBS = {
 # What these words mean in every command that has them, and the least they can be.
 LEAST = {"batch": 1, "seed": 0, "size": 1}
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 # What a disk says that is nobody's bug, and the cure.
 REFUSALS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run it again, or name another place"),
+    **dict.fromkeys(FULL, "make room and run it again, or name another place"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "look at its permissions, or name another place"),
     errno.ENAMETOOLONG: "no file system takes such a name",
     errno.ENOENT: "it is not there, or was removed while the command ran: look at the path and run it again",
@@ -119,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cure = REFUSALS.get(error.errno or 0)
         if cure is None:
             raise
+        if error.errno in FULL and args[0] in GO_ON:
+            cure = f"make room: {GO_ON[args[0]]}"
         print(
             f"dofa: {short(shown(str(error.filename or 'the output')), 200)}: {error.strerror}: {cure}", file=sys.stderr
         )

@@ -5,11 +5,15 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from safetensors import SafetensorError
 
 from dofa.errors import DofaError
 from dofa.locks import FileLock
@@ -41,6 +45,29 @@ def write_atomically(file: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(NotADirectoryError):
             beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within the block, what the disk refuses names a file: `write` alone raises an OSError that names none.
+
+    Args:
+        path: that is written; a name that the error has already stays.
+
+    Raises:
+        OSError: the disk refuses it. An error of safetensors, which has a kind of its own for it, becomes one too.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DofaError) or error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def json_digest(value: Any) -> str:

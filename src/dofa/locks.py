@@ -12,11 +12,16 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+from dofa.documents import read_json
+from dofa.errors import DofaError
+from dofa.settings import whole
+
 if sys.platform != "win32":
     import fcntl
 
 # What flock says where the file system does not offer it.
 WITHOUT = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+LARGEST = 4096  # bytes of a holder's file
 TORN_S = 10.0  # after which a holder's file that says nothing was left by a process that was killed
 
 
@@ -106,11 +111,11 @@ class FileLock:
     def _is_stale(self) -> bool:
         """Whether the process that made the file is gone."""
         try:
-            told = json.loads(self._named.read_text(encoding="utf-8"))
-            host, pid = str(told["host"]), int(told["pid"])
+            told = read_json(self._named, largest=LARGEST)
+            host, pid = str(told["host"]), whole(told["pid"], "pid", 1, 2**31 - 1)
         except FileNotFoundError:
             return True
-        except (OSError, ValueError, KeyError, TypeError):
+        except (DofaError, KeyError, TypeError):
             with contextlib.suppress(OSError):
                 return time.time() - self._named.stat().st_mtime > TORN_S
             return True

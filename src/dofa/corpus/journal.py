@@ -1,5 +1,6 @@
 """The journal of a pack: how far it came, written so that it is true at any moment it may be killed."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from dofa.corpus.items import Item, Split
 from dofa.corpus.loading import Loaded
+from dofa.documents import parse_json
 from dofa.errors import DataError
+from dofa.files import naming
 from dofa.pixels import RunningStats
 
 
@@ -67,10 +70,13 @@ class Journal:
             checksum, _, record = text.partition(b" ")
             if checksum != _checksum(record):
                 raise DataError(f"{path} is damaged: begin the pack anew with --no-resume")
-            entry = json.loads(record)
-            self._add(Line(**entry["line"]))
-            self.digest = entry["digest"]
-            self.stats = RunningStats.from_dict(entry["stats"])
+            try:
+                entry = parse_json(record, str(path))
+                self._add(Line(**entry["line"]))
+                self.digest = entry["digest"]
+                self.stats = RunningStats.from_dict(entry["stats"])
+            except (LookupError, TypeError, ValueError) as error:  # DataError is a ValueError
+                raise DataError(f"{path} is damaged ({error}): begin the pack anew with --no-resume") from None
         self._file = path.open("ab")
         self._file.truncate(whole)
 
@@ -97,9 +103,10 @@ class Journal:
             self.digest = hashlib.sha256(self.digest.encode() + piece.digest).hexdigest()
         entry = {"line": asdict(line), "digest": self.digest, "stats": self.stats.to_dict()}
         record = json.dumps(entry).encode() + b"\n"
-        self._file.write(_checksum(record) + b" " + record)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write(_checksum(record) + b" " + record)
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._add(line)
 
     def _add(self, line: Line) -> None:
@@ -112,7 +119,8 @@ class Journal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # every line that counts is on the disk
+            self._file.close()
 
 
 def _checksum(record: bytes) -> bytes:

@@ -27,7 +27,9 @@ from dofa.corpus.loading import Loaded, Loader
 from dofa.corpus.metadata import FORMAT, FORMAT_VERSION, check_format, column_digest, read_attributes, sealed
 from dofa.corpus.split import SplitConfig, assign, held_out_places
 from dofa.corpus.store import COLUMN_CHUNK, SensorStore
+from dofa.documents import parse_json, read_bytes
 from dofa.errors import ConfigError, DataError
+from dofa.files import write_atomically
 from dofa.pixels import RunningStats
 from dofa.progress import Progress
 
@@ -254,10 +256,7 @@ def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig
     for name, values in columns.items():
         group.create_array(name, data=values, chunks=(min(count, COLUMN_CHUNK),), overwrite=True)
     lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in refused)
-    part = folder / "refused.jsonl.part"
-    part.write_text(lines, encoding="utf-8")
-    shards.sync(part)
-    os.replace(part, folder / "refused.jsonl")
+    write_atomically(folder / "refused.jsonl", lines.encode())
     group.update_attributes(
         {
             "columns": {name: column_digest(values) for name, values in columns.items()},
@@ -295,13 +294,18 @@ def _report(out: Path, name: str, reading: Reading, began: float) -> PackReport:
     notes = list(reading.notes)
     if len(counts["splits"]) == 1 and attributes["packing"]["split"]["method"] == "place":
         notes.append("all images show one place, so nothing is held out: --split blocks holds out a part of it")
-    lines = (out / name / "refused.jsonl").read_text(encoding="utf-8").splitlines()
+    file = out / name / "refused.jsonl"
+    try:
+        lines = read_bytes(file, largest=2**30).splitlines()
+        refused = [Refusal(**parse_json(line, str(file))) for line in lines]
+    except (FileNotFoundError, TypeError) as error:
+        raise DataError(f"{file} is missing or damaged ({error}): copy the store again, or pack it anew") from None
     return PackReport(
         store=str(out),
         sensor=name,
         images=counts["splits"],
         places=counts["places"],
-        refused=[Refusal(**json.loads(line)) for line in lines],
+        refused=refused,
         gap=counts["gap"],
         notes=notes,
         constant=SensorStore(str(out), name, attributes).scaling.constant,

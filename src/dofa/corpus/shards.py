@@ -20,6 +20,8 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
+from dofa.files import naming
+
 CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
 ABSENT = 2**64 - 1  # offset and length of a chunk that holds only the fill value
 # Of few bands zstd behind a shuffle of bytes leaves within 4 % as many bytes as behind one of bits,
@@ -169,7 +171,7 @@ class Cut:
         file = array.joinpath("c", str(number), *["0"] * axes)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name("part")
-        with part.open("wb") as handle:
+        with naming(part), part.open("wb") as handle:
             handle.writelines(chunk for chunk in present if chunk is not None)
             handle.write(index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
             handle.flush()

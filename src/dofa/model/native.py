@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import dofa
 from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, short
-from dofa.files import json_digest
+from dofa.files import json_digest, naming
 from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.lora import require_merged
@@ -44,14 +44,16 @@ _KEYS = (
 )
 # What modules and our own code start weights with, as torch shows it to a function mode.
 _RANDOM = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_, Tensor.normal_, Tensor.uniform_)
+PENDING = f".{CONFIG}.tmp"
 _SHOWN = 4  # names in an error line, before it only counts them
 
 
 def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dict[str, Any] | None = None) -> Path:
     """Writes a model folder.
 
-    Both files are complete on the disk before the first takes its final name, so an interruption leaves the folder as
-    it was; config.json holds the digest of its model.safetensors, so a pair that was torn all the same is refused.
+    Both files are complete on the disk before the first takes its final name; config.json holds the digest of its
+    model.safetensors. So an interruption leaves the model before or the new one: after a kill between the two renames
+    the new config.json is read from beside.
 
     Args:
         model: an encoder, or a masked autoencoder with its decoder.
@@ -65,6 +67,7 @@ def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dic
     Raises:
         CheckpointError: a weight is NaN or infinite.
         ConfigError: it has LoRA adapters, which a model folder has no place for.
+        OSError: the disk refuses it; what was there stays.
     """
     require_merged(model)
     folder = Path(folder)
@@ -74,25 +77,27 @@ def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dic
     broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise CheckpointError(f"not saved to {folder}: NaN or infinite values in {_names(broken)}")
-    temporary = folder / f".{WEIGHTS}.tmp"
+    temporary, pending = folder / f".{WEIGHTS}.tmp", folder / PENDING
     record: dict[str, Any] = {"format_version": FORMAT_VERSION, "encoder": encoder.config.to_dict()}
     if isinstance(model, MaskedAutoencoder):
         record["decoder"] = asdict(model.decoder_config)
         record["mask"] = asdict(model.mask_config)
         record["legacy_layout"] = model.legacy_layout
-    save_file(state, temporary, metadata={"format": "pt"})
+    with naming(folder / WEIGHTS):
+        save_file(state, temporary, metadata={"format": "pt"})
     record[CONFIG_DIGEST] = _meaning(record)
     record["licence"] = encoder.origin.licence
     record["attribution"] = encoder.origin.attribution
     record["provenance"] = shown_in(_provenance(encoder.origin, provenance))
     record["weights_sha256"] = file_sha256(temporary)
-    (folder / f".{CONFIG}.tmp").write_text(_pretty(record) + "\n", encoding="utf-8")
-    shutil.copymode(folder / f".{CONFIG}.tmp", temporary)  # safetensors writes for the owner's eyes alone
-    for name in (WEIGHTS, CONFIG):
-        with (folder / f".{name}.tmp").open("rb+") as file:
+    with naming(folder / CONFIG):
+        pending.write_text(_pretty(record) + "\n", encoding="utf-8")
+    shutil.copymode(pending, temporary)  # safetensors writes for the owner's eyes alone
+    for written in (temporary, pending):
+        with naming(written), written.open("rb+") as file:
             os.fsync(file.fileno())
-    for name in (WEIGHTS, CONFIG):
-        os.replace(folder / f".{name}.tmp", folder / name)
+    os.replace(temporary, folder / WEIGHTS)
+    os.replace(pending, folder / CONFIG)  # a kill before this leaves `pending`, which readers take (`_pair`)
     _sync_folder(folder)
     return folder
 
@@ -219,7 +224,7 @@ def build_autoencoder(
 
 
 def _load(folder: Path) -> DOFA | MaskedAutoencoder:
-    record = _record(folder)
+    record = _pair(folder)
     with _telling(folder):
         config = EncoderConfig.from_dict(record["encoder"])
         origin = Origin(record.get("licence", ""), record.get("attribution", ""), record.get("provenance", {}))
@@ -268,6 +273,16 @@ def _check_size(weights: Path, config: EncoderConfig) -> None:
 
 def _record(folder: Path) -> dict[str, Any]:
     return read_record(folder / CONFIG, "model", FORMAT_VERSION, _KEYS)
+
+
+def _pair(folder: Path) -> dict[str, Any]:
+    """The config.json of the weights that are there, also where `save` was killed between its two renames."""
+    if (folder / PENDING).is_file() and (folder / WEIGHTS).is_file():
+        with suppress(CheckpointError, FileNotFoundError):  # half written, or just renamed: config.json counts
+            pending = read_record(folder / PENDING, "model", FORMAT_VERSION, _KEYS)
+            if pending.get("weights_sha256") == file_sha256(folder / WEIGHTS):
+                return pending
+    return _record(folder)
 
 
 @contextmanager

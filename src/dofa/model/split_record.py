@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dofa.addresses import shown_in
+from dofa.documents import parse_json
 from dofa.errors import CheckpointError
 
 FILE = "split.safetensors"
@@ -116,7 +117,7 @@ def read_split(path: Path, weights_sha256: str) -> SplitRecord | None:
     cure = "copy or train the head again"
     try:
         with safe_open(path, "numpy") as file:
-            told = json.loads((file.metadata() or {})["split"])
+            told = parse_json((file.metadata() or {})["split"], str(path), CheckpointError)
             keys = ("format_version", "head", "seed", "block_side", "rate")
             version, head, seed, side, rate = (told[key] for key in keys)
             if version > FORMAT_VERSION:

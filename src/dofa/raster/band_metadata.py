@@ -4,7 +4,6 @@ Names come from descriptions, from the band axis of netCDF and Zarr, or from a l
 ENVI's `bbl` and its relatives, in the header, in tags, or as a variable on the band axis.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from math import prod
@@ -15,6 +14,7 @@ import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 
+from dofa.documents import read_json
 from dofa.errors import DataError
 from dofa.raster import remote
 from dofa.raster.band_names import A_WAVELENGTH, LONGEST
@@ -299,8 +299,8 @@ def _is_hdf5(path: str) -> bool:
 def _zarr_type(root: str, name: str) -> str:
     """The type of an array of a Zarr store of version 2; empty where there is none."""
     try:
-        return str(json.loads((Path(root) / name / ".zarray").read_text())["dtype"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(Path(root) / name / ".zarray")["dtype"])
+    except (DataError, OSError, KeyError, TypeError):
         return ""
 
 

@@ -1,13 +1,12 @@
 """Planet's analytic products: radiance × 100 unless the name says surface reflectance, and the XML file beside them."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dofa.documents import LARGEST, parse_xml
+from dofa.documents import LARGEST, parse_json, parse_xml
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.raster.numbers import FileNumbers
@@ -97,7 +96,7 @@ def _side_file(path: Path) -> Path | None:
 def _uncorrected(numbers: FileNumbers) -> bool:
     """Whether Planet's own tag says that nothing was corrected for the atmosphere; a renamed file keeps it."""
     try:
-        said = json.loads(numbers.tags.get("TIFFTAG_IMAGEDESCRIPTION", ""))
-    except (ValueError, RecursionError):
+        said = parse_json(numbers.tags.get("TIFFTAG_IMAGEDESCRIPTION", ""), "TIFFTAG_IMAGEDESCRIPTION")
+    except DataError:
         return False
     return isinstance(said, dict) and "atmospheric_correction" in said and not said["atmospheric_correction"]

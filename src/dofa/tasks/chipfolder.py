@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
-from dofa.files import json_digest, lock_folder, place_folder, restore_folder
+from dofa.files import json_digest, lock_folder, naming, place_folder, restore_folder
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 from dofa.settings import check_keys, each, whole
@@ -60,17 +60,19 @@ class ArrayFile:
         """Write one entry."""
         if entry.shape != self._shape:
             raise DataError(f"{self.path.name}: an entry of {entry.shape}, the others have {self._shape}")
-        self._file.write(np.ascontiguousarray(entry, self._dtype).tobytes())
+        with naming(self.path):
+            self._file.write(np.ascontiguousarray(entry, self._dtype).tobytes())
         self.count += 1
 
     def close(self) -> None:
         """Say in the header how many entries there are, and flush to the disk."""
-        self._file.seek(0)
-        self._head()  # NumPy leaves room in the header for the first axis to grow
-        assert self._file.tell() == self._begins
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self.path):
+            self._file.seek(0)
+            self._head()  # NumPy leaves room in the header for the first axis to grow
+            assert self._file.tell() == self._begins
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
 
     def _head(self) -> None:
         said = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count, *self._shape)}
@@ -152,7 +154,8 @@ class ChipWriter:
             CHECKSUMS: {f: [_crc(entry) for entry in np.load(self._stage / f, "r", allow_pickle=False)] for f in files},
         }
         whole[SEAL] = json_digest(whole)
-        with (self._stage / RECORD).open("w", encoding="utf-8") as file:
+        record_file = self._stage / RECORD
+        with naming(record_file), record_file.open("w", encoding="utf-8") as file:
             json.dump(whole, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())

@@ -12,7 +12,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from dofa.errors import CheckpointError
 from dofa.files import write_atomically
+from dofa.model.native import read_safetensors
 from dofa.tasks.features import encode
 from dofa.tasks.learner import Learner
 from dofa.tasks.linear import Ints
@@ -177,8 +179,15 @@ class Epochs:
 
     def load(self, epoch: int) -> None:
         """Put back what an epoch learned."""
-        state = safetensors.torch.load_file(self.folder / f"{epoch}.{BEST}")
+        file = self.folder / f"{epoch}.{BEST}"
+        try:
+            state = read_safetensors(file)
+        except FileNotFoundError:
+            raise CheckpointError(f"{file} is missing: begin the run anew with --overwrite") from None
         own = self.learner.state_dict()
+        wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
+        if wrong or not state:
+            raise CheckpointError(f"{file} does not fit the model: begin the run anew with --overwrite")
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)

@@ -11,6 +11,9 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dofa.documents import read_bytes
+from dofa.errors import CheckpointError
+from dofa.files import naming, write_atomically
 from dofa.train.data import MicroBatches, Source
 
 Answers = NDArray[np.float16]
@@ -45,7 +48,7 @@ def teacher_answers(
         seen = {"grid": source.side // data.patch, "scaling": source.scaling.to_dict(), "view": repr(source.view)}
         mark = json.dumps({**key, "sensor": name, **seen}, sort_keys=True)
         file, note = folder / f"{name}.npy", folder / f"{name}.json"
-        there = writes and file.is_file() and note.is_file() and note.read_text(encoding="utf-8") == mark
+        there = writes and file.is_file() and note.is_file() and read_bytes(note, CheckpointError) == mark.encode()
         if fabric.broadcast(there):
             continue
         if writes:
@@ -53,11 +56,24 @@ def teacher_answers(
         say(f"  {name}: the teacher looks at {len(source.train)} × {crops} crops, once")
         _make(file, data, source, teach, fabric)
         if writes:
-            partial = note.with_suffix(".tmp")
-            partial.write_text(mark, encoding="utf-8")
-            os.replace(partial, note)
+            write_atomically(note, mark.encode())
     fabric.barrier()
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in data.sources}
+    return {name: _load(folder / f"{name}.npy", len(source.train), crops) for name, source in data.sources.items()}
+
+
+def _load(file: Path, images: int, crops: int) -> Answers:
+    """One sensor's answers, mapped into memory.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        found: Answers = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}): delete {file.parent} and run it again") from None
+    if found.dtype != np.float16 or found.ndim != 5 or found.shape[:2] != (images, crops):
+        raise CheckpointError(f"{file} does not hold the teacher's answers: delete {file.parent} and run it again")
+    return found
 
 
 def _make(
@@ -79,6 +95,9 @@ def _make(
             if rows is None:
                 shape = (len(source.train), crops, *found.shape[1:])
                 rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+                with naming(partial), partial.open("r+b") as made:  # a full disk ends a process that writes to a map
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(made.fileno(), 0, os.fstat(made.fileno()).st_size)
             rows.reshape(-1, *found.shape[1:])[first : first + len(found)] = found
         fabric.barrier()
     if isinstance(rows, np.memmap):

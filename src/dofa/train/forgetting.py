@@ -6,7 +6,6 @@ that `model.init` names and its report stays in the run folder, so that a run th
 """
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from dofa.corpus.mixture import Mixture
 from dofa.corpus.store import SensorStore
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, DataError
+from dofa.files import write_atomically
 from dofa.model.mae import MaskedAutoencoder
 from dofa.settings import whole
 from dofa.train.config import PretrainConfig
@@ -230,12 +230,7 @@ def write_report(folder: Path, report: Report) -> None:
         "seed": report.seed,
         "sensors": [c.to_dict() for c in report.changes],
     }
-    partial = folder / f".{NAME}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / NAME)
+    write_atomically(folder / NAME, json.dumps(record, indent=1).encode())
 
 
 def read_report(folder: Path) -> Report | None:

@@ -1,8 +1,8 @@
 """What a run tells: JSON lines and CSV always, TensorBoard where it is installed, progress on the terminal."""
 
 import csv
+import io
 import json
-import os
 import sys
 import time
 from collections import defaultdict
@@ -15,7 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dofa.documents import parse_json, read_bytes
+from dofa.errors import CheckpointError, DataError
+from dofa.files import naming, write_atomically
 from dofa.train.loop import Step
+
+LARGEST = 2**30  # bytes of log.jsonl; a line has some hundred
 
 
 class RunLog:
@@ -46,12 +51,12 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._json, self._csv, self._columns = folder / "log.jsonl", folder / "log.csv", list(columns)
         rows = [row for row in read_log(folder) if row["update"] <= done]
-        _replace(self._json, "".join(json.dumps(row) + "\n" for row in rows))
-        _replace(self._csv, "")
-        with self._csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_atomically(self._json, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self._columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self._csv, table.getvalue().encode())
         self._board = _tensorboard(folder / "tensorboard", done)
 
     def __enter__(self) -> "RunLog":
@@ -73,9 +78,9 @@ class RunLog:
         """Keep one row; it has `update`, and numbers under names of the columns."""
         if not self._enabled:
             return
-        with self._json.open("a", encoding="utf-8") as file:
+        with naming(self._json), self._json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        with self._csv.open("a", newline="", encoding="utf-8") as file:
+        with naming(self._csv), self._csv.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
         if self._board is not None:
             for name, value in row.items():
@@ -142,23 +147,26 @@ def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Rows of a run's log.jsonl; a last line that a killed process left unfinished is passed over."""
+    """Rows of a run's log.jsonl; lines that a killed process or a full disk left unfinished are passed over.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
     file = folder / "log.jsonl"
     if not file.is_file():
         return []
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_bytes(file, CheckpointError, LARGEST).splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = parse_json(line, str(file))
+        except DataError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("update"), int):
+            rows.append(row)
     return rows
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def _tensorboard(folder: Path, done: int) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 from dofa.addresses import shown_in
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
+from dofa.files import write_atomically
 from dofa.model.checkpoint import load_mae
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.prefit import patch_kernel
@@ -115,7 +116,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             check_length(done, updates, out)
         if writes:
             remove_partial(out / "checkpoints")
-            (out / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            write_atomically(out / "config.yaml", to_yaml(config).encode())
             if report is not None:
                 forgetting.write_report(out, report)
         log = stack.enter_context(RunLog(out, columns(list(sources), objective.parts), done, updates, enabled=writes))
