@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from uuid import uuid4
 
 from dofa.documents import read_json
 from dofa.errors import DofaError
@@ -100,25 +99,39 @@ class FileLock:
                     file.write(self._word)
                 self._mine = True
                 return True
-            if not self._is_stale():
+            if self._named.exists() and not (self._is_stale() and self._clear()):
                 return False
-            aside = self._named.with_name(f"{self._named.name}.{uuid4().hex}")
-            with contextlib.suppress(FileNotFoundError):  # of two that find it stale, one moves it away
-                os.rename(self._named, aside)
-                aside.unlink()
         return False
 
+    def _clear(self) -> bool:
+        """Remove the file of a process that is gone; whether this process did. One at a time looks and removes."""
+        turn = self._named.with_name(f"{self._named.name}.turn")
+        try:
+            turn.open("x").close()
+        except FileExistsError:  # another process's turn, or that of one killed within it
+            with contextlib.suppress(OSError):
+                if time.time() - turn.stat().st_mtime > TORN_S:
+                    turn.unlink()
+            return False
+        try:
+            stale = self._is_stale()  # another may have taken it over since
+            if stale:
+                self._named.unlink()
+            return stale
+        finally:
+            turn.unlink(missing_ok=True)
+
     def _is_stale(self) -> bool:
-        """Whether the process that made the file is gone."""
+        """Whether the file is there, and the process that made it gone."""
         try:
             told = read_json(self._named, largest=LARGEST)
             host, pid = str(told["host"]), whole(told["pid"], "pid", 1, 2**31 - 1)
         except FileNotFoundError:
-            return True
+            return False
         except (DofaError, KeyError, TypeError):
             with contextlib.suppress(OSError):
                 return time.time() - self._named.stat().st_mtime > TORN_S
-            return True
+            return False
         self.holder = f"process {pid} on {host}; if it is gone, delete {self._named}"
         if host != socket.gethostname():
             return False

@@ -29,7 +29,7 @@ from dofa.corpus.split import SplitConfig, assign, held_out_places
 from dofa.corpus.store import COLUMN_CHUNK, SensorStore
 from dofa.documents import parse_json, read_bytes
 from dofa.errors import ConfigError, DataError
-from dofa.files import write_atomically
+from dofa.files import naming, write_atomically
 from dofa.pixels import RunningStats
 from dofa.progress import Progress
 
@@ -143,12 +143,15 @@ def pack(
         "complete": False,
     }
     folder = Path(out) / sensor.name
-    if _begin(Path(out), sensor.name, begun, resume):
+    with naming(folder):
+        complete = _begin(Path(out), sensor.name, begun, resume)
+    if complete:
         (folder / JOURNAL).unlink(missing_ok=True)
         return _report(Path(out), sensor.name, reading, began)
 
     cut = shards.Cut(shape, reading.dtype, chunk, shard_size)
-    cut.create(folder, len(work))
+    with naming(folder):
+        cut.create(folder, len(work))
     loader = Loader(reading, scaling, cut, min_valid, workers or os.cpu_count() or 1)
     with (
         Journal(folder / JOURNAL, scaling.bands) as journal,
@@ -174,8 +177,9 @@ def pack(
                 cut.write(folder / "images", number, [piece.image for piece in shard])
                 cut.write(folder / "valid", number, [piece.mask for piece in shard])
             journal.append(line, shard)
-    _finish(folder, journal, reading, split)
-    _register(Path(out), sensor.name)  # another pack into the same store may have begun at the same moment
+    with naming(folder):
+        _finish(folder, journal, reading, split)
+        _register(Path(out), sensor.name)  # another pack into the same store may have begun at the same moment
     return _report(Path(out), sensor.name, reading, began)
 
 
