@@ -5,6 +5,7 @@ a line of the journal says what it holds; an interrupted pack continues after th
 the store's columns at the end, and `complete` is set last.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -228,6 +229,8 @@ def _register(out: Path, name: str) -> None:
 
 def _finish(folder: Path, journal: Journal, reading: Reading, split: SplitConfig) -> None:
     """Cut the arrays to size, write the columns, and say that the store is complete."""
+    if not (folder / "zarr.json").is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))  # removed in the meantime
     group = zarr.open_group(folder, mode="r+", zarr_format=3)
     total, count = journal.total, journal.images
     refused = [*reading.refused, *(Refusal(*r) for r in total.refused)]
