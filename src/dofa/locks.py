@@ -11,10 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from dofa.documents import read_json
-from dofa.errors import DofaError
-from dofa.settings import whole
-
 if sys.platform != "win32":
     import fcntl
 
@@ -124,11 +120,12 @@ class FileLock:
     def _is_stale(self) -> bool:
         """Whether the file is there, and the process that made it gone."""
         try:
-            told = read_json(self._named, largest=LARGEST)
-            host, pid = str(told["host"]), whole(told["pid"], "pid", 1, 2**31 - 1)
+            with self._named.open("rb") as file:
+                told = json.loads(file.read(LARGEST))
+            host, pid = str(told["host"]), int(told["pid"])
         except FileNotFoundError:
             return False
-        except (DofaError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
             with contextlib.suppress(OSError):
                 return time.time() - self._named.stat().st_mtime > TORN_S
             return False
@@ -139,6 +136,6 @@ class FileLock:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:
+        except (OSError, OverflowError):  # another user's, or no number of a process
             return False
         return False
