@@ -159,6 +159,27 @@ def test_an_interrupt_is_one_line_and_the_command_goes_on(folder, tmp_path, verb
     assert again.returncode == 0 or (verb in ("probe", "finetune") and process.returncode == 0), again.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["store", "out"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_that_is_removed_while_a_run_trains_ends_it_in_one_line(folder, tmp_path, workers, gone):
+    shutil.copytree(folder / "store", tmp_path / "store")
+    out = tmp_path / "out"
+    stores, settings = f"data.stores=[{tmp_path / 'store'}]", [f"run.workers={workers}", "run.save_every=50"]
+    told = [*words("pretrain", folder, out, 30_000), "--set", stores, *settings]
+    call = [sys.executable, "-m", "dofa", *told]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    while process.poll() is None and not (out / "log.jsonl").is_file():
+        time.sleep(0.05)
+    shutil.rmtree(tmp_path / gone, ignore_errors=True)
+    shutil.rmtree(tmp_path / gone, ignore_errors=True)  # what was written meanwhile
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 2, said
+    (line,) = [line for line in said.splitlines() if line.startswith("dofa: ")]
+    assert str(tmp_path / gone) in line
+    assert "Traceback" not in said
+
+
 def test_errors_without_a_name_get_that_of_the_file(tmp_path):
     from safetensors import SafetensorError
 

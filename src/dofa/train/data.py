@@ -5,7 +5,7 @@ loader worker that happens to make it (docs/architecture.md, Randomness).
 """
 
 import signal
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dofa.corpus.mixture import MicroBatch, Mixture
 from dofa.corpus.store import SensorStore
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import ConfigError, DataError, DofaError, nearest
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor, catalogue
 from dofa.train.augment import draw_bands, draw_window, flip, generator, jitter_basis, resize, spectral_jitter
@@ -209,11 +209,14 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.answers = answers
         self.accumulation = config.run.micro_batches // ranks
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
+    def __getitem__(self, item: int) -> dict[str, Any] | DofaError:
         update, micro = divmod(item, self.accumulation)
         # Neighbours in the plan are mostly of one sensor: dealt round, no process waits for another's 202 bands.
         order = micro * self.ranks + self.rank
-        return self.make(update, order, self.mixture.plan(update)[order])
+        try:
+            return self.make(update, order, self.mixture.plan(update)[order])
+        except DofaError as error:  # as it is: the loader would raise it with its worker's traceback as text
+            return error
 
     def make(self, update: int, order: int, planned: MicroBatch) -> dict[str, Any]:
         """Read and augment one micro-batch of an update.
@@ -304,6 +307,27 @@ class MicroBatches(Dataset[dict[str, Any]]):
         sources = list(dict.fromkeys(map(str, self.stores[batch["sensor"]].sources(list(batch["indices"])))))
         more = f" and {len(sources) - 8} more" if len(sources) > 8 else ""
         return f"sensor {batch['sensor']}, sources {', '.join(sources[:8])}{more}"
+
+    def batches(self, start: int, updates: int) -> Generator[dict[str, Any], None, None]:
+        """What the loader makes of the updates from `start` to the end; closed, its workers are gone.
+
+        Args:
+            start: first update.
+            updates: of the whole run.
+
+        Raises:
+            DofaError: an image cannot be read.
+        """
+        made = iter(self.loader(start, updates))
+        try:
+            for batch in made:
+                if isinstance(batch, DofaError):
+                    raise batch
+                yield batch
+        finally:
+            # At the end of the process Python sends SIGTERM to workers that are left, which they ignore, and waits.
+            if self.config.run.workers:
+                made._shutdown_workers()  # type: ignore[attr-defined]
 
     def loader(self, start: int, updates: int) -> "DataLoader[dict[str, Any]]":
         """A loader of the updates from `start` to the end, in order, whatever the number of workers.

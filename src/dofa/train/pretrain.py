@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
             fabric,
             model,
             optimizer,
-            data.loader(done, updates),
+            stack.enter_context(closing(data.batches(done, updates))),
             sensors=list(sources),
             parts=objective.parts,
             start=done,
