@@ -209,14 +209,11 @@ class MicroBatches(Dataset[dict[str, Any]]):
         self.answers = answers
         self.accumulation = config.run.micro_batches // ranks
 
-    def __getitem__(self, item: int) -> dict[str, Any] | DofaError:
+    def __getitem__(self, item: int) -> dict[str, Any]:
         update, micro = divmod(item, self.accumulation)
         # Neighbours in the plan are mostly of one sensor: dealt round, no process waits for another's 202 bands.
         order = micro * self.ranks + self.rank
-        try:
-            return self.make(update, order, self.mixture.plan(update)[order])
-        except DofaError as error:  # as it is: the loader would raise it with its worker's traceback as text
-            return error
+        return self.make(update, order, self.mixture.plan(update)[order])
 
     def make(self, update: int, order: int, planned: MicroBatch) -> dict[str, Any]:
         """Read and augment one micro-batch of an update.
@@ -329,8 +326,10 @@ class MicroBatches(Dataset[dict[str, Any]]):
             if self.config.run.workers:
                 made._shutdown_workers()  # type: ignore[attr-defined]
 
-    def loader(self, start: int, updates: int) -> "DataLoader[dict[str, Any]]":
+    def loader(self, start: int, updates: int) -> "DataLoader[dict[str, Any] | DofaError]":
         """A loader of the updates from `start` to the end, in order, whatever the number of workers.
+
+        An image that cannot be read comes as its error: `batches` raises it.
 
         Args:
             start: first update.
@@ -338,7 +337,7 @@ class MicroBatches(Dataset[dict[str, Any]]):
         """
         workers = self.config.run.workers
         return DataLoader(
-            self,
+            _Caught(self),
             batch_size=None,
             sampler=range(start * self.accumulation, updates * self.accumulation),
             num_workers=workers,
@@ -346,6 +345,19 @@ class MicroBatches(Dataset[dict[str, Any]]):
             worker_init_fn=_ignore_stop_signals if workers else None,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+class _Caught(Dataset[dict[str, Any] | DofaError]):
+    """Gives a worker's error back as a value: the loader would raise it with the worker's traceback as its text."""
+
+    def __init__(self, data: MicroBatches) -> None:
+        self.data = data
+
+    def __getitem__(self, item: int) -> dict[str, Any] | DofaError:
+        try:
+            return self.data[item]
+        except DofaError as error:
+            return error
 
 
 def held_out_batch(
