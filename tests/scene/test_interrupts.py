@@ -46,7 +46,7 @@ def begun(words, out):
         if journal.exists() or process.poll() is not None:
             break
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(0.05)
     return process
 
 
@@ -57,6 +57,8 @@ def test_an_interrupt_keeps_what_is_done_and_says_how_to_go_on(verb, folder, tmp
     process = begun(words, tmp_path / "x.tif")
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=60)[1]
+    if process.returncode == 0:
+        pytest.skip("a fast machine has finished before the interrupt")
     assert process.returncode == 130
     (line,) = [line for line in told.splitlines() if line.startswith("dofa: ") and "interrupted" in line]
     assert "same command" in line
