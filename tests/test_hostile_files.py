@@ -75,7 +75,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(kind, fx, tmp_path, monke
         file.write_bytes(damaged(fx / name, random.Random(f"{kind} {seed}")))
         try:
             refused += isinstance(outcome(read, file), DofaError)
-        except Exception as error:
+        except Exception as error:  # fails the test, with the seed and the file that show it again
             kept = shutil.copy(file, tmp_path / f"{seed}{file.suffix}")
             raise AssertionError(f"{kind}, seed {seed}, {kept}: {type(error).__name__}: {error}") from error
     assert refused
@@ -93,6 +93,7 @@ def _cases() -> list[str]:
 READER_OF = {"npz-mat": "mat", "segfault-mat": "mat", "geotiff-tags": "geotiff-bytes"}
 
 
+# Without the folder there is one test that is skipped, with the reason, instead of none.
 @pytest.mark.parametrize("case", _cases() or [pytest.param("", marks=pytest.mark.skip("shared/cases is absent"))])
 def test_a_fault_that_was_found_is_answered(case, shared, fx, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -41,7 +41,7 @@ def files(folder, array, gsds=None, **profile):
 
     folder.mkdir(exist_ok=True)
     out = []
-    for name, band, gsd in zip(NAMES, array, gsds or [10] * len(array), strict=False):
+    for name, band, gsd in zip(NAMES[: len(array)], array, gsds or [10] * len(array), strict=True):
         step = gsd // 10
         place = from_origin(500000, 5000000, gsd, gsd)
         out.append(write_tiff(folder / f"T33_{name}.tif", band[None, ::step, ::step], transform=place, **profile))

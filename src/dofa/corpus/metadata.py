@@ -80,8 +80,10 @@ def fetch(url: str, path: str, end: int | None = None) -> bytes | None:
         return data
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever a server, its client or a disk raises
-        raise DataError(f"{url} cannot be read as a store: {in_line(error)}") from None
+    # Each of fsspec's backends (http, s3, gcs, adlfs …) raises its client's own kinds, which have no base in common with
+    # OSError and cannot be imported here; the cause stays on the error for whoever debugs.
+    except Exception as error:
+        raise DataError(f"{url} cannot be read as a store: {in_line(error)}") from error
 
 
 def in_line(error: BaseException) -> str:

@@ -146,8 +146,10 @@ class SensorStore:
             return np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)  # version 1, all valid
         except DataError:
             raise
-        except Exception as error:  # of Zarr, its codecs, fsspec and its clients
-            raise self._unreadable(f"{name} of image {index}", error) from None
+        # Damaged bytes and metadata raise what Zarr, its codecs or an fsspec backend stumble over first (TypeError,
+        # KeyError, MemoryError, a client's own kind …); the cause stays on the error.
+        except Exception as error:
+            raise self._unreadable(f"{name} of image {index}", error) from error
         if part.all() if name == "valid" else not part.any():
             self._check_shard(name, index)  # Zarr reads a file that is not there as the fill value
         return part if bands is None else part[list(bands)]
@@ -178,8 +180,8 @@ class SensorStore:
                 column = self._texts(name, metadata) if texts else np.asarray(self._array(name)[:])
             except DataError:
                 raise
-            except Exception as error:  # of Zarr, its codecs, fsspec and its clients
-                raise self._unreadable(name, error) from None
+            except Exception as error:  # as in `_window`: any kind, of Zarr, its codecs or an fsspec backend
+                raise self._unreadable(name, error) from error
             self._check_column(name, column)
             self._opened[key] = column
         found: NDArray[Any] = self._opened[key]

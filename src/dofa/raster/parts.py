@@ -29,7 +29,7 @@ def pages(dataset: Any) -> list[str]:
         return names if len(names) > 1 else []
     sizes = [_size(name) for name in names[:MOST]]
     whole = dataset.height, dataset.width
-    kept = [name for name, size in zip(names, sizes, strict=False) if size is not None and not _smaller(size, whole)]
+    kept = [n for n, size in zip(names[:MOST], sizes, strict=True) if size is not None and not _smaller(size, whole)]
     kept += names[MOST:]
     return kept if len(kept) > 1 else []
 

@@ -75,8 +75,7 @@ class Panels:
                 found["pictures"], found["labels"], dict(zip(told, found["answers"], strict=True)),
             )  # fmt: skip
         # Damaged bytes raise what zipfile, zlib, struct or numpy's parser stumble over first; seven kinds were seen.
-        # None of them is worth a finished table: whatever it is, the file counts as absent.
-        except Exception:
+        except Exception:  # none of them is worth a finished table: whatever it is, the file counts as absent
             return None
         arrays = (panels.colours, panels.pictures, panels.labels, *panels.answers.values())
         # A member of an archive that is no .npy comes as its bytes.
