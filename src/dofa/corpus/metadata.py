@@ -80,8 +80,8 @@ def fetch(url: str, path: str, end: int | None = None) -> bytes | None:
         return data
     except (FileNotFoundError, NotADirectoryError):
         return None
-    # Each of fsspec's backends (http, s3, gcs, adlfs …) raises its client's own kinds, which have no base in common with
-    # OSError and cannot be imported here; the cause stays on the error for whoever debugs.
+    # Each of fsspec's backends (http, s3, gcs, adlfs …) raises its client's own kinds, which have no base in common but
+    # this one; the cause stays on the error for whoever debugs.
     except Exception as error:
         raise DataError(f"{url} cannot be read as a store: {in_line(error)}") from error
 

@@ -88,8 +88,8 @@ def _main(path: str, folder: str, memory: str) -> None:
         told = {"arrays": list(arrays)}
     except ModuleNotFoundError as error:
         told = {"missing": error.name}
-    # The end of a child process that does nothing but read one file: whatever scipy's parser stumbles over is its result,
-    # and a traceback on stderr would be the only other way to tell the parent.
+    # The end of a child process that only reads one file: whatever scipy's parser stumbles over is its result, and the
+    # parent is told so.
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}"[:300]}
     (Path(folder) / NAMES).write_text(json.dumps(told), encoding="utf-8")
