@@ -1,8 +1,8 @@
 """One lock for whatever one process alone may write: the system's, or a file with the process's number where the file
 system has none (some Lustre and NFS mounts, Windows).
 
-Not filelock: its fallback answers ENOSYS alone, where such mounts say ENOLCK or EOPNOTSUPP, and its soft lock of a process
-that was killed stayed taken in all versions tried before 4.2.6 (3.20 to 4.2.0), which torch and huggingface-hub allow.
+Not filelock: its fallback answers ENOSYS alone, where such mounts say ENOLCK or EOPNOTSUPP, and its soft lock of a
+killed process stayed taken in all versions tried before 4.2.6 (3.20 to 4.2.0), which torch and huggingface-hub allow.
 """
 
 import contextlib
