@@ -1,6 +1,8 @@
 """Folders in the place of others: whatever moment a process is killed at, one of the two is whole."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from dofa import files
 from dofa.errors import DofaError
-from dofa.files import json_digest, lock_folder, place_folder, restore_folder
+from dofa.files import allocate, json_digest, lock_folder, place_folder, restore_folder
 
 
 def folders(root: Path) -> tuple[Path, Path, Path]:
@@ -81,6 +83,18 @@ def test_a_folder_that_is_removed_while_it_is_waited_for_is_made_anew(tmp_path, 
     assert times
     assert lock.in_place
     lock.release()
+
+
+def test_what_is_too_large_for_the_disk_takes_nothing_of_it(tmp_path):
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(b"kept")
+        file.flush()
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            allocate(file.fileno(), 2 * shutil.disk_usage(tmp_path).total)
+        assert 512 * os.fstat(file.fileno()).st_blocks < 10**6
+        allocate(file.fileno(), 10**6)
+        assert 512 * os.fstat(file.fileno()).st_blocks >= 10**6
+    assert (tmp_path / "file").read_bytes()[:5] == b"kept\0"
 
 
 def test_a_digest_of_json_is_that_of_what_is_read_back():

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -77,6 +78,29 @@ def json_digest(value: Any) -> str:
         value: mappings, sequences, texts, numbers, truth values and None.
     """
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Give a file its whole size and all of its place on the disk; what it holds stays.
+
+    Args:
+        descriptor: of the file, open to write.
+        size: in bytes.
+
+    Raises:
+        OSError: there is no such place.
+    """
+    if hasattr(os, "posix_fallocate"):
+        # Looked at first: where there is too little, the call takes all of it before it fails, and whatever else writes
+        # to the disk fails with it.
+        disk, taken = os.fstatvfs(descriptor), 512 * os.fstat(descriptor).st_blocks
+        if size - taken > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.posix_fallocate(descriptor, 0, size)
+        return
+    at = os.lseek(descriptor, 0, os.SEEK_END)
+    while at < size:  # macOS, Windows: only what is written takes place
+        at += os.write(descriptor, bytes(min(1 << 23, size - at)))
 
 
 def lock_folder(folder: Path, out: Path) -> FileLock:

@@ -1,27 +1,9 @@
-"""What outputs ask of the disk: place beforehand, certainty afterwards."""
+"""What outputs ask of the disk: what is free, and certainty afterwards."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
-
-
-def allocate(descriptor: int, size: int) -> None:
-    """Give a file its whole size and all of its place on the disk; what it holds stays.
-
-    Args:
-        descriptor: of the file, open to write.
-        size: in bytes.
-
-    Raises:
-        OSError: there is no such place.
-    """
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-        return
-    at = os.lseek(descriptor, 0, os.SEEK_END)
-    while at < size:  # macOS, Windows: only what is written takes place
-        at += os.write(descriptor, bytes(min(1 << 23, size - at)))
 
 
 def remove(path: Path) -> None:

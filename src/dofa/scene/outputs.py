@@ -25,9 +25,9 @@ from rasterio.errors import RasterioError
 from dofa.addresses import shown_in
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
-from dofa.files import lock_folder, write_atomically
+from dofa.files import allocate, lock_folder, write_atomically
 from dofa.locks import FileLock
-from dofa.scene.disk import allocate, flush, free_bytes, in_words, reason, remove
+from dofa.scene.disk import flush, free_bytes, in_words, reason, remove
 from dofa.scene.layout import FORMATS, Dtype, Format, Layout
 from dofa.scene.reading import Features, open_features
 from dofa.scene.tiles import Window

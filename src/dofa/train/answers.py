@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dofa.documents import read_bytes
 from dofa.errors import CheckpointError
-from dofa.files import naming, write_atomically
+from dofa.files import allocate, naming, write_atomically
 from dofa.train.data import MicroBatches, Source
 
 Answers = NDArray[np.float16]
@@ -96,8 +96,7 @@ def _make(
                 shape = (len(source.train), crops, *found.shape[1:])
                 rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
                 with naming(partial), partial.open("r+b") as made:  # a full disk ends a process that writes to a map
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(made.fileno(), 0, os.fstat(made.fileno()).st_size)
+                    allocate(made.fileno(), os.fstat(made.fileno()).st_size)
             rows.reshape(-1, *found.shape[1:])[first : first + len(found)] = found
         fabric.barrier()
     if isinstance(rows, np.memmap):
