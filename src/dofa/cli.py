@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args[0], VERBS[args[0]], args[1:])
     except DofaError as error:
         command = f": {shown(_mended(args, error.flags))}" if error.flags else ""
-        print(f"dofa: {' '.join(str(error).split())}{command}", file=sys.stderr)
+        # One write with its newline: processes of a distributed run say the same words at the same time.
+        sys.stderr.write(f"dofa: {' '.join(str(error).split())}{command}\n")
         return 2
     except OSError as error:
         cure = REFUSALS.get(error.errno or 0)

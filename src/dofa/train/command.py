@@ -32,12 +32,14 @@ def pretrain_command(
         if cost:
             estimate(settings)
             return
+        from dofa.train.launch import leave
         from dofa.train.pretrain import pretrain
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("lightning_fabric", "zarr", "fsspec"):
             raise
         raise ConfigError(f'training needs {error.name}, which is not installed: pip install "dofa[train]"') from None
     pretrain(settings, resume)
+    leave()  # not after an error: a process would wait for what it began with others that are gone
 
 
 def estimate(settings: PretrainConfig) -> None:

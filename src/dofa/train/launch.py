@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
@@ -32,6 +33,15 @@ def launch(run: RunConfig) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def leave() -> None:
+    """Take the process group down, whose threads would else abort a process that ends before the others.
+
+    torchrun takes the abort for a failure and ends the processes that are not done. Fabric does it for nccl alone.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
