@@ -25,6 +25,8 @@ from .scene.conftest import small_disk, tree
 from .train.conftest import write_store
 
 CLASSES = ("AnnualCrop", "Forest", "River")
+SAMPLES = Path(dofa.__file__).parent / "samples"
+LABELS = Path(__file__).parent.parent / "docs" / "own-labels.geojson"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -64,6 +66,9 @@ def words(verb: str, folder: Path, out: Path, updates: int = 20) -> list[str]:
     if verb == "probe":
         given = ["--weights", str(folder / "model"), "--data", data, "--stats", "dataset", "--device", "cpu"]
         return ["probe", *given, "--cache", f"{out}-cache", "--out", str(out)]
+    if verb == "chips":
+        given = [str(SAMPLES / "naip-rgbn" / "west_2016.tif"), "--sensor", "naip-rgbn", "--labels", str(LABELS)]
+        return ["chips", *given, "--task", "segmentation", "--size", "32", "--out", str(out)]
     if verb == "bench":
         quick = {"folds": 3, "neighbours": 3, "stats": "dataset", "penalties": [0.1]}
         suite = {
@@ -93,8 +98,15 @@ def run(told: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
 
 
-# kilobytes that end in a record, a shard, the best weights, the log, a picture, a checkpoint, the model folder
-FULL = [("pack", 4), ("pack", 200), ("finetune", 60), *(("pretrain", size) for size in (4, 20, 60, 27_000))]
+# kilobytes that end in a record, a shard, chips, the best weights, the log, a picture, a checkpoint, the model folder
+FULL = [
+    ("pack", 4),
+    ("pack", 200),
+    ("chips", 4),
+    ("chips", 100),
+    ("finetune", 60),
+    *(("pretrain", size) for size in (4, 20, 60, 27_000)),
+]
 
 
 @pytest.mark.slow
@@ -107,11 +119,12 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(folder, tmp_path, verb,
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         last = done.stderr.strip().splitlines()[-1]
-        assert last.startswith(f"dofa: {out}")
+        assert last.startswith(f"dofa: {out.parent}")
         assert "make room" in last
-        assert ("--resume" in last) == (verb != "pack")
+        anew = verb in ("pack", "chips")
+        assert ("--resume" in last) != anew
         resize(300_000)
-        again = run([*told, *([] if verb == "pack" else ["--resume"])])
+        again = run([*told, *([] if anew else ["--resume"])])
         assert again.returncode == 0, again.stderr
         if verb == "pretrain":
             assert [row["update"] for row in read_log(out)] == list(range(1, 21))
@@ -177,6 +190,21 @@ def test_a_folder_that_is_removed_while_a_run_trains_ends_it_in_one_line(folder,
     assert process.returncode == 2, said
     (line,) = [line for line in said.splitlines() if line.startswith("dofa: ")]
     assert str(tmp_path / gone) in line
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_removed_while_a_head_is_tuned_is_one_line(folder, tmp_path):
+    call = [sys.executable, "-m", "dofa", *words("finetune", folder, tmp_path / "out", 20_000)]
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    while process.poll() is None and not (tmp_path / "out" / "log.jsonl").is_file():
+        time.sleep(0.001)
+    for _ in range(2):  # what was written meanwhile
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    said = process.communicate(timeout=90)[1]
+    assert process.returncode == 2, said
+    (line,) = [line for line in said.splitlines() if line.startswith("dofa: ")]
+    assert str(tmp_path / "out") in line
     assert "Traceback" not in said
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -228,7 +229,7 @@ def test_a_server_that_hangs_or_asks_to_wait_is_one_line_in_time(
     monkeypatch.setattr(download, "SILENT_S", 0.8)
     monkeypatch.setattr(download, "LEAST", 1 << 10)
     server.fault[method] = fault
-    start = time.monotonic()
+    start, before = time.monotonic(), set(threading.enumerate())
     if method == "HEAD" and fault in ("endless", "trickle"):
         server.fault = {"GET": "silent"}  # an answer to HEAD has no body
     with pytest.raises(CheckpointError, match=f"{name}: fetching .* from .*(came in|429|503|announced)") as caught:
@@ -236,6 +237,10 @@ def test_a_server_that_hangs_or_asks_to_wait_is_one_line_in_time(
     one_line(caught)
     assert time.monotonic() - start < 6
     assert not capfd.readouterr().err.strip(" \r\n") or fault in ("endless", "trickle")  # whose progress was shown
+    if method == "GET" and fault in ("endless", "trickle"):  # went on until the disk was full
+        for thread in {thread for thread in threading.enumerate() if thread.name == "dofa-download"} - before:
+            thread.join(3)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("name", ["dofa-v1-tiny", "me/tiny"])

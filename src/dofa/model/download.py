@@ -1,5 +1,6 @@
 """One file from the Hugging Face hub: within stated times, resumed where it broke, every mistake in one line."""
 
+import ctypes
 import errno
 import logging
 import threading
@@ -139,12 +140,22 @@ def _watched(work: Callable[[], T], grown: Callable[[], int], size: int | None) 
         if bytes_now - last >= LEAST:
             since, last = time.monotonic(), bytes_now
         if size is not None and bytes_now > size + LEAST:
+            _stop(thread)
             raise TimeoutError(f"it sends more than the {size} bytes it announced")
         if thread.is_alive() and time.monotonic() - since > SILENT_S:
+            _stop(thread)
             raise TimeoutError(f"less than {LEAST >> 10} kB came in {SILENT_S:.0f} s; run it again to go on from there")
     if error:
         raise error[0]
     return result[0]
+
+
+def _stop(thread: threading.Thread) -> None:
+    """End a download that is given up at its next piece, for an endless one would fill the disk.
+
+    The client has no call for that in the versions that we take.
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
 
 
 @contextmanager

@@ -169,10 +169,11 @@ def probe(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
         def announced(title: str, over: Sequence[Scaling]) -> Callable[[int], None]:
-            total = len(images) * len(set(over))
-            task = progress.add_task(title, total=total)
+            times = len(set(over))
+            task = progress.add_task(title, total=len(images) * times)
             if not console.is_terminal:
-                console.print(f"{images.name}, {title}: {total} images", highlight=False)
+                each = f", by {times} statistics" if times > 1 else ""
+                console.print(f"{images.name}, {title}: {len(images)} images{each}", highlight=False)
             return lambda count: progress.advance(task, count)
 
         def encoded(encoder: Backbone, title: str, over: Sequence[Scaling]) -> dict[Block, list[Floats]]:
