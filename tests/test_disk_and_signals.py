@@ -161,15 +161,18 @@ def test_an_interrupt_is_one_line_and_the_command_goes_on(folder, tmp_path, verb
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers too
     said = process.communicate(timeout=100)[1]
     assert "Traceback" not in said
-    assert process.returncode in ((130,) if verb == "pretrain" else (130, 0))  # a fast machine has finished
-    if process.returncode:
+    # A fast machine has finished. A shell shows both 130 and the signal as 130: Python ends by the signal where it
+    # came while an interpreter starts, imports or ends.
+    ends = (130, -signal.SIGINT) if verb == "pretrain" else (130, -signal.SIGINT, 0)
+    assert process.returncode in ends
+    if process.returncode == 130:
         (line,) = [line for line in said.splitlines() if "interrupted" in line or "stopped by" in line]
         assert "same command" in line or "--resume" in line
     if verb == "pretrain":
         done = read_log(out)[-1]["update"]
         told = [*told, "--set", f"run.updates={done + 5}"]
     again = run([*told, *(["--resume"] if verb in ("pretrain", "finetune") else [])])
-    assert again.returncode == 0 or (verb in ("probe", "finetune") and process.returncode == 0), again.stderr
+    assert again.returncode == 0 or (verb in ("probe", "finetune") and process.returncode != 130), again.stderr
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def pretrain_command(
             raise
         raise ConfigError(f'training needs {error.name}, which is not installed: pip install "dofa[train]"') from None
     pretrain(settings, resume)
-    leave()  # not after an error: a process would wait for what it began with others that are gone
+    leave()
 
 
 def estimate(settings: PretrainConfig) -> None:

@@ -1,6 +1,7 @@
 """Where a run computes: devices, precision, and how several processes share the work."""
 
 import os
+import sys
 
 import torch
 from lightning_fabric import Fabric
@@ -36,12 +37,16 @@ def launch(run: RunConfig) -> Fabric:
 
 
 def leave() -> None:
-    """Take the process group down, whose threads would else abort a process that ends before the others.
+    """End a process of several that is done, past the interpreter's own ending; nothing where there is one.
 
-    torchrun takes the abort for a failure and ends the processes that are not done. Fabric does it for nccl alone.
+    A thread of gloo may let go of its last tensor while the interpreter ends: that aborts the process, which torchrun
+    takes for a failure of the run. `destroy_process_group` does not end these threads, for caches of DTensor hold them.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -77,7 +77,7 @@ def save_state(
         return
     partial = folder / f"{_PARTIAL}{target.name}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # not its parents: a run folder that was removed is not made again without its log
         remove_partial(folder)
         partial.mkdir()
         safetensors.torch.save_file(tensors, partial / "model.safetensors")
