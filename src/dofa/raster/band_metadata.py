@@ -22,6 +22,17 @@ from dofa.raster.file_bands import FileBand, Said
 
 WAVELENGTH = r"(?:cent(?:ral|er|re)_)?wavelengths?|wl|lambda"
 WAVELENGTH_UNIT = re.compile(r"\s*(nm|nanom\w*|[uµμ]m|microm\w*|microns?)\s*", re.IGNORECASE)
+# Micrometres in a unit of length, and the wavelength of 1 in a unit that counts waves.
+IN_UM = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e6),
+    **dict.fromkeys(("cm", "centimeters", "centimetres"), 1e4),
+    **dict.fromkeys(("mm", "millimeters", "millimetres"), 1e3),
+    **dict.fromkeys(("angstrom", "angstroms", "å"), 1e-4),
+}
+INVERSE_UM = {
+    **dict.fromkeys(("cm-1", "1/cm", "cm^-1", "wavenumber"), 1e4),
+    **{"ghz": 299_792.458, "mhz": 299_792_458.0},
+}
 # How GDAL's Zarr and netCDF drivers name a band's value on an axis.
 ON_AXIS = re.compile(r"dim_(.+)_(?:value|index)|netcdf_dim_(.+)")
 NAME_LISTS = ("band_names", "bandnames", "band_name", "bands", "band_descriptions", "descriptions", "long_name")
@@ -51,8 +62,6 @@ def file_bands(dataset: Any) -> list[FileBand]:
     Args:
         dataset: opened with rasterio.
 
-    Raises:
-        DataError: a wavelength whose unit is not known.
     """
     count = dataset.count
     of_file = _of_file(dataset)
@@ -337,6 +346,7 @@ def _texts(dataset: Any, axis: str) -> list[str]:
 def _um(text: str | None, unit: str | None, like: float | None = None) -> float | None:
     """A length in micrometres.
 
+    A unit that is none of length or frequency ("Index") says nothing: descriptions or the user name the band.
     Without a unit a wavelength of 200 or more is in nanometres and one up to 20 in micrometres: no band lies in both. A
     width without a unit has that of its wavelength, which is what `like` stands for.
     """
@@ -348,8 +358,12 @@ def _um(text: str | None, unit: str | None, like: float | None = None) -> float 
         return value / 1000
     if re.match(r"[uµμ]m|microm|micron", word):
         return value
+    if word in IN_UM:
+        return value * IN_UM[word]
+    if like is None and word in INVERSE_UM and value > 0:
+        return INVERSE_UM[word] / value
     if word not in ("", "unknown"):
-        raise DataError(f"its wavelengths are in {unit!r}: pass --wavelengths in micrometres, one a band")
+        return None  # an index, or a unit that is none of length: descriptions or the user say which band it is
     if like is not None:
         return value / 1000 if value > like else value
     return value / 1000 if value >= 200 else value

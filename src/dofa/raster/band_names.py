@@ -23,6 +23,11 @@ AUXILIARY = re.compile(
 )
 # Layers of one band each, named by that band: MSK_DETFOO_B04, solar_azimuth_band4.
 ABOUT_A_BAND = re.compile(r"(msk|mask|qa|saa|sza|vaa|vza)_.*|.*(azimuth|zenith).*", re.IGNORECASE)
+# Words that make another quantity of a band: B2_stdDev, diff_B2, NDVI_B8.
+ANOTHER_QUANTITY = re.compile(
+    r"(?<![a-z])(std(dev)?|stdev|var(iance)?|unc(ertainty)?|diff(erence)?|delta|ratio|mask|count|snr|anomaly|index"
+    r"|nd([vwbs]i)?)(?![a-z])"
+)
 IDENTIFIER = re.compile(r"(?<![a-z0-9])b(?:and)?[ _-]?0*(\d{1,3}a?)(?![a-z0-9])|(?<![a-z])(vv|vh|hh|hv)(?![a-z])")
 # A wavelength in a description: "B4 (665 nm)", "0.4500 Micrometers".
 A_WAVELENGTH = re.compile(
@@ -118,7 +123,7 @@ def read_name(description: str, sensor: Sensor) -> NameMatch:
     whole = known.get(key(text))
     if whole is not None:
         return NameMatch(whole, whole=True)
-    if not text or ABOUT_A_BAND.fullmatch(text):
+    if not text or ABOUT_A_BAND.fullmatch(text) or ANOTHER_QUANTITY.search(text):
         return NameMatch()
     placed = NUMBER_FIRST.match(text) or NUMBER_LAST.search(text)
     number = placed[1] if placed else ""
@@ -131,7 +136,8 @@ def read_name(description: str, sensor: Sensor) -> NameMatch:
         numbered = known.get(key(f"b{number}"))
         other = known.get(key(rest)) or known.get(_identifier(named))
         if other is not None or named:  # "Band 1: B04", "Band 1 - R": a place and a name
-            if named and (re.match(r"b\d", placed[0].strip(" ([")) or not SEPARATED.search(text) or "band" in rest):
+            second = re.match(r"b\d", placed[0].lstrip(" _.:,([/–—-")) and number not in named
+            if named and (second or not SEPARATED.search(text) or "band" in rest):
                 return NameMatch()  # "B4 - B8", "band 4 minus band 8": two names
             if other is not None and named:
                 return NameMatch(other, number, coloured=True)

@@ -25,6 +25,9 @@ def says_nothing(file: Sequence[FileBand]) -> bool:
     counted = [COUNTED.fullmatch(t) for t in texts]
     if all(not t or (m is not None and int(m[1]) == b.number) for t, m, b in zip(texts, counted, file, strict=True)):
         return True
+    said = [_counted(t, b.number) for t, b in zip(texts, file, strict=True)]
+    if len(texts) > 1 and None not in said and len(set(said)) == 1:
+        return True  # "Warp (Band 1:mosaic.tif)", "Band 1 reflectance"
     ends = [re.fullmatch(r"(.*\D)?(\d{1,9})", t, re.DOTALL) for t in texts]
     return (
         len(texts) > 1
@@ -33,6 +36,12 @@ def says_nothing(file: Sequence[FileBand]) -> bool:
         and not any(IDENTIFIER.search(t.lower().replace("_", " ")) for t in texts)
         and not any(read_name(t, s).band for t in texts[:4] for s in sensors.catalogue().values())
     )
+
+
+def _counted(text: str, place: int) -> str | None:
+    """What stands around "band" and the number of a place; None where no such number stands there."""
+    found = re.search(r"(?<![a-z0-9])band[ _.:#-]+0*(\d{1,3})(?![a-z0-9])", text, re.IGNORECASE)
+    return None if found is None or int(found[1]) != place else f"{text[: found.start()]}\0{text[found.end() :]}"
 
 
 def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | None:
@@ -54,6 +63,7 @@ def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | No
             f"--sensor, or --bands with their names {IN_ORDER} ({listed(sensor.band_names)})"
         )
     _refuse_names_of_another(found, sensor)
+    _refuse_unread_words(found, sensor)
     assumptions, notes = _check_numbers(found, sensor)
     if assumptions or notes:
         found = [(b, _without_number(b, m)) for b, m in found]
@@ -139,6 +149,18 @@ def _refuse_either_number(found: Sequence[tuple[FileBand, NameMatch]], sensor: S
                 f"band {b.number} is described as {b.description!r}: {m.band.name} by its number, or {ninth.name}, "
                 f"which is number {place} in the order of {sensor.name}: pass --bands with their names {IN_ORDER}"
             )
+
+
+def _refuse_unread_words(found: Sequence[tuple[FileBand, NameMatch]], sensor: Sensor) -> None:
+    """ "Band 1 - Rot", "Band 2 - Grün": numbers of places, perhaps, beside words that nobody here can read."""
+    rests = [_counted(plain_text(b.description), b.number) for b, _ in found]
+    if len(found) < 2 or None in rests or any(m.whole or m.coloured for _, m in found):
+        return
+    b = found[0][0]
+    raise DataError(
+        f"band {b.number} is described as {b.description!r}: its number may count places, and nothing else in it is a "
+        f"name that {sensor.name} knows: pass --bands with their names {IN_ORDER}"
+    )
 
 
 def _refuse_names_of_another(found: Sequence[tuple[FileBand, NameMatch]], sensor: Sensor) -> None:

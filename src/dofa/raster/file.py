@@ -23,6 +23,7 @@ from dofa.raster.validity import Header, Mask, Validity
 from dofa.sensors import Sensor
 
 SAMPLE_PIXELS = 20_000  # enough for the 0.1 percentile of a band
+TRANSPARENT = 0.005  # share of zeros in a band marked alpha that no band of measurements has
 
 PixelWindow: TypeAlias = Window | tuple[tuple[int, int], tuple[int, int]]
 
@@ -262,6 +263,14 @@ class Raster:
         named = self._header.called_alpha
         masks = tuple(n for n in self._validity.alpha if n in named or self._is_mask(n))
         if masks != self._validity.alpha:
+            for number in set(self._validity.alpha) - set(masks):
+                share = float(np.mean(self._sample([number]) == 0))
+                if share >= TRANSPARENT:
+                    text = (
+                        f"band {number} is marked alpha and is 0 in {share:.1%} of the pixels looked at, but has other "
+                        "numbers in most: it masks nothing; describe it as alpha if 0 there means no measurement"
+                    )
+                    self._assume(("alpha-doubtful", text))
             self.alpha = masks
             self._take(self.sensor, self._numbers)
 

@@ -12,7 +12,7 @@ from dofa.raster.validity import FILL_TOLERANCE, HUGE, Mask, fill_span, outside
 
 # What producers write where nothing was measured. Those below are no reading of any product; those above may also be
 # saturation, which is why more is asked of them.
-BELOW = (-9999.0, -99999.0, -999999.0, -32768.0, -32767.0, -(2.0**31), 1 - 2.0**31)
+BELOW = (-9999.0, -99999.0, -999999.0, -28672.0, -32768.0, -32767.0, -(2.0**31), 1 - 2.0**31)
 ABOVE = (255.0, 999.0, 9999.0, 99999.0, 999999.0, 32767.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
 SMALL = (-99.0, -999.0)  # also producers' values, but a dark band may have one by chance
 SCALED = 1e-4  # the same in float files that were multiplied by the factor of reflectance
@@ -142,7 +142,9 @@ def leave_out(raw: NDArray[Any], measured: Mask, each: Mask) -> tuple[Fill, ...]
         each: (C, h, w) where each number is a measurement by what is declared.
     """
     good = (each & measured).reshape(len(raw), -1)
-    found = tuple(f for f in undeclared(raw.reshape(len(raw), -1), good) if f.value < 0 or f.value >= HUGE)
+    seen = undeclared(raw.reshape(len(raw), -1), good)
+    # Of SMALL ones the numbers of the whole file decide, not those of a window: windows would differ from the whole.
+    found = tuple(f for f in seen if (f.value < 0 and f.value not in SMALL) or f.value >= HUGE)
     for one in found:
         span = fill_span(one.value, raw.dtype)
         assert span is not None  # it is a number of the window
@@ -172,6 +174,8 @@ def _spike(band: NDArray[Any], left: Mask, share: float) -> tuple[float, Mask, b
             times = 0.1 if value in SMALL else 0.25
             if not rest.size or (_far(edge, rest, times, robust=True) and count >= _between(edge, rest)):
                 return value, where, True
+            if value in SMALL and rest.size and edge < rest.min() and count >= share * band.size:
+                return value, where, False
             continue
         if rest.size < 100 or count < share * band.size:
             continue

@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,6 +51,7 @@ WITHOUT_SIDE_FILES = (".tif", ".tiff", ".jp2")
 reason = remote.reason
 ControlPoints: TypeAlias = tuple[str, tuple[tuple[float, ...], ...]]  # WKT; row, column, x, y, z of each point
 SEMI_MAJOR_M, ECCENTRICITY_2 = 6_378_137.0, 0.00669437999014  # of WGS 84
+SHEARED = 0.95  # area of a pixel, of the product of its sides: 18 degrees from a right angle
 PROJECTED_APART = 0.01  # a projection's metres that are off by less count as true: UTM is off by .1 % within its zone
 
 # Many pictures have no place; `Raster.crs` says so, without a warning for each file.
@@ -165,10 +167,17 @@ def file_numbers(dataset: Any, numbers: Sequence[int]) -> FileNumbers:
         scales=tuple(float(scales[n - 1]) for n in numbers),
         offsets=tuple(float(offsets[n - 1]) for n in numbers),
         units=tuple(units[n - 1] or "" for n in numbers),
+        amplitude=any(_named_amplitude(dataset, n) for n in numbers),
         tags={k.upper(): v for k, v in dataset.tags().items()},
         band_tags=tuple({k.upper(): v for k, v in dataset.tags(n).items()} for n in numbers),
         envi={k.lower(): v for k, v in dataset.tags(ns="ENVI").items()},
     )
+
+
+def _named_amplitude(dataset: Any, number: int) -> bool:
+    """Whether a band's description or the name of a file of one band says so: Amplitude_VV, as SNAP writes them."""
+    texts = [dataset.descriptions[number - 1] or "", *([Path(dataset.name).stem] if dataset.count == 1 else [])]
+    return any(re.search(r"(?<![a-z])amplitude(?![a-z])", text, re.IGNORECASE) for text in texts)
 
 
 def fits(value: float, dtype: np.dtype[Any]) -> bool:
@@ -251,20 +260,44 @@ def pixel_size_m(dataset: Any) -> tuple[float, float] | None:
 
 def _on_ellipsoid(crs: Any, affine: Any, col: float, row: float) -> tuple[float, float] | None:
     """Metres across and down of a pixel around a point in pixels, on the ellipsoid of WGS 84; None where it is none."""
+    sides = _sides(crs, affine, col, row)
+    across, down = (math.hypot(*side) for side in sides) if sides else (0.0, 0.0)
+    return (across, down) if across > 0 and down > 0 else None
+
+
+def _sides(crs: Any, affine: Any, col: float, row: float) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """East and north in metres of a pixel's way across and down, on the ellipsoid; None where it has no place."""
     ends = [at(affine, col + dx, row + dy) for dx, dy in ((-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5))]
     points = _lonlat(crs, *zip(*ends, strict=True))
     if not all(math.isfinite(lon) and abs(lat) <= 90 for lon, lat in points):
         return None
     west, east, north, south = ((math.radians(lon), math.radians(lat)) for lon, lat in points)
 
-    def length(one: tuple[float, float], two: tuple[float, float]) -> float:
+    def way(one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
         middle = (one[1] + two[1]) / 2
         curved = 1 - ECCENTRICITY_2 * math.sin(middle) ** 2
         along = math.remainder(two[0] - one[0], 2 * math.pi) * math.cos(middle) * SEMI_MAJOR_M / math.sqrt(curved)
-        return math.hypot(along, (two[1] - one[1]) * SEMI_MAJOR_M * (1 - ECCENTRICITY_2) / curved**1.5)
+        return along, (two[1] - one[1]) * SEMI_MAJOR_M * (1 - ECCENTRICITY_2) / curved**1.5
 
-    across, down = length(west, east), length(north, south)
-    return (across, down) if across > 0 and down > 0 else None
+    return way(west, east), way(north, south)
+
+
+def sheared(dataset: Any) -> bool:
+    """Whether rows and columns are far from a right angle on the ground: a sinusoidal grid far from its meridian.
+
+    Args:
+        dataset: with `crs`, `transform`, `width` and `height`.
+    """
+    if dataset.crs is None or not dataset.transform.determinant:
+        return False
+    sides = _sides(dataset.crs, dataset.transform, dataset.width / 2, dataset.height / 2)
+    return sides is not None and _area(sides) < SHEARED * math.hypot(*sides[0]) * math.hypot(*sides[1])
+
+
+def _area(sides: tuple[tuple[float, float], tuple[float, float]]) -> float:
+    """Square metres between two sides."""
+    (x, y), (u, v) = sides
+    return abs(x * v - y * u)
 
 
 def gsd_m(dataset: Any) -> float | None:
@@ -279,9 +312,8 @@ def gsd_m(dataset: Any) -> float | None:
     side = math.sqrt(abs(affine.determinant))
     if dataset.crs.is_projected and size == _projected_size(dataset):
         return float(side * dataset.crs.linear_units_factor[1])
-    # Of a turned or sheared pixel the area counts.
-    stretch = size[0] / math.hypot(affine.a, affine.d) * size[1] / math.hypot(affine.b, affine.e)
-    return float(side * math.sqrt(stretch))
+    sides = _sides(dataset.crs, affine, dataset.width / 2, dataset.height / 2)
+    return math.sqrt(_area(sides)) if sides is not None else None
 
 
 def _projected_size(dataset: Any) -> tuple[float, float]:

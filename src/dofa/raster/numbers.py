@@ -23,6 +23,7 @@ class FileNumbers:
         tags: of the data set, keys in upper case.
         band_tags: of each band, keys in upper case.
         envi: the header of an ENVI file, keys in lower case.
+        amplitude: a name says that they are amplitudes.
     """
 
     scales: tuple[float, ...]
@@ -31,6 +32,7 @@ class FileNumbers:
     tags: Tags
     band_tags: tuple[Tags, ...]
     envi: Tags
+    amplitude: bool = False
 
     @property
     def scaled(self) -> bool:
@@ -46,6 +48,7 @@ class FileNumbers:
             tags=self.tags,
             band_tags=tuple(self.band_tags[i] for i in places),
             envi=self.envi,
+            amplitude=self.amplitude,
         )
 
 

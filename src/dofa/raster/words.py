@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.errors import DataError
 from dofa.pixels import Scaling, resolve_physical
 from dofa.raster import radar
 from dofa.raster.factors import (
+    AMPLITUDE,
     file_scaling,
     likely_factor,
     number,
@@ -93,9 +95,16 @@ def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, 
     if user.scaling is not None:
         return Settled(resolve_physical(user.scaling.select(names), None, None), told=True)
     if user.unit is not None or user.dn_scale is not None:
-        return Settled(user_scaling(user, numbers, names, product, name), told=True)
+        taken = user_scaling(user, numbers, names, product, name)
+        if user.dn_scale is None or user.dn_offset is not None:
+            return Settled(taken, told=True)
+        taken, notes = _with_product_offset(taken, product, "--dn-scale")
+        return Settled(taken, told=True, notes=notes)
     tagged, notes = tagged_units(numbers, sensor)
     said = file_scaling(numbers, tagged, names, product, dtype)
+    if said is not None and not any(numbers.offsets) and not any(t.offset for t in tagged):
+        said, more = _with_product_offset(said, product, "its scale tag")
+        notes = (*notes, *more)
     scaling = resolve_physical(None, said, product, name)
     open_scale = not numbers.scaled and _scale_open(scaling, product, tagged, dtype)
     if user.dn_offset is not None:
@@ -104,6 +113,17 @@ def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, 
         return Settled(moved, scale_open=open_scale, dn_offset=user.dn_offset, notes=notes)
     settled = Settled(scaling, scale_open=open_scale, notes=notes)
     return settled if open_scale else with_sentinel2_offset(settled, sensor, numbers, dtype)
+
+
+def _with_product_offset(scaling: Scaling, product: Scaling | None, what: str) -> tuple[Scaling, tuple[Said, ...]]:
+    """The product's offset beside the product's own factor, where nothing says an offset; and what is said of that."""
+    if product is None or scaling.unit != product.unit or any(scaling.offset) or not any(product.offset):
+        return scaling, ()
+    if not np.allclose(scaling.scale, product.scale, rtol=1e-6, atol=0):
+        return scaling, ()
+    offset = product.offset[0]
+    text = f"{what} is the product's factor and no offset is said: the product's, {offset:g}, is added too"
+    return replace(scaling, offset=product.offset), (("offset-of-product", text),)
 
 
 def _scale_open(scaling: Scaling, product: Scaling | None, tagged: Sequence[TaggedUnit], dtype: str) -> bool:
@@ -148,11 +168,16 @@ def assumed(settled: Settled, sensor: Sensor, numbers: FileNumbers, raw: NDArray
         sensor: with the bands read.
         numbers: what the file says of them.
         raw: valid numbers of any shape.
+
+    Raises:
+        DataError: backscatter that is named amplitude.
     """
     if not settled.scale_open or sensor.scaling is None:
         return settled
     by_values = radar.backscatter if sensor.scaling.unit in radar.UNITS else likely_factor
     scaling, said = by_values(sensor.scaling, sensor.name, raw, settled.scaling.physical_source == "file")
+    if numbers.amplitude and scaling.unit == "linear_power" and raw.size and 0 < np.nanmedian(raw) < COUNTS:
+        raise DataError(AMPLITUDE)
     counts = (scaling.scale, scaling.offset) == (sensor.scaling.scale, sensor.scaling.offset)
     if settled.dn_offset is not None:
         moved = with_dn_offset(scaling, [settled.dn_offset] * len(scaling.bands))

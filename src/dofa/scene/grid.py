@@ -52,9 +52,9 @@ class Grid:
 
     @property
     def square(self) -> bool:
-        """Whether pixels are as wide as they are high on the ground, within 2 %; True without a place."""
+        """Whether pixels are as wide as they are high on the ground, within 2 %; True without a place, or sheared."""
         size = self.pixel_size_m
-        return size is None or abs(size[0] / size[1] - 1) < NOT_SQUARE
+        return size is None or gdal.sheared(self) or abs(size[0] / size[1] - 1) < NOT_SQUARE
 
     def at_gsd(self, gsd_m: float) -> "Grid":
         """The same ground in square pixels of another size, from the same corner.

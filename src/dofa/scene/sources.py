@@ -360,6 +360,7 @@ def _settle(
         tags={k: v for k, v in numbers[0].tags.items() if all(n.tags.get(k) == v for n in numbers)},
         band_tags=tuple({**n.tags, **n.band_tags[0]} for n in numbers),  # a file of one band speaks for the band
         envi={},
+        amplitude=any(n.amplitude for n in numbers),
     )
     used = [files[i] for i in dict.fromkeys(i for i, _ in chosen.values())]
     settled = words.settle(sensor, said, _dtype(used), say.numbers, name)

@@ -110,6 +110,7 @@ def check_values(inputs: "Inputs", unit_only: bool = False) -> None:
         DataError: at least NEARLY_ALL of the bands; what they hold and what can be said of it.
     """
     scene, worst, constant = inputs.scene, "", False
+    by_unit: dict[str, str] = {}
     count = sum(len(sensor.bands) for sensor in inputs.sensors)
     windows = sample_windows(scene.height, scene.width)
     for number, window in enumerate((*windows, *_further(scene.height, scene.width))):
@@ -127,9 +128,11 @@ def check_values(inputs: "Inputs", unit_only: bool = False) -> None:
         worst = worst or f"{len(bad)} of {count} bands hold values that cannot be: {band} has {why}"
     if worst:
         units = ", ".join(dict.fromkeys(s.unit for s in inputs.scalings))
+        # No statistics mend a wrong unit.
+        other = "" if by_unit else f", or normalise its {units} by other statistics (--stats scene)"
         raise DataError(
             f"{scene.name}: {worst}; look at it with dofa info, and say what its numbers are (--unit, --dn-scale, "
-            f"--dn-offset), or normalise its {units} by other statistics (--stats scene)"
+            f"--dn-offset){other}"
         )
 
 

@@ -1,5 +1,7 @@
 """The epochs of a fine-tuning: `train.loop` between validations, the best one's weights kept beside the state."""
 
+import errno
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -175,7 +177,10 @@ class Epochs:
             for name, tensor in self.learner.state_dict().items()
             if name in learnt or name not in still
         }
-        write_atomically(self.folder / f"{epoch}.{BEST}", safetensors.torch.save(state))
+        data, file = safetensors.torch.save(state), self.folder / f"{epoch}.{BEST}"
+        if not self.folder.is_dir():  # which would be made again, without its log
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+        write_atomically(file, data)
 
     def load(self, epoch: int) -> None:
         """Put back what an epoch learned."""

@@ -1,0 +1,175 @@
+"""Files of the first real use that were found later: names, factors, places and fill values."""
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
+
+from dofa.errors import DataError
+from dofa.raster import open_raster
+
+SIDE = 96
+S2 = ("B02", "B03", "B04", "B08")
+
+
+def write(path, values, names, dtype="uint16", crs="EPSG:32633", transform=None, units=None, tags=None, **changes):
+    """A raster of (C, SIDE, SIDE) numbers, or of one median a band, with descriptions."""
+    rng = np.random.default_rng(0)
+    if np.ndim(values) == 1:
+        values = np.asarray(values)[:, None, None] * np.exp(0.2 * rng.normal(size=(len(values), SIDE, SIDE)))
+    transform = from_origin(5e5, 58e5, 10, 10) if transform is None else transform
+    kind = {"driver": "GTiff", "height": SIDE, "width": SIDE, "count": len(values), "dtype": dtype, "crs": crs}
+    with rasterio.open(path, "w", photometric="minisblack", transform=transform, **kind) as file:
+        file.write(np.asarray(values).astype(dtype))
+        for number, name in enumerate(names, 1):
+            file.set_band_description(number, name)
+            file.update_tags(number, **((tags or {}).get(number, {})))
+        for name, value in changes.items():
+            setattr(file, name, value)
+        if units:
+            file.units = units
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Band 1 - Rot", "Band 2 - Grün", "Band 3 - Blau", "Band 4 - Infrarot"],
+        ["Band 1: Azul", "Band 2: Verde", "Band 3: Rojo", "Band 4: Infrarrojo"],
+        [
+            "Warp (Band 1:mosaic.tif)",
+            "Warp (Band 2:mosaic.tif)",
+            "Warp (Band 3:mosaic.tif)",
+            "Warp (Band 4:mosaic.tif)",
+        ],
+        ["stack.tif band 1", "stack.tif band 2", "stack.tif band 3", "stack.tif band 4"],
+        ["Band 1 reflectance", "Band 2 reflectance", "Band 3 reflectance", "Band 4 reflectance"],
+    ],
+)
+def test_numbers_of_places_beside_words_that_nobody_reads_name_no_band(tmp_path, names):
+    """They were read as the sensor's own numbers: red and blue of four PlanetScope bands swapped."""
+    file = write(tmp_path / "a.tif", [600, 700, 430, 2900], names)
+    with pytest.raises(DataError, match="--bands"):
+        open_raster(file, "sentinel-2-l2a")
+    with open_raster(file, "sentinel-2-l2a", bands=["B04", "B03", "B02", "B08"]) as raster:
+        assert raster.sensor.band_names == ("B04", "B03", "B02", "B08")
+
+
+@pytest.mark.parametrize(
+    "name", ["NDVI_B8_B4", "NDWI_B8_B11", "nd_B8_B11", "ratio_B2_B3", "B2_stdDev", "B02_unc", "diff_B2"]
+)
+def test_another_quantity_made_of_bands_is_none_of_them(tmp_path, name):
+    file = write(tmp_path / "a.tif", [430, 700, 600, 5000], ["B02", "B03", "B04", name])
+    with pytest.raises(DataError, match=name):
+        open_raster(file, "sentinel-2-l2a")
+
+
+def test_numbers_that_are_named_amplitude_are_no_power(tmp_path):
+    file = write(tmp_path / "a.tif", [0.32, 0.14], ["Amplitude_VV", "Amplitude_VH"], "float32")
+    for sensor in ("sentinel-1-rtc", "sentinel-1-grd"):
+        with pytest.raises(DataError, match="amplitudes"):
+            open_raster(file, sensor)
+    with open_raster(file, "sentinel-1-rtc", unit="linear_power") as raster:
+        assert raster.read_physical()[0].mean() == pytest.approx(0.235, rel=0.1)
+
+
+@pytest.mark.parametrize("how", ["tag", "user"])
+def test_the_factor_of_a_product_brings_its_offset(tmp_path, how):
+    """Landsat's 2.75e-5 alone made every reflectance 0.2 too high."""
+    names = [f"SR_B{n}" for n in range(1, 8)]
+    changes = {"scales": [2.75e-5] * 7} if how == "tag" else {}
+    file = write(tmp_path / "a.tif", [8400, 8700, 9800, 9500, 18700, 14700, 11900], names, **changes)
+    told = {"dn_scale": 2.75e-5} if how == "user" else {}
+    with open_raster(file, "landsat-8-l2-sr", **told) as raster:
+        assert set(raster.scaling.offset) == {-0.2}
+        assert any("offset-of-product" in said for said in raster.warnings)
+    with open_raster(file, "landsat-8-l2-sr", dn_scale=1e-4) as raster:  # another factor is taken as it is
+        assert set(raster.scaling.offset) == {0}
+
+
+def test_a_sheared_grid_has_the_metres_of_its_area_and_is_not_squared(tmp_path):
+    """A sinusoidal tile far from its meridian: 564.9 m and --gsd 687 were said for 463.3."""
+    radius, side = 6371007.181, 463.3127
+    x, y = radius * np.radians(110) * np.cos(np.radians(35)), radius * np.radians(35)
+    transform = from_origin(x - side * SIDE / 2, y + side * SIDE / 2, side, side)
+    names = [f"sur_refl_b0{n}" for n in range(1, 8)]
+    crs = f"+proj=sinu +R={radius} +units=m"
+    file = write(tmp_path / "a.tif", [600, 2900, 430, 700, 2500, 2000, 1500], names, "int16", crs, transform)
+    with open_raster(file, "modis-mod09") as raster:
+        assert raster.gsd_m == pytest.approx(side, rel=0.005)
+        assert not any("square" in said for said in raster.warnings)
+
+
+WAVES = (0.4924, 0.5598, 0.6646, 0.8328)
+
+
+@pytest.mark.parametrize(
+    ("unit", "of"),
+    [
+        ("m", lambda w: w / 1e6), ("cm", lambda w: w / 1e4), ("mm", lambda w: w / 1e3), ("Angstrom", lambda w: w * 1e4),
+        ("cm-1", lambda w: 1e4 / w), ("Wavenumber", lambda w: 1e4 / w), ("GHz", lambda w: 299_792.458 / w),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("named", [True, False])
+def test_wavelengths_in_any_unit_of_length_or_frequency_are_read(tmp_path, unit, of, named):
+    """They were refused, and no flag opened the file."""
+    tags = {n: {"wavelength": f"{of(w):.9g}", "wavelength_units": unit} for n, w in enumerate(WAVES, 1)}
+    file = write(tmp_path / "a.tif", [430, 700, 600, 2900], S2 if named else [""] * 4, tags=tags)
+    with open_raster(file, "sentinel-2-l2a") as raster:
+        assert raster.sensor.band_names == S2
+
+
+@pytest.mark.parametrize("sensor", ["landsat-5-l2-sr", "landsat-7-l2-sr"])
+def test_names_of_stac_items_are_those_of_the_older_landsats_too(tmp_path, sensor):
+    names = ["blue", "green", "red", "nir08", "swir16", "swir22"]
+    file = write(tmp_path / "a.tif", [8400, 9700, 9500, 18700, 14700, 11900], names)
+    with open_raster(file, sensor) as raster:
+        assert raster.sensor.band_names == ("B1", "B2", "B3", "B4", "B5", "B7")
+
+
+def bright(dtype="int16", low=300, high=3000):
+    """(4, SIDE, SIDE) numbers with clouds in a tenth of the rows."""
+    rng = np.random.default_rng(1)
+    out = rng.integers(low, high, (4, SIDE, SIDE))
+    out[:, ::9] = rng.integers(12_000, 16_000, out[:, ::9].shape)
+    return out.astype(dtype)
+
+
+@pytest.mark.parametrize("value", [-999, -99])
+def test_a_small_fill_value_beside_clouds_counts_nowhere(tmp_path, value):
+    """Whole scenes counted it as measured, and windows did not."""
+    pixels = bright()
+    pixels[:, :, :24] = value
+    file = write(tmp_path / "a.tif", pixels, S2, "int16")
+    with open_raster(file, "sentinel-2-l2a") as raster:
+        assert any("undeclared-nodata" in said for said in raster.warnings)
+        _, valid = raster.read_physical()
+        assert valid.mean() == pytest.approx(0.75)
+    with pytest.raises(DataError, match="undeclared-nodata"):
+        open_raster(file, "sentinel-2-l2a", strict=True)
+
+
+def test_the_fill_value_of_modis_in_one_band_is_found(tmp_path):
+    pixels = np.random.default_rng(2).integers(300, 3500, (4, SIDE, SIDE)).astype("int16")
+    pixels[2, ::8] = -28_672
+    names = ["sur_refl_b03", "sur_refl_b04", "sur_refl_b01", "sur_refl_b02"]
+    file = write(tmp_path / "a.tif", pixels, names, "int16")
+    with open_raster(file, "modis-mod09") as raster:
+        assert raster.read_physical()[1].mean() == pytest.approx(7 / 8)
+        assert any("-28672" in said for said in raster.warnings)
+
+
+def test_an_alpha_band_that_is_not_taken_as_a_mask_is_told(tmp_path):
+    """A feathered edge over most of the picture was passed over without a word."""
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(20, 220, (4, SIDE, SIDE))
+    pixels[3] = np.clip(np.arange(SIDE) - 24, 0, 200)
+    file = tmp_path / "a.tif"
+    kind = {"driver": "GTiff", "height": SIDE, "width": SIDE, "count": 4, "dtype": "uint8"}
+    with rasterio.open(file, "w", crs="EPSG:32633", transform=from_origin(5e5, 58e5, 1, 1), **kind) as out:
+        out.write(pixels.astype("uint8"))
+        out.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    with open_raster(file, "rgb-aerial") as raster:
+        masked = raster.read_physical()[1].mean() < 0.8
+        assert masked or any("alpha-doubtful" in said for said in raster.warnings)
