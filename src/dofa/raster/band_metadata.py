@@ -31,7 +31,8 @@ IN_UM = {
 }
 INVERSE_UM = {
     **dict.fromkeys(("cm-1", "1/cm", "cm^-1", "wavenumber"), 1e4),
-    **{"ghz": 299_792.458, "mhz": 299_792_458.0},
+    "ghz": 299_792.458,
+    "mhz": 299_792_458.0,
 }
 # How GDAL's Zarr and netCDF drivers name a band's value on an axis.
 ON_AXIS = re.compile(r"dim_(.+)_(?:value|index)|netcdf_dim_(.+)")
@@ -61,7 +62,6 @@ def file_bands(dataset: Any) -> list[FileBand]:
 
     Args:
         dataset: opened with rasterio.
-
     """
     count = dataset.count
     of_file = _of_file(dataset)

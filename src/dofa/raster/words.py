@@ -102,7 +102,7 @@ def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, 
         return Settled(taken, told=True, notes=notes)
     tagged, notes = tagged_units(numbers, sensor)
     said = file_scaling(numbers, tagged, names, product, dtype)
-    if said is not None and not any(numbers.offsets) and not any(t.offset for t in tagged):
+    if said is not None:
         said, more = _with_product_offset(said, product, "its scale tag")
         notes = (*notes, *more)
     scaling = resolve_physical(None, said, product, name)

@@ -109,8 +109,7 @@ def check_values(inputs: "Inputs", unit_only: bool = False) -> None:
     Raises:
         DataError: at least NEARLY_ALL of the bands; what they hold and what can be said of it.
     """
-    scene, worst, constant = inputs.scene, "", False
-    by_unit: dict[str, str] = {}
+    scene, worst, constant, wrong_unit = inputs.scene, "", False, False
     count = sum(len(sensor.bands) for sensor in inputs.sensors)
     windows = sample_windows(scene.height, scene.width)
     for number, window in enumerate((*windows, *_further(scene.height, scene.width))):
@@ -124,12 +123,14 @@ def check_values(inputs: "Inputs", unit_only: bool = False) -> None:
         if len(bad) < NEARLY_ALL * count:
             return
         constant = len(by_unit) < NEARLY_ALL * count
-        band, why = next(iter((by_unit or fed).items()))
-        worst = worst or f"{len(bad)} of {count} bands hold values that cannot be: {band} has {why}"
+        if not worst:
+            band, why = next(iter((by_unit or fed).items()))
+            worst = f"{len(bad)} of {count} bands hold values that cannot be: {band} has {why}"
+            wrong_unit = bool(by_unit)
     if worst:
         units = ", ".join(dict.fromkeys(s.unit for s in inputs.scalings))
         # No statistics mend a wrong unit.
-        other = "" if by_unit else f", or normalise its {units} by other statistics (--stats scene)"
+        other = "" if wrong_unit else f", or normalise its {units} by other statistics (--stats scene)"
         raise DataError(
             f"{scene.name}: {worst}; look at it with dofa info, and say what its numbers are (--unit, --dn-scale, "
             f"--dn-offset){other}"
