@@ -1,13 +1,22 @@
 """Files of the first real use that were found later: names, factors, places and fill values."""
 
+import os
+import threading
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
-from dofa.errors import DataError
+from dofa import open_scene
+from dofa.cli import main
+from dofa.errors import ConfigError, DataError
 from dofa.raster import open_raster
+from dofa.raster.remote import fetch
+from dofa.scene.cluster import _connected as connected
 
 SIDE = 96
 S2 = ("B02", "B03", "B04", "B08")
@@ -98,7 +107,9 @@ def test_a_sheared_grid_has_the_metres_of_its_area_and_is_not_squared(tmp_path):
     file = write(tmp_path / "a.tif", [600, 2900, 430, 700, 2500, 2000, 1500], names, "int16", crs, transform)
     with open_raster(file, "modis-mod09") as raster:
         assert raster.gsd_m == pytest.approx(side, rel=0.005)
-        assert not any("square" in said for said in raster.warnings)
+    with open_scene(file, "modis-mod09") as scene:
+        assert scene.grid.square
+        assert not any("square" in said for said in scene.warnings)
 
 
 WAVES = (0.4924, 0.5598, 0.6646, 0.8328)
@@ -171,5 +182,82 @@ def test_an_alpha_band_that_is_not_taken_as_a_mask_is_told(tmp_path):
         out.write(pixels.astype("uint8"))
         out.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
     with open_raster(file, "rgb-aerial") as raster:
-        masked = raster.read_physical()[1].mean() < 0.8
-        assert masked or any("alpha-doubtful" in said for said in raster.warnings)
+        assert any("alpha-doubtful" in said for said in raster.warnings)
+    with pytest.raises(DataError, match="alpha-doubtful"):
+        open_raster(file, "rgb-aerial", strict=True)
+
+
+def test_a_pipe_is_refused_at_once_as_a_scene_and_as_labels(tmp_path, capsys):
+    """GDAL waited for it for ever, and the scenes beside it with it."""
+    os.mkfifo(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="pipe"):
+        open_raster(tmp_path / "a.tif", "sentinel-2-l2a")
+    os.mkfifo(tmp_path / "l.geojson")
+    file = write(tmp_path / "b.tif", [430, 700, 600, 2900], S2)
+    told = ["--sensor", "sentinel-2-l2a", "--dn-offset", "0", "--labels", str(tmp_path / "l.geojson")]
+    assert main(["chips", str(file), *told, "--out", str(tmp_path / "chips")]) == 2
+    assert "l.geojson" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gsd", [1e-6, 0, -1])
+def test_a_ground_sampling_distance_that_no_scene_has_is_one_line(tmp_path, gsd):
+    file = write(tmp_path / "b.tif", [430, 700, 600, 2900], S2)
+    with pytest.raises(DataError, match="--gsd"):
+        open_scene(file, "sentinel-2-l2a", dn_offset=0, gsd_m=gsd)
+
+
+SECRET = "http://user:hunter2@127.0.0.1:9/x?sig=SECRET"
+ON_AN_ADDRESS = {
+    "labels": ["chips", "n.tif", "--sensor", "naip-rgbn", "--labels", SECRET, "--out", "o"],
+    "head": ["predict", "n.tif", "--head", SECRET, "--out", "o.tif"],
+    "chips": ["probe", "--weights", "random:tiny", "--data", f"chips:{SECRET}"],
+    "hyperspectral": ["probe", "--weights", "random:tiny", "--data", f"hyperspectral:{SECRET}"],
+    "out": ["embed", "n.tif", "--weights", "random:tiny", "--out", "s3://user:hunter2@b/x.zarr?sig=SECRET"],
+    "out of a head": ["finetune", "--weights", "random:tiny", "--data", "chips:c", "--out", SECRET],
+    "out of a score": ["evaluate", "--head", "h", "--weights", "m", "--data", "chips:c", "--out", SECRET],
+}
+
+
+@pytest.mark.parametrize("which", ON_AN_ADDRESS)
+def test_an_address_where_a_path_is_needed_is_refused_without_what_is_secret(tmp_path, monkeypatch, capsys, which):
+    """`Path` took a slash of it, so that it was no address any more: printed whole, or made a folder s3: of results."""
+    monkeypatch.chdir(tmp_path)
+    assert main(ON_AN_ADDRESS[which]) == 2
+    said = capsys.readouterr().err
+    assert "hunter2" not in said
+    assert "SECRET" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_with_a_password_is_refused_without_it():
+    with pytest.raises(ConfigError, match="--cluster") as caught, connected("tcp://user:hunter2@127.0.0.1:1"):
+        pass
+    assert "hunter2" not in str(caught.value)
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A document for whoever says user:pass word."""
+
+    def do_GET(self):
+        told = self.headers.get("Authorization") == f"Basic {b64encode(b'user:pass word').decode()}"
+        self.send_response(200 if told else 401)
+        if not told:
+            self.send_header("WWW-Authenticate", 'Basic realm="x"')
+        self.end_headers()
+        self.wfile.write(b"{}" if told else b"")
+
+    def log_message(self, *args):
+        pass
+
+
+def test_documents_behind_a_password_are_fetched():
+    """The address was asked whole: `Name or service not known`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = f"127.0.0.1:{server.server_port}/item.json"
+    assert fetch(f"http://user:pass%20word@{host}") == b"{}"
+    with pytest.raises(DataError) as caught:
+        fetch(f"http://user:hunter2@{host}")
+    assert "hunter2" not in str(caught.value)
+    server.shutdown()
+    server.server_close()

@@ -4,7 +4,12 @@ import re
 from typing import Any
 
 # An address in a text. Quotes, brackets and blanks end it, and so do the marks of a sentence.
-_ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>[^\s\"'<>|\\^`{}]+)", re.IGNORECASE)
+# One that went through `Path` has a single slash left; C:/ is none.
+_ADDRESS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*(?=://)|\b(?:https?|ftps?|s3|gs|gcs|az|abfss?|wasbs?)(?=:/))(?P<mark>://?)"
+    r"(?P<rest>[^\s\"'<>|\\^`{}]+)",
+    re.IGNORECASE,
+)
 _USER = re.compile(r"[^/?#]*@|[^/?#@:]+:(?!\d*(?:[/?#]|$))[^@?]*@")  # also where a password holds a slash
 _OPTIONS = re.compile(r"(?P<head>/vsi[a-z0-9_]+)\?[^\s\"'<>]+", re.IGNORECASE)  # GDAL's: /vsicurl?header…=…&url=…
 _PASSWORD = re.compile(r"\b(?P<key>password|passwd|pwd)=(?:…|'[^']*'|[^\s'\"&;,]+)", re.IGNORECASE)  # PG:… password=…
@@ -20,8 +25,8 @@ def shown(text: str) -> str:
     Returns:
         `https://…?…` where a query was; the same for a text that was stripped before, so that two forms compare.
     """
-    if "://" in text:
-        text = _ADDRESS.sub(lambda found: f"{found['scheme']}://{_public(found['scheme'], found['rest'])}", text)
+    if ":/" in text:
+        text = _ADDRESS.sub(lambda m: f"{m['scheme']}{m['mark']}{_public(m['scheme'], m['rest'])}", text)
     if "/vsi" in text:
         text = _OPTIONS.sub(lambda found: f"{found['head']}?…", text)
     return _PASSWORD.sub(lambda found: f"{found['key']}=…", text) if "=" in text else text

@@ -5,9 +5,10 @@ import re
 import shlex
 import sys
 import warnings
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -35,6 +36,7 @@ class Verb:
     extra: str = ""
 
 
+LOCAL = ("out", "cache", "head", "labels")  # options that name what lies on this machine, whatever their type
 VERBS = {
     "sensors": Verb("dofa.sensors:show", "list the sensors we know, or show one", {"name": "?"}),
     "pack": Verb(
@@ -115,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args[0], VERBS[args[0]], args[1:])
     except DofaError as error:
         command = f": {shown(_mended(args, error.flags))}" if error.flags else ""
-        # One write with its newline: processes of a distributed run say the same words at the same time.
-        sys.stderr.write(f"dofa: {' '.join(str(error).split())}{command}\n")
+        _say(f"{' '.join(str(error).split())}{command}")
         return 2
     except OSError as error:
         cure = REFUSALS.get(error.errno or 0)
@@ -124,13 +125,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if error.errno in FULL and args[0] in GO_ON:
             cure = f"make room: {GO_ON[args[0]]}"
-        print(
-            f"dofa: {short(shown(str(error.filename or 'the output')), 200)}: {error.strerror}: {cure}", file=sys.stderr
-        )
+        _say(f"{short(shown(str(error.filename or 'the output')), 200)}: {error.strerror}: {cure}")
         return 2
     except KeyboardInterrupt:
-        print(f"dofa: interrupted: {GO_ON.get(args[0], 'nothing was kept, run it again')}", file=sys.stderr)
+        _say(f"interrupted: {GO_ON.get(args[0], 'nothing was kept, run it again')}")
         return 130
+
+
+def _say(text: str) -> None:
+    """A line on stderr in one write: processes of a distributed run say the same words at the same time."""
+    sys.stderr.write(f"dofa: {text}\n")
 
 
 def _mended(args: Sequence[str], flags: Mapping[str, str | None]) -> str:
@@ -240,6 +244,8 @@ def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
             options["choices"] = get_args(kind)
             kind = type(get_args(kind)[0])
         options |= {"type": kind, "metavar": None if "choices" in options else kind.__name__.strip("_").upper()}
+        if kind is Path or key in LOCAL:
+            options["type"] = partial(_local, kind)
         if many:
             # Given twice, a list grows; its default is not the beginning of it, so it stays with the function.
             options |= {"nargs": "+", "action": "extend", "default": SUPPRESS}
@@ -266,6 +272,13 @@ def _kind(hint: Any) -> tuple[Any, bool, bool]:
     written = [p for p in parts if p in (int, float, str, bool, Path) or get_origin(p) in (list, Sequence, Literal)]
     kind, many, _ = _kind(written[0])
     return _number_or_text if set(written) == {int, str} else kind, many, NoneType in parts
+
+
+def _local(kind: type, value: str) -> Any:
+    """A path on this machine: `Path` makes a folder s3:/bucket of an address, with what is secret in its name."""
+    if "://" in value:
+        raise ArgumentTypeError(f"{shown(value)} is an address, and a path on this machine is needed")
+    return kind(value)
 
 
 def _number_or_text(value: str) -> int | str:

@@ -180,7 +180,7 @@ def test_numbers_of_another_scale_are_refused_and_not_mixed_in(tmp_path):
 def test_images_of_several_sizes_need_a_tile(tmp_path):
     photo(tmp_path / "a.png", 0)
     photo(tmp_path / "b.png", 1, size=(50, 50))
-    with pytest.raises(DataError, match=r"differ in size \(40×32 and 50×50 pixels\): pass a tile size"):
+    with pytest.raises(DataError, match=r"differ in size \(40×32 and 50×50 pixels\): pass --tile"):
         read_images(tmp_path, "rgb-aerial")
     with pytest.raises(DataError, match="every image is smaller than a tile of 99"):
         read_images(tmp_path, "rgb-aerial", tile=99)

@@ -575,7 +575,7 @@ BAD = {
     "empty folder": (lambda t: t / "folder", {}, r"folder holds no images"),
     "nothing": (lambda t: [], {}, r"at least one source"),
     "gsd without a place": (lambda t: [two(t, crs=None)[1]], {"gsd_m": 20}, r"no place on Earth"),
-    "gsd of nothing": (two, {"gsd_m": 0}, r"gsd_m is 0: metres a pixel"),
+    "gsd of nothing": (two, {"gsd_m": 0}, r"--gsd 0: metres a pixel"),
     "nodata that does not fit": (two, {"nodata": -9999}, r"nodata -9999 is no uint16 number"),
     "bands of a stack": (two, {"sensor": ["sentinel-2-l2a", "hls-s30"], "bands": ["B02", "B03"]}, r"bands of a stack"),
 }

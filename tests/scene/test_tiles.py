@@ -134,7 +134,7 @@ def test_a_stride_that_does_not_divide_the_patch_names_those_that_do():
 
 
 def test_an_overlap_smaller_than_two_halos_is_refused():
-    with pytest.raises(ConfigError, match="at least twice the halo"):
+    with pytest.raises(ConfigError, match="--overlap 8: at least 16"):
         cut(100, 32, 8, 8, 8, halo=8)
 
 

@@ -168,7 +168,7 @@ def test_degenerate_input_is_refused_in_one_line() -> None:
         split_folds(np.array([0] * 17 + [1] * 3), 5, 0, names=["forest", "river"])
     with pytest.raises(ConfigError, match="2 places do not fill 5 folds"):
         split_folds(labels, 5, 0, places=["a", "b"] * 10)
-    with pytest.raises(ConfigError, match="folds is 1"):
+    with pytest.raises(ConfigError, match="--folds 1"):
         split_folds(labels, 1, 0)
     broken = features.copy()
     broken[7, 2] = np.nan
@@ -176,7 +176,7 @@ def test_degenerate_input_is_refused_in_one_line() -> None:
         check_features(broken, labels, names, "block 3")
     with pytest.raises(DataError, match="20 labels"):
         check_features(features[:5], labels, names, "block 3")
-    with pytest.raises(ConfigError, match="k is 21"):
+    with pytest.raises(ConfigError, match="--neighbours 21"):
         knn_predict(features, labels, features, 21)
 
 

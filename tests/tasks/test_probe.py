@@ -176,14 +176,14 @@ def test_degenerate_data_is_refused_in_one_line(make_images, encoder: DOFA) -> N
         probe(encoder, make_images(), **{**QUICK, "stats": None})
     with pytest.raises(ConfigError, match="block 'cls'"):
         probe(encoder, make_images(), blocks=["cls"], **QUICK)
-    with pytest.raises(ConfigError, match="k is 40 neighbours; between 1 and the 28 training images"):
+    with pytest.raises(ConfigError, match="--neighbours 40: between 1 and the 28 training images"):
         probe(encoder, make_images(), **{**QUICK, "neighbours": 40})
     for penalties in [(), (0,), (0.1, float("nan"))]:
         with pytest.raises(ConfigError, match="penalties above 0"):
             probe(encoder, make_images(), **{**QUICK, "penalties": penalties})
     for wrong, said in [
-        ({"gap": -1}, "gap is -1"),
-        ({"pixels": 0}, "pixels is 0"),
+        ({"gap": -1}, "--gap -1"),
+        ({"pixels": 0}, "--pixels 0"),
         ({"block_side": 0}, "block_side is 0"),
     ]:
         with pytest.raises(ConfigError, match=said):

@@ -20,7 +20,7 @@ from dofa.files import json_digest
 FORMAT = "dofa-store"
 FORMAT_VERSION = 2
 SEAL = "sha256"
-COPY_AGAIN = "copy the store again, or pack it again"
+COPY_AGAIN = "copy the store again, or delete it and pack it again"
 
 
 def local_path(url: str) -> Path | None:

@@ -120,7 +120,7 @@ def pack(
     if "://" in str(out):
         raise DataError(f"packing writes to a local folder, not to {out}: copy the finished store there")
     if not 0 <= min_valid <= 1:
-        raise ConfigError(f"min_valid is {min_valid}; a share, 0 to 1")
+        raise ConfigError(f"--min-valid {min_valid}: a share, 0 to 1")
     splits = assign(reading.items, split)
     # Numbers, not images: a reading of millions makes each image anew when it is asked for.
     work = [(n, s) for n, s in enumerate(splits) if s is not None]

@@ -108,14 +108,14 @@ def read_images(
         sizes = Counter(f.size for f in files)
         if len(sizes) > 1:
             several = " and ".join(f"{h}×{w}" for (h, w), _ in sizes.most_common(2))
-            raise DataError(f"images differ in size ({several} pixels): pass a tile size to cut them into")
+            raise DataError(f"images differ in size ({several} pixels): pass --tile, a size to cut them into")
     shape = (tile, tile) if tile else files[0].size
     too_small = [f.size[0] < shape[0] or f.size[1] < shape[1] for f in files]
     for file in (f for f, small in zip(files, too_small, strict=True) if small):
         refused.append(Refusal(file.path, f"{file.size[0]}×{file.size[1]} pixels are smaller than a tile of {tile}"))
     files = [f for f, small in zip(files, too_small, strict=True) if not small]
     if not files:
-        raise DataError(f"every image is smaller than a tile of {tile} pixels: pass a smaller tile size")
+        raise DataError(f"every image is smaller than a tile of {tile} pixels: pass a smaller --tile")
 
     # Numbers of another offset are shifted to the lowest one, where nothing falls below the type's range.
     common = min((f.scaling.select(kept) for f in files), key=lambda s: sum(s.offset))

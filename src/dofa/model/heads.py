@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from dofa.addresses import shown_in
+from dofa.addresses import shown, shown_in
 from dofa.documents import read_bytes
 from dofa.errors import CheckpointError, ConfigError, nearest, short
 from dofa.files import write_atomically
@@ -325,7 +325,7 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
         told = short(repr(record.get("features")))
         raise CheckpointError(f"{folder / CONFIG}: features is {told}, encoder_sha256 does not fit it")
     if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} is no head folder: {WEIGHTS} is missing")
+        raise CheckpointError(f"{shown(str(folder))} is no head folder: {WEIGHTS} is missing")
     data = read_bytes(folder / WEIGHTS, CheckpointError, LARGEST)
     if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
         raise CheckpointError(

@@ -88,6 +88,9 @@ def open_dataset(path: str) -> Any:
                 raise RasterioIOError(f"its reference system cannot be understood ({error})") from None
 
     check_virtual(path)
+    local = Path(path)
+    if local.exists() and not local.is_file() and not local.is_dir():
+        raise DataError(f"{path} cannot be opened: it is a pipe or a device, no file")
     try:
         return remote.persistently(path, act, lambda: None, lost=RasterioError)
     except RasterioError as error:
@@ -167,16 +170,17 @@ def file_numbers(dataset: Any, numbers: Sequence[int]) -> FileNumbers:
         scales=tuple(float(scales[n - 1]) for n in numbers),
         offsets=tuple(float(offsets[n - 1]) for n in numbers),
         units=tuple(units[n - 1] or "" for n in numbers),
-        amplitude=any(_named_amplitude(dataset, n) for n in numbers),
+        amplitude=_named_amplitude(dataset, numbers),
         tags={k.upper(): v for k, v in dataset.tags().items()},
         band_tags=tuple({k.upper(): v for k, v in dataset.tags(n).items()} for n in numbers),
         envi={k.lower(): v for k, v in dataset.tags(ns="ENVI").items()},
     )
 
 
-def _named_amplitude(dataset: Any, number: int) -> bool:
+def _named_amplitude(dataset: Any, numbers: Sequence[int]) -> bool:
     """Whether a band's description or the name of a file of one band says so: Amplitude_VV, as SNAP writes them."""
-    texts = [dataset.descriptions[number - 1] or "", *([Path(dataset.name).stem] if dataset.count == 1 else [])]
+    descriptions = dataset.descriptions  # each access walks over all bands
+    texts = [descriptions[n - 1] or "" for n in numbers] + [Path(dataset.name).stem] * (dataset.count == 1)
     return any(re.search(r"(?<![a-z])amplitude(?![a-z])", text, re.IGNORECASE) for text in texts)
 
 

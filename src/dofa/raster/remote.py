@@ -14,8 +14,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dofa.addresses import shown
 from dofa.errors import DataError
@@ -100,7 +100,7 @@ def fetch(url: str) -> bytes:
     began = time.monotonic()
     for wait in (*WAITS_S, None):
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            with _opened(url) as answer:
                 data = _read(answer, began)
                 if (
                     answer.length and len(data) <= LARGEST
@@ -140,6 +140,21 @@ def _read(answer: http.client.HTTPResponse, began: float) -> bytes:
     return b"".join(pieces)
 
 
+def _opened(url: str, method: str = "GET") -> Any:
+    """An answer; user and password of the address are told to its server alone, and only when it asks for them."""
+    parts = urlsplit(url)
+    user, mark, host = parts.netloc.rpartition("@")
+    plain = urlunsplit(parts._replace(netloc=host))
+    handlers = []
+    if mark:
+        name, _, password = user.partition(":")
+        known = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+        known.add_password(None, f"{parts.scheme}://{host}/", unquote(name), unquote(password))
+        handlers.append(urllib.request.HTTPBasicAuthHandler(known))
+    asked = urllib.request.Request(plain, method=method)
+    return urllib.request.build_opener(*handlers).open(asked, timeout=TIMEOUT_S)
+
+
 def version(path: str) -> str | None:
     """What a server says to tell versions of a file apart: its ETag, when it changed, and its length.
 
@@ -149,8 +164,7 @@ def version(path: str) -> str | None:
     if urlsplit(url).scheme not in ("http", "https"):
         return None
     try:
-        asked = urllib.request.Request(url, method="HEAD")
-        with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:
+        with _opened(url, "HEAD") as answer:
             told = [answer.headers.get(key) for key in ("ETag", "Last-Modified", "Content-Length")]
     except (OSError, http.client.HTTPException):
         return None

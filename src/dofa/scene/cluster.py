@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import dofa
+from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.model.compiled import compiled
 from dofa.model.devices import choose
@@ -227,8 +228,8 @@ def _connected(cluster: str) -> Iterator[tuple[Any, int | None]]:
         ):
             yield client, max(1, cores // int(rest))
         return
-    if "://" not in cluster:
-        raise ConfigError(f"--cluster {cluster}: a scheduler's address such as tcp://HOST:8786, or local:4")
+    if "://" not in cluster or "@" in cluster:
+        raise ConfigError(f"--cluster {shown(cluster)}: a scheduler's address such as tcp://HOST:8786, or local:4")
     with _silenced():
         try:
             client = Client(cluster, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]

@@ -212,7 +212,7 @@ def embed_all(
         out.append(Embedding(given, plan, tiles, meta, settings))
     if pca is not None:
         if len({tiles.channels for tiles in tiles_of.values()}) > 1:
-            raise ConfigError("pca: scenes with different numbers of features share no components")
+            raise ConfigError("--pca: scenes with different numbers of features share no components")
         told = None if on_error is None else lambda one, error: on_error(one.inputs.scene, error)
         out, found = without_failing(out, sample, told)
         projection = Projection.fit(found, pca)

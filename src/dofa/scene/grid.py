@@ -20,6 +20,7 @@ from dofa.raster import gdal
 from dofa.scene.tiles import Window
 
 NOT_SQUARE = 0.02  # difference of a pixel's sides on the ground that is said and made even by --gsd
+FINEST = 100  # times finer than its own pixels --gsd may make a scene: beyond it only memory is spent
 ALIGNED = 0.01  # of a pixel: closer corners are one grid, written with rounded numbers
 Mask = NDArray[np.bool_]
 
@@ -66,7 +67,7 @@ class Grid:
             DataError: not above 0, or without a place, where there are no metres.
         """
         if not gsd_m > 0:
-            raise DataError(f"gsd_m is {gsd_m:g}: metres a pixel, above 0")
+            raise DataError(f"--gsd {gsd_m:g}: metres a pixel, above 0")
         own = self.gsd_m
         if own is None:
             raise DataError(
@@ -75,6 +76,8 @@ class Grid:
         across = down = gsd_m / own
         if not self.square and self.pixel_size_m is not None:
             across, down = (gsd_m / side for side in self.pixel_size_m)
+        if min(across, down) < 1 / FINEST:
+            raise DataError(f"--gsd {gsd_m:g}: its pixels are {own:g} m; at most {FINEST} times finer")
         if abs(across - 1) < 1e-3 and abs(down - 1) < 1e-3:
             return self
         a, b, c, d, e, f = tuple(self.transform)[:6]

@@ -42,7 +42,7 @@ class Projection(nn.Module):
             ConfigError: fewer features or dimensions than components.
         """
         if not 0 < components <= min(features.shape):
-            raise ConfigError(f"pca {components}: between 1 and {min(features.shape)} for {features.shape} features")
+            raise ConfigError(f"--pca {components}: between 1 and {min(features.shape)} for {features.shape} features")
         wide = features.astype(np.float64)
         mean = wide.mean(0)
         values, vectors = np.linalg.eigh(np.cov(wide.T, bias=True).reshape(wide.shape[1], -1))

@@ -119,8 +119,8 @@ def cut(length: int, tile: int, overlap: int, patch: int, cell: int, halo: int =
     idle = math.ceil(halo / cell)  # cells at an inner edge
     if not 0 <= 2 * idle * cell <= overlap <= tile - patch:
         raise ConfigError(
-            f"overlap {overlap}, halo {halo}: the overlap is at least twice the halo, and at most the tile of {tile} "
-            f"less a patch of {patch}"
+            f"--overlap {overlap}: at least {2 * idle * cell}, twice what is left out at an edge, and at most the tile "
+            f"of {tile} less a patch of {patch}"
         )
     whole = patch * math.ceil((length - shift) / patch)
     if whole <= tile:
@@ -194,7 +194,7 @@ class Plan:
             raise ConfigError(f"a scene of {self.height} × {self.width} pixels")
         if self.stride < 1 or self.cell % self.stride or self.patch % self.cell:
             raise ConfigError(
-                f"stride {self.stride}: a divisor of {self.cell} is needed "
+                f"--stride {self.stride}: a divisor of {self.cell} is needed "
                 f"({', '.join(str(s) for s in range(1, self.cell + 1) if self.cell % s == 0)})"
             )
         if self.swath % self.patch or (self.swath and self.swath < self.tile):

@@ -21,7 +21,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.addresses import shown_in
+from dofa.addresses import shown, shown_in
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.files import json_digest, lock_folder, naming, place_folder, restore_folder
@@ -250,7 +250,7 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record = read_json(file, largest=LARGEST)
     except FileNotFoundError:
-        raise DataError(f"{folder} holds no chips: name the folder that dofa chips wrote") from None
+        raise DataError(f"{shown(str(folder))} holds no chips: name the folder that dofa chips wrote") from None
     except DataError as error:
         raise DataError(f"{error}: make the chips again") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:

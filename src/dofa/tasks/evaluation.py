@@ -106,7 +106,7 @@ def split_folds(
         DataError: a class with fewer images than folds.
     """
     if folds < 2:
-        raise ConfigError(f"folds is {folds}; at least 2 (or the published split)")
+        raise ConfigError(f"--folds {folds}: at least 2 (or the published split)")
     for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
         if count < folds:
             name = names[label] if names is not None else f"label {label}"
@@ -152,7 +152,7 @@ def fewer_labels(labels: Ints, rows: Ints, fraction: float, seed: int) -> Ints:
         ConfigError: another fraction.
     """
     if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction {fraction}: the share of the training labels to learn from, above 0, at most 1")
+        raise ConfigError(f"--fraction {fraction}: the share of the training labels to learn from, above 0, at most 1")
     order = np.random.default_rng(seed).permutation(len(labels)).argsort()
     classes = labels[rows] if labels.ndim == 1 else np.zeros(len(rows), np.int64)
     kept = []
@@ -284,7 +284,7 @@ def knn_scores(train: NDArray[np.floating], train_labels: Ints, test: NDArray[np
         ConfigError: more neighbours than training rows, or none.
     """
     if not 1 <= neighbours <= len(train):
-        raise ConfigError(f"k is {neighbours}; between 1 and the {len(train)} training images of a fold")
+        raise ConfigError(f"--neighbours {neighbours}: between 1 and the {len(train)} training images of a fold")
     mean, inverse = standardisation(train.astype(np.float64))
     base, query = ((part - mean) * inverse for part in (train, test))
     base, query = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for part in (base, query))

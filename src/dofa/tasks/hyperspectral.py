@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa import sensors
+from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Band, Sensor
@@ -121,8 +122,8 @@ def _load(path: Path) -> Arrays:
     """The arrays of a .npz or .mat file; nothing in it is run."""
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist: pass a scene as .npz or .mat; Indian Pines (Indian_pines_corrected.mat and "
-            f"Indian_pines_gt.mat) is at {INDIAN_PINES_HOME}"
+            f"{shown(str(path))} does not exist: pass a scene as .npz or .mat; Indian Pines "
+            f"(Indian_pines_corrected.mat and Indian_pines_gt.mat) is at {INDIAN_PINES_HOME}"
         )
     if path.suffix not in (".npz", ".mat"):
         raise DataError(f"{path}: hyperspectral scenes are .npz or .mat")

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError, nearest, short
 from dofa.model.heads import Colour, palette
 from dofa.scene.grid import Grid
@@ -128,8 +129,10 @@ def read_labels(
     from dofa.tasks.vectors import read_table, read_vectors
 
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"labels {path} do not exist: name a vector file, a raster mask or a .csv of coordinates")
+    if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise DataError(
+            f"labels {shown(str(path))} do not exist: name a vector file, a raster mask or a .csv of coordinates"
+        )
     told = None if crs is None else named_crs(crs)
     suffix = path.suffix.lower()
     if suffix in TABLES:

@@ -114,8 +114,8 @@ def probe(
         DofaError: any input that cannot be used; see the readers, `Backbone.scaling` and `share_out`.
     """
     if gap < 0 or pixels < 1 or (block_side is not None and block_side < 1):
-        side = "" if block_side is None else f", block_side is {block_side}"
-        raise ConfigError(f"gap is {gap}, pixels is {pixels}{side}: a gap of at least 0, the others of at least 1")
+        side = "" if block_side is None else f", --block-side {block_side}"
+        raise ConfigError(f"--gap {gap}, --pixels {pixels}{side}: a gap of at least 0, the others of at least 1")
     images = open_labelled(data) if isinstance(data, str) else data
     images = images if bands is None else images.select_bands(bands)
     dense = images.task == "segmentation"
@@ -133,7 +133,7 @@ def probe(
         levels = tuple(dict.fromkeys(backbone.depth - 1 if level == "pooled" else level for level in levels))
     candidates = tuple(penalties) if penalties is not None else PENALTIES if optimizer == "lbfgs" else RATES
     if not levels or random_seeds < 1 or not candidates or not all(0 < candidate < inf for candidate in candidates):
-        raise ConfigError("a probe needs at least one block and one random seed, and penalties above 0")
+        raise ConfigError("a probe needs one of --blocks, --random-seeds of at least 1, and --penalties above 0")
     if out is not None and cache is None:
         cache = Path(out) / "cache"
     cache = None if cache is None else Path(cache)
@@ -142,7 +142,7 @@ def probe(
     parts, notes = shared.parts, [*images.notes, *shared.notes]
     fewest = min(len(part.train) for part in parts)
     if not dense and not 1 <= neighbours <= fewest:
-        raise ConfigError(f"k is {neighbours} neighbours; between 1 and the {fewest} training images of a fold")
+        raise ConfigError(f"--neighbours {neighbours}: between 1 and the {fewest} training images of a fold")
 
     seen = backbone.take(images, stats)
     left_out = [name for name in images.sensor.band_names if name not in seen.sensor.band_names]
