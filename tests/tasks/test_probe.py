@@ -184,7 +184,7 @@ def test_degenerate_data_is_refused_in_one_line(make_images, encoder: DOFA) -> N
     for wrong, said in [
         ({"gap": -1}, "--gap -1"),
         ({"pixels": 0}, "--pixels 0"),
-        ({"block_side": 0}, "block_side is 0"),
+        ({"block_side": 0}, "--block-side 0"),
     ]:
         with pytest.raises(ConfigError, match=said):
             probe(encoder, make_images(), **wrong, **QUICK)
