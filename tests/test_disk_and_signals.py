@@ -19,7 +19,7 @@ from dofa.errors import CheckpointError, DataError
 from dofa.files import naming
 from dofa.model import native
 from dofa.model.checkpoint import load, save
-from dofa.train.log import read_log
+from dofa.train.log import RunLog, read_log
 
 from .scene.conftest import small_disk, tree
 from .train.conftest import write_store
@@ -209,6 +209,18 @@ def test_a_folder_that_is_removed_while_a_head_is_tuned_is_one_line(folder, tmp_
     (line,) = [line for line in said.splitlines() if line.startswith("dofa: ")]
     assert str(tmp_path / "out") in line
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("gone", ["log.jsonl", "log.csv"])
+def test_a_log_that_is_removed_under_its_run_is_not_begun_again_in_its_middle(tmp_path, gone):
+    """It was, where `rm -r` met a checkpoint being written: the run went on in what was left of its folder."""
+    with RunLog(tmp_path, ["update"], 0, 9) as log:
+        log.write({"update": 1})
+        (tmp_path / gone).unlink()
+        with pytest.raises(FileNotFoundError) as raised:
+            log.write({"update": 2})
+    assert raised.value.filename == str(tmp_path / gone)
+    assert not (tmp_path / gone).exists()
 
 
 def test_errors_without_a_name_get_that_of_the_file(tmp_path):

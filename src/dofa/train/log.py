@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 import time
 from collections import defaultdict
@@ -21,6 +22,11 @@ from dofa.files import naming, write_atomically
 from dofa.train.loop import Step
 
 LARGEST = 2**30  # bytes of log.jsonl; a line has some hundred
+
+
+def _there(path: str, flags: int) -> int:
+    """An opener that makes no file: a log that was removed under a run is not begun again in its middle."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 class RunLog:
@@ -78,9 +84,9 @@ class RunLog:
         """Keep one row; it has `update`, and numbers under names of the columns."""
         if not self._enabled:
             return
-        with naming(self._json), self._json.open("a", encoding="utf-8") as file:
+        with naming(self._json), open(self._json, "a", encoding="utf-8", opener=_there) as file:
             file.write(json.dumps(row) + "\n")
-        with naming(self._csv), self._csv.open("a", newline="", encoding="utf-8") as file:
+        with naming(self._csv), open(self._csv, "a", newline="", encoding="utf-8", opener=_there) as file:
             csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
         if self._board is not None:
             for name, value in row.items():
