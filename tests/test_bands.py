@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dofa import sensors
@@ -293,6 +293,7 @@ PIECES = st.sampled_from(
 
 
 @settings(max_examples=300)
+@example(names=["665 nm", "QA"], sensor=None)
 @given(
     names=st.lists(st.one_of(st.lists(PIECES, max_size=6).map("".join), st.text(max_size=12)), min_size=1, max_size=6),
     sensor=st.sampled_from([None, S2, L8, "sentinel-1-grd", "worldview-2", "naip-rgbn"]),

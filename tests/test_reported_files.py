@@ -17,6 +17,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.raster import open_raster
 from dofa.raster.remote import fetch
 from dofa.scene.cluster import _connected as connected
+from dofa.scene.tiles import Window
 
 SIDE = 96
 S2 = ("B02", "B03", "B04", "B08")
@@ -261,3 +262,146 @@ def test_documents_behind_a_password_are_fetched():
     assert "hunter2" not in str(caught.value)
     server.shutdown()
     server.server_close()
+
+
+def apart(folder, values, names, prefix="scene", **how):
+    """A folder of files of one band each."""
+    folder.mkdir()
+    for band, name in zip(values, names, strict=True):
+        write(folder / f"{prefix}_{name}.tif", band[None], [name], **how)
+    return folder
+
+
+def field(medians, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.asarray(medians)[:, None, None] * np.exp(0.2 * rng.normal(size=(len(medians), SIDE, SIDE)))
+
+
+def read_all(source, sensor, **how):
+    scene = open_scene(source, sensor=sensor, **how)
+    values, valid = scene.read(Window(0, 0, scene.height, scene.width))
+    return scene, values[0], valid
+
+
+@pytest.mark.parametrize("share", [0.03, 0.3])
+def test_a_fill_value_of_all_files_of_a_folder_is_found_as_in_a_stack(tmp_path, share):
+    """Each file was looked at by itself: 65535 in every band counted as measured below 5 %."""
+    numbers = field([430, 700, 600, 2900])
+    empty = np.s_[:, : round(share * SIDE)]
+    numbers[empty] = 65535
+    folder = apart(tmp_path / "bands", numbers, S2)
+    scene, _, valid = read_all(folder, "sentinel-2-l2a")
+    assert not valid[empty[1]].any()
+    assert valid[round(share * SIDE) :].all()
+    assert any(w.startswith("undeclared-nodata") for w in scene.warnings)
+    with pytest.raises(DataError, match="65535"):
+        open_scene(folder, sensor="sentinel-2-l2a", strict=True)
+
+
+def test_saturation_in_one_file_of_a_folder_is_no_fill_value(tmp_path):
+    """One band with 65535 in 5 % of its pixels lost them in all bands."""
+    numbers = field([430, 700, 600, 2900])
+    numbers[2, :10] = 65535  # over a bright cloud, in red alone
+    scene, values, valid = read_all(apart(tmp_path / "bands", numbers, S2), "sentinel-2-l2a")
+    assert valid.all()
+    assert not any(w.startswith("undeclared-nodata") for w in scene.warnings)
+    assert (values[2, :10] == 65535).all()
+
+
+def test_a_fill_value_on_two_grids_needs_both(tmp_path):
+    """Ten and twenty metres: in one grid alone it may be saturation."""
+    fine, coarse = field([430, 700, 600, 2900]), field([1500, 2500], 1)[:, : SIDE // 2, : SIDE // 2]
+    grid = from_origin(5e5, 58e5, 20, 20)
+    for both in (True, False):
+        folder = tmp_path / f"{both}"
+        fine[:, :8] = 65535
+        apart(folder, fine, S2)
+        coarse[:, :4] = 65535 if both else 1500
+        for band, name in zip(coarse, ("B11", "B12"), strict=True):
+            with rasterio.open(
+                folder / f"scene_{name}.tif", "w", driver="GTiff", height=SIDE // 2, width=SIDE // 2, count=1,
+                dtype="uint16", crs="EPSG:32633", transform=grid,
+            ) as file:  # fmt: skip
+                file.write(band.astype("uint16"), 1)
+                file.set_band_description(1, name)
+        scene, _, valid = read_all(folder, "sentinel-2-l2a")
+        assert valid[9:].all()
+        assert valid[:7].any() != both
+        assert any(w.startswith("undeclared-nodata") for w in scene.warnings) == both
+
+
+OFFSET_FILLS = [
+    ("sentinel-2-l2a", S2, "float32", -0.1, [0.04, 0.07, 0.06, 0.29]),
+    ("sentinel-2-l2a", S2, "float64", -0.1, [0.04, 0.07, 0.06, 0.29]),
+    ("sentinel-2-l2a", S2, "int16", -1000, [430, 700, 600, 2900]),
+    ("sentinel-2-l2a", S2, "uint16", 64536, [430, 700, 600, 2900]),
+    ("landsat-8-l2-sr", ("SR_B2", "SR_B3", "SR_B4", "SR_B5"), "float32", -0.2, [0.04, 0.07, 0.06, 0.29]),
+]
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize(("sensor", "names", "dtype", "value", "medians"), OFFSET_FILLS)
+def test_the_nodata_value_0_with_a_product_s_offset_added_is_no_measurement(
+    tmp_path, sensor, names, dtype, value, medians, stacked
+):
+    numbers = field(medians)
+    numbers[:, :4] = value
+    if stacked:
+        source = write(tmp_path / "a.tif", numbers, names, dtype)
+    else:
+        source = apart(tmp_path / "a", numbers, names, dtype=dtype)
+    scene, _, valid = read_all(source, sensor)
+    assert not valid[:4].any()
+    assert valid[4:].all()
+    assert any(w.startswith("undeclared-nodata") for w in scene.warnings)
+
+
+def test_one_dark_band_at_the_offset_is_a_measurement(tmp_path):
+    numbers = field([0.04, 0.07, 0.06, 0.29])
+    numbers[3, :4] = -0.1
+    file = write(tmp_path / "a.tif", numbers, S2, "float32")
+    assert read_all(file, "sentinel-2-l2a")[2].all()
+
+
+@pytest.mark.parametrize(("fill", "warm", "unit"), [(149.0, 295.0, "K"), (-124.15, 22.0, "degC")])
+def test_the_nodata_value_0_of_surface_temperature_is_no_measurement(tmp_path, fill, warm, unit):
+    numbers = warm + 3 * np.random.default_rng(0).normal(size=(1, SIDE, SIDE))
+    numbers[:, :30] = fill
+    file = write(tmp_path / "a.tif", numbers, ["ST_B10"], "float32", units=[unit])
+    _, _, valid = read_all(file, "landsat-8-l2-st")
+    assert not valid[:30].any()
+    assert valid[30:].all()
+
+
+@pytest.mark.parametrize("value", [-99.99, -100.0])
+@pytest.mark.parametrize("bands", [[0], [0, 1]])
+def test_what_stands_for_no_backscatter_in_decibels_is_found_in_one_band_too(tmp_path, value, bands):
+    rng = np.random.default_rng(0)
+    numbers = np.array([-9.0, -16.0])[:, None, None] + 2 * rng.normal(size=(2, SIDE, SIDE))
+    numbers[bands, :5] = value
+    file = write(tmp_path / "a.tif", numbers, ["VV", "VH"], "float32")
+    scene, _, valid = read_all(file, "sentinel-1-grd")
+    assert not valid[:5].any()
+    assert valid[5:].all()
+    assert scene.parts[0].scaling.unit == "db"
+
+
+def test_a_fill_value_of_a_folder_does_not_decide_the_factor(tmp_path):
+    """The files were sampled before the look for fill values."""
+    numbers = field([0.04, 0.07, 0.06, 0.29])
+    numbers[:, : SIDE // 2] = 65535
+    folder = apart(tmp_path / "a", numbers, S2, dtype="float32")
+    scene, _, valid = read_all(folder, "sentinel-2-l2a")
+    assert scene.parts[0].scaling.scale == (1.0,) * 4
+    assert not valid[: SIDE // 2].any()
+
+
+def test_reflectance_with_the_offset_left_in_is_doubted(tmp_path):
+    file = write(tmp_path / "a.tif", field([0.04, 0.07, 0.06, 0.29]) + 0.1, S2, "float32")
+    assert any("--dn-offset -0.1" in w for w in open_scene(file, sensor="sentinel-2-l2a").warnings)
+    with open_raster(file, "sentinel-2-l2a", dn_offset=-0.1) as raster:
+        physical, _ = raster.read_physical()
+        assert not any(w.startswith("offset-doubtful") for w in raster.warnings)
+    assert np.median(physical[0]) == pytest.approx(0.04, abs=2e-3)
+    whole = write(tmp_path / "b.tif", field([0.04, 0.07, 0.06, 0.29]), S2, "float32")
+    assert not any("offset" in w for w in open_scene(whole, sensor="sentinel-2-l2a").warnings)

@@ -201,7 +201,11 @@ def _untold(file: Sequence[FileBand], gsd_m: float, dtype: str, alpha_is_mask: C
             if not has_waves:
                 raise
     if has_waves:
-        return _by_wavelengths(spectral, None, gsd_m, override=False)
+        found = _by_wavelengths(spectral, None, gsd_m, override=False)
+        others = [f"{b.number} ({b.description.strip()})" for b in file if b.colour != "alpha" and b not in spectral]
+        if others:
+            found.notes.append(("bands-left-out", f"left out as no measurement: {listed(others)}"))
+        return found
     if dtype == "uint8" and {b.colour for b in spectral} == {"red", "green", "blue"} and len(spectral) == 3:
         found = _told(spectral, sensors.get(GENERIC_RGB), alpha_is_mask)
         text = f"no sensor told: a colour photograph, with the nominal wavelengths of {GENERIC_RGB}"

@@ -127,8 +127,9 @@ class Raster:
         self._check_alpha()
         windows = sample_windows(self.height, self.width)
         raw = [self._decode(self._numbers, window) for window in windows]
-        for _, doubt in self._look_for_fill(raw, windows):
-            (self._assume if self._nodata is None else self._note)(doubt)
+        if self.dtype.itemsize > 1:
+            for doubt in self.take_fill(fill.undeclared(*self._fill_sample(raw, windows))):
+                (self._assume if self._nodata is None else self._note)(doubt)
         raw = self._leave_out_empty(raw)
         valid = [self._valid(r, w) for r, w in zip(raw, windows, strict=True)]
         sample = np.concatenate([r[:, v] for r, v in zip(raw, valid, strict=True)], axis=1)
@@ -168,13 +169,24 @@ class Raster:
         self._nodata = float(nodata)
         self._take(self.sensor, self._numbers)
 
-    def look_for_fill(self) -> list[tuple[str, Said]]:
-        """Find fill values that nobody declared: each as text, and a warning. They count as nodata from now on.
-
-        Where the user told a nodata value, they are only named.
-        """
+    def fill_sample(self) -> tuple[NDArray[Any], Mask]:
+        """(C, n) raw numbers of a few windows and of the corners, and where each is a measurement by itself."""
         windows = sample_windows(self.height, self.width)
-        return self._look_for_fill([self._decode(self._numbers, window) for window in windows], windows)
+        return self._fill_sample([self._decode(self._numbers, window) for window in windows], windows)
+
+    def take_fill(self, found: Sequence[fill.Fill]) -> list[Said]:
+        """Count fill values that nobody declared as nodata from now on; where the user told one, they are only named.
+
+        Args:
+            found: in this file, or in the files whose bands belong to its own.
+
+        Returns:
+            A warning for each.
+        """
+        if found and self._nodata is None:
+            self.fill_values = tuple(one.value for one in found)
+            self._take(self.sensor, self._numbers)
+        return [one.doubt(counted=self._nodata is not None) for one in found]
 
     def leave_out_zero_border(self) -> bool:
         """Count pixels that are 0 in all bands as not measured if a corner is, and say whether it is.
@@ -193,22 +205,15 @@ class Raster:
             self._take(self.sensor, self._numbers)
         return found
 
-    def _look_for_fill(self, raw: Sequence[NDArray[Any]], windows: Sequence[Window]) -> list[tuple[str, Said]]:
-        if self.dtype.itemsize == 1:
-            return []
-        raw, windows = list(raw), list(windows)
+    def _fill_sample(self, raw: Sequence[NDArray[Any]], windows: Sequence[Window]) -> tuple[NDArray[Any], Mask]:
+        raw, windows, count = list(raw), list(windows), len(self._numbers)
         windows += corner_windows(self.height, self.width)  # thin borders lie between the others and the edge
         raw += [self._decode(self._numbers, window) for window in windows[len(raw) :]]
         good = [self._validity.each(r) & self._masked(w, self._numbers) for r, w in zip(raw, windows, strict=True)]
-        count = len(self._numbers)
-        found = fill.undeclared(
+        return (
             np.concatenate([r.reshape(count, -1) for r in raw], axis=1),
             np.concatenate([g.reshape(count, -1) for g in good], axis=1),
         )
-        if found and self._nodata is None:
-            self.fill_values = tuple(one.value for one in found)
-            self._take(self.sensor, self._numbers)
-        return [(one.text, one.doubt(counted=self._nodata is not None)) for one in found]
 
     def _leave_out_empty(self, sample: list[NDArray[Any]]) -> list[NDArray[Any]]:
         """Drop the bands that hold no measurement anywhere, which would leave no pixel valid; (C, h, w) likewise."""

@@ -1,6 +1,6 @@
 """Fill values that nobody declared: a spike at the edge of the range, far from everything else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,13 @@ from dofa.raster.validity import FILL_TOLERANCE, HUGE, Mask, fill_span, outside
 # What producers write where nothing was measured. Those below are no reading of any product; those above may also be
 # saturation, which is why more is asked of them.
 BELOW = (-9999.0, -99999.0, -999999.0, -28672.0, -32768.0, -32767.0, -(2.0**31), 1 - 2.0**31)
-ABOVE = (255.0, 999.0, 9999.0, 99999.0, 999999.0, 32767.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
-SMALL = (-99.0, -999.0)  # also producers' values, but a dark band may have one by chance
+ABOVE = (255.0, 999.0, 9999.0, 99999.0, 999999.0, 32767.0, 64536.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
+SMALL = (-99.0, -99.99, -100.0, -999.0)  # also producers' values, but a dark band may have one by chance
+# The nodata value 0 of a product whose offset was added to it too: Landsat's reflectance and Sentinel-2's, as a number
+# and as counts. A dark band may have one by chance, but not all bands at once.
+OFFSETS = (-0.2, -0.1, -1000.0)
+COLD = (149.0, -124.15)  # likewise of Landsat's surface temperature, in kelvin and in degrees Celsius
+COLD_GAP = 20.0  # kelvin below all others, at least
 SCALED = 1e-4  # the same in float files that were multiplied by the factor of reflectance
 SHARE = 0.01  # of the pixels, for a value that may be saturation
 SHARE_ALONE = 0.05  # likewise, in a single band, where no other can agree
@@ -45,7 +50,9 @@ class Fill:
     def seen(self) -> str:
         """What is odd about it, for messages."""
         share = f"{self.share:.0%}" if self.share >= 0.1 else f"{self.share:.2%}"
-        return f"{share} of the pixels looked at are {self.text}, far from all other values, and not declared as nodata"
+        odd = "in all bands, as 0 is once a product's offset is added" if self.value in OFFSETS else ""
+        odd = odd or "far from all other values"
+        return f"{share} of the pixels looked at are {self.text}, {odd}, and not declared as nodata"
 
     def doubt(self, counted: bool) -> Said:
         """A warning that names it.
@@ -59,7 +66,7 @@ class Fill:
         return "undeclared-nodata", f"{self.seen}: they count as not measured: {cure}"
 
 
-def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
+def undeclared(raw: NDArray[Any], measured: Mask, alone: bool = True) -> tuple[Fill, ...]:
     """Fill values among pixels.
 
     Each band is looked at by itself. A known value below all others counts wherever it is far from them, a value beyond
@@ -69,6 +76,7 @@ def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
     Args:
         raw: (C, n) numbers.
         measured: (C, n) where each is a measurement by what is declared.
+        alone: whether these are all bands there are; others, of other files, agree or do not (`undeclared_of_files`).
     """
     if raw.dtype.itemsize == 1:
         return ()
@@ -78,12 +86,12 @@ def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
         common.append([])
         left = good & np.isfinite(band)
         for _ in range(4):  # both ends, and what lies behind a first fill value
-            found = _spike(band, left, SHARE_ALONE if len(raw) == 1 else SHARE)
+            found = _spike(band, left, SHARE_ALONE if len(raw) == 1 and alone else SHARE)
             if found is None:
                 break
-            value, where, alone = found
+            value, where, by_itself = found
             left &= ~where
-            if alone:
+            if by_itself:
                 single[value] = single.get(value, False) | where
             else:
                 common[-1].append((value, where))
@@ -93,7 +101,58 @@ def undeclared(raw: NDArray[Any], measured: Mask) -> tuple[Fill, ...]:
             everywhere = np.logical_and.reduce([band[0] for band in at])
             if everywhere.sum() >= TOGETHER * max(band[0].sum() for band in at):
                 single[value] = everywhere
+    single |= _of_offset(raw, measured, np.logical_or.reduce([*single.values(), np.zeros(raw.shape[1], bool)]))
     return tuple(Fill(value, float(where.mean())) for value, where in sorted(single.items()))
+
+
+def undeclared_of_files(samples: Sequence[tuple[NDArray[Any], Mask, Hashable]]) -> list[tuple[Fill, ...]]:
+    """Fill values among the bands of one scene that lie in several files, for each file.
+
+    Files of one grid are looked at as if their bands lay in one file. A value that may be saturation counts where the
+    files of every grid have about as much of it.
+
+    Args:
+        samples: of each file (C, n) numbers, where each is a measurement by what is declared, and its grid.
+    """
+    grids: dict[Hashable, list[int]] = {}
+    for i, (raw, _, grid) in enumerate(samples):
+        if raw.dtype.itemsize > 1:
+            grids.setdefault((grid, raw.dtype), []).append(i)
+    alone = sum(len(samples[i][0]) for members in grids.values() for i in members) == 1
+    found = {}
+    for key, members in grids.items():
+        raw, good = (np.concatenate([samples[i][part] for i in members]) for part in (0, 1))
+        found[key] = {fill.value: fill for fill in undeclared(raw, good, alone)}
+    out: list[tuple[Fill, ...]] = [()] * len(samples)
+    for key, members in grids.items():
+        for value, fill in found[key].items():
+            shares = [other[value].share if value in other else 0.0 for other in found.values()]
+            if not 0 < value < HUGE or value in COLD or min(shares) >= TOGETHER * max(shares):
+                for i in members:
+                    out[i] = (*out[i], fill)
+    return out
+
+
+def _of_offset(raw: NDArray[Any], measured: Mask, fill: Mask) -> dict[float, Mask]:
+    """Pixels that have one of OFFSETS in all bands, where that is each band's smallest number, by the value."""
+    if len(raw) == 1:
+        return {}
+    for value in OFFSETS:
+        span = fill_span(value, raw.dtype)
+        if span is None:
+            continue
+        everywhere, most = ~fill, 0
+        for band, good in zip(raw, measured, strict=True):
+            at_most = good & ~fill & (band <= span[1])
+            inside = at_most & (band >= span[0])
+            if not inside.any() or (at_most & ~inside).any():
+                break
+            everywhere &= inside
+            most = max(most, int(inside.sum()))
+        else:
+            if everywhere.any() and everywhere.sum() >= TOGETHER * most:
+                return {value: everywhere}
+    return {}
 
 
 def zero_border(read: Callable[[int, int, int, int], NDArray[Any]], height: int, width: int) -> bool:
@@ -130,7 +189,10 @@ def may_hold(raw: NDArray[Any], declared: Sequence[float] = ()) -> bool:
     flat = raw.reshape(len(raw), -1)
     ends = np.concatenate([np.fmin.reduce(flat, axis=1), np.fmax.reduce(flat, axis=1)])
     edges = {float(edge) for edge in ends if np.isfinite(edge)} - set(declared)
-    return any(abs(edge) >= HUGE or _known(edge, (*SMALL, *BELOW, *ABOVE), raw.dtype) is not None for edge in edges)
+    return any(
+        abs(edge) >= HUGE or _known(edge, (*SMALL, *BELOW, *ABOVE, *OFFSETS, *COLD), raw.dtype) is not None
+        for edge in edges
+    )
 
 
 def leave_out(raw: NDArray[Any], measured: Mask, each: Mask) -> tuple[Fill, ...]:
@@ -143,8 +205,9 @@ def leave_out(raw: NDArray[Any], measured: Mask, each: Mask) -> tuple[Fill, ...]
     """
     good = (each & measured).reshape(len(raw), -1)
     seen = undeclared(raw.reshape(len(raw), -1), good)
-    # Of SMALL ones the numbers of the whole file decide, not those of a window: windows would differ from the whole.
-    found = tuple(f for f in seen if (f.value < 0 and f.value not in SMALL) or f.value >= HUGE)
+    # Of some the numbers of the whole file decide, not those of a window: windows would differ from the whole.
+    of_file = (*SMALL, *OFFSETS, *COLD)
+    found = tuple(f for f in seen if (f.value < 0 and f.value not in of_file) or f.value >= HUGE)
     for one in found:
         span = fill_span(one.value, raw.dtype)
         assert span is not None  # it is a number of the window
@@ -157,6 +220,11 @@ def _spike(band: NDArray[Any], left: Mask, share: float) -> tuple[float, Mask, b
     numbers = band[left]
     if not numbers.size:
         return None
+    for cold in COLD if band.dtype.kind == "f" else ():
+        where = left & ~outside(band, fill_span(cold, band.dtype) or (np.inf, np.inf))
+        rest = band[left & ~where]
+        if where.sum() >= share * band.size and rest.size and rest.min() >= cold + COLD_GAP:
+            return cold, where, True
     for below in (True, False):
         edge = float(str(numbers.min() if below else numbers.max()))  # 1e20 in float32 too
         if edge >= 0 if below else edge <= 0:

@@ -30,6 +30,7 @@ from dofa.raster.units import TaggedUnit
 from dofa.sensors import Sensor
 
 SENTINEL2_OFFSET_DN = -1000.0  # added by every product of processing baseline 04.00 (25 January 2022) and later
+PER_DN = 1e-4  # reflectance of a Sentinel-2 product's count
 SHIFTED_FROM_DN = 950  # darkest pixels of a product that still carries the offset lie near 1000 in every band
 NEGATIVE = -0.05  # reflectance; atmospheric correction leaves dark pixels slightly below 0, not that far
 COUNTS = 20  # the median backscatter of an image in linear power is far less: 13 dB
@@ -72,7 +73,10 @@ class Settled:
         """
         if self.told:
             return []
-        offset = offset_doubt(numbers, raw) if self.offset_open else offset_twice(self.scaling, raw, sensor)
+        if self.offset_open:
+            offset = offset_doubt(numbers, raw)
+        else:
+            offset = offset_twice(self.scaling, raw, sensor) or offset_left(self.scaling, raw, sensor)
         found = [said for said in (offset, scale_doubt(self.scaling, raw, sensor)) if said is not None]
         return [*self.assumptions, *found]
 
@@ -271,6 +275,31 @@ def offset_twice(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | Non
         return None
     text = f"1 % of its numbers lie below reflectance {low:.2f}: the offset seems to be taken off a second time"
     return "offset-doubtful", f"{text}: say --dn-offset 0 to keep the numbers, or --dn-offset -1000 if that is right"
+
+
+def offset_left(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None:
+    """A warning where the Sentinel-2 offset seems to be in numbers that are said, or seem, to be free of it.
+
+    Counts that were divided by 10,000 without taking 1000 off are reflectances that are 0.1 too high.
+
+    Args:
+        scaling: from raw to physical values.
+        raw: (C, n) valid pixels.
+        sensor: its name.
+    """
+    said_by_user = scaling.physical_source == "user"
+    if not sensor.startswith("sentinel-2") or scaling.unit != "reflectance" or said_by_user or raw.shape[1] < 100:
+        return None
+    unclipped = Scaling.uniform(scaling.unit, scaling.bands, scaling.scale, scaling.offset)
+    physical = unclipped.physical(raw[:, None])[:, 0]
+    if len(raw) < TELLING_BANDS or (darkest := _darkest(physical)) < SHIFTED_FROM_DN * PER_DN:
+        return None
+    text = f"its darkest pixels lie at reflectance {darkest:.2f} in every band, as with the +1000 of baseline 04.00"
+    take_off = SENTINEL2_OFFSET_DN * PER_DN / scaling.scale[0]
+    return (
+        "offset-doubtful",
+        f"{text}: say --dn-offset {take_off:g} to take it off, or --dn-offset 0 to keep the numbers",
+    )
 
 
 def _low(scaling: Scaling, raw: NDArray[Any]) -> float:

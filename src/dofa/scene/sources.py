@@ -11,7 +11,7 @@ import numpy as np
 from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
-from dofa.raster import Raster, gdal, open_raster, words
+from dofa.raster import Raster, fill, gdal, open_raster, words
 from dofa.raster.band_names import match
 from dofa.raster.bands import recognise
 from dofa.raster.factors import user_scaling
@@ -301,8 +301,6 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
         if say.bands is None and found.sensor.name in sensors.names():  # the product's, not that of file names
             order = tuple(b for b in sensors.get(found.sensor.name).band_names if b in chosen)
         opened = _settle(files, {b: chosen[b] for b in order}, found.sensor.select(order), say, name)
-        warnings += _undeclared(opened.rasters, say)
-        opened.part = replace(opened.part, files=_with_fill(opened.part.files, opened.rasters))
         opening.pop_all()
     for unused in set(files) - set(opened.rasters):
         unused.close()
@@ -330,11 +328,13 @@ def _undeclared(rasters: Sequence[Raster], say: Words) -> list[str]:
     Raises:
         DataError: there is one, and what looks wrong is an error.
     """
+    looked = [raster for raster in rasters if raster.dtype.itemsize > 1]
+    fills = fill.undeclared_of_files([(*r.fill_sample(), (r.height, r.width)) for r in looked])
     found: dict[str, tuple[str, Said, int]] = {}
-    for raster in rasters:
-        for value, doubt in raster.look_for_fill():
-            name, first, count = found.get(value, (basename(raster.path), doubt, 0))
-            found[value] = name, first, count + 1
+    for raster, fill_values in zip(looked, fills, strict=True):
+        for one, doubt in zip(fill_values, raster.take_fill(fill_values), strict=True):
+            name, first, count = found.get(one.text, (basename(raster.path), doubt, 0))
+            found[one.text] = name, first, count + 1
     warnings: list[str] = []
     for name, doubt, count in found.values():
         _tell(
@@ -376,6 +376,8 @@ def _settle(
         raise ConfigError(f"nodata {say.nodata:g} is no {_dtype(used)} number")
     opened = Opened(Part(sensor, settled.scaling, tuple(band_files)), used, settled=settled, said=said)
     opened.warnings = [f"{title}: {name}: {text}" for title, text in settled.notes]
+    opened.warnings += _undeclared(used, say)
+    opened.part = replace(opened.part, files=_with_fill(opened.part.files, used))
     _by_values(opened)
     return opened
 
