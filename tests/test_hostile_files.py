@@ -197,6 +197,10 @@ def test_a_virtual_file_here_leads_to_none_on_the_network_but_to_images_there(
     (tmp_path / "outer.vrt").write_text(naming(f"/vsicurl/{address}/inner.vrt"))
     with pytest.raises(DofaError, match=r"outer\.vrt names a virtual file from the network"):
         open_raster(tmp_path / "outer.vrt")
+    (folder / "disguised.tif").write_text(naming(str(fx / "n.tif")))
+    (tmp_path / "disguised.vrt").write_text(naming(f"/vsicurl/{address}/disguised.tif"))
+    with pytest.raises(DofaError, match=r"disguised\.tif"):
+        open_raster(tmp_path / "disguised.vrt", bands=["R"], wavelengths_um=[0.6])
     (tmp_path / "far.vrt").write_text(naming(f"/vsicurl/{address}/far.tif"))
     with open_raster(tmp_path / "far.vrt", bands=["R"], wavelengths_um=[0.6]) as raster:
         assert raster.read()[0].shape == (1, 64, 64)

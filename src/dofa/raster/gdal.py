@@ -79,6 +79,8 @@ def open_dataset(path: str) -> Any:
     def act() -> Any:
         with rasterio.Env(**options(path)):
             try:
+                for named in far:  # opened here as images alone, before a virtual file opens them as whatever they are
+                    DatasetReader(remote.gdal_name(named), driver=drivers_for(named), sharing=False).close()
                 # rasterio.open takes one driver, its class any number of them
                 dataset = DatasetReader(remote.gdal_name(path), driver=drivers_for(path), sharing=False)
                 return parts.open_only_image(dataset)
@@ -87,7 +89,7 @@ def open_dataset(path: str) -> Any:
             except CRSError as error:
                 raise RasterioIOError(f"its reference system cannot be understood ({error})") from None
 
-    check_virtual(path)
+    far = check_virtual(path)
     local = Path(path)
     if local.exists() and not local.is_file() and not local.is_dir():
         raise DataError(f"{path} cannot be opened: it is a pipe or a device, no file")

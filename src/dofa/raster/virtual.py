@@ -45,11 +45,15 @@ def _all() -> tuple[str, ...]:
         return tuple(env.drivers())
 
 
-def check_virtual(path: str) -> None:
+def check_virtual(path: str) -> list[str]:
     """Refuse a virtual file (VRT) that comes over a network, and one here that leads to such a file.
 
     Args:
         path: as the user or an item names it.
+
+    Returns:
+        What of the network it names, each once. Whether those are images their content tells, not their names: open
+        them with `drivers_for` first.
 
     Raises:
         DataError: it, or a source in it, is a VRT from the network, which may name any file of this machine; or it is
@@ -59,8 +63,13 @@ def check_virtual(path: str) -> None:
     if remote.is_remote(path) and (remote.suffix(path) == ".vrt" or path.lower().startswith("vrt:")):
         raise DataError(f"{shown(path)} is a virtual file from the network, which may read files here: {cure}")
     if remote.is_remote(path) or not path.lower().endswith(".vrt") or not Path(path).is_file():
-        return
+        return []
+    far: dict[str, None] = {}
     for element in parse_xml(read_bytes(Path(path)), path).iter():
         named = (element.text or "").strip()
-        if remote.is_remote(named) and (remote.suffix(named) == ".vrt" or "vrt://" in named.lower()):
+        if not remote.is_remote(named):
+            continue
+        if remote.suffix(named) == ".vrt" or "vrt://" in named.lower():
             raise DataError(f"{path} names a virtual file from the network, {short(shown(named))}: {cure}")
+        far[named] = None
+    return list(far)
