@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dofa import sensors
-from dofa.errors import DataError
+from dofa.errors import DataError, listed
 from dofa.raster import Raster, gdal, parts, remote
 from dofa.raster.band_names import AUXILIARY, COUNTED, match
 from dofa.raster.file_bands import FileBand
@@ -119,8 +119,7 @@ def without_auxiliary(
             "--bands with their names in that order, - for one to leave out"
         )
     if left_out:
-        shown = ", ".join(left_out[:4]) + (f", … ({len(left_out)})" if len(left_out) > 4 else "")
-        warnings.append(f"files-left-out: {basename(kept[0][0].path)}: no bands of the scene: {shown}")
+        warnings.append(f"files-left-out: {basename(kept[0][0].path)}: no bands of the scene: {listed(left_out, 4)}")
     return [file for file, _ in kept], [bands for _, bands in kept]
 
 
