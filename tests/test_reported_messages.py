@@ -1,11 +1,37 @@
 """Messages that testers found to mislead: what they name, and the cure."""
 
+import re
+
 import numpy as np
 import pytest
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
 
-from dofa import sensors
+from dofa import open_scene, sensors
+from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.pixels.scaling import ConstantBandWarning
+
+SIDE = 96
+
+
+def noise(bands, dtype="uint16"):
+    return np.random.default_rng(0).integers(20, 250, (bands, SIDE, SIDE)).astype(dtype)
+
+
+def write(path, image, names=(), nodata=None, colours=""):
+    """A GeoTIFF, with its folder."""
+    path.parent.mkdir(exist_ok=True)
+    kind = {"driver": "GTiff", "height": SIDE, "width": SIDE, "count": len(image), "dtype": image.dtype}
+    place = {"crs": "EPSG:32632", "transform": from_origin(5e5, 58e5, 10, 10)}
+    with rasterio.open(path, "w", photometric="minisblack", nodata=nodata, **kind, **place) as file:
+        file.write(image)
+        for number, name in enumerate(names, 1):
+            file.set_band_description(number, name)
+        if colours:
+            file.colorinterp = [ColorInterp[colour] for colour in colours.split()]
+    return path
 
 
 def test_of_many_constant_bands_the_first_are_named_and_all_counted():
@@ -16,3 +42,43 @@ def test_of_many_constant_bands_the_first_are_named_and_all_counted():
     text = str(told[0].message)
     assert names[0] in text and str(len(names)) in text and names[-1] not in text
     assert len(text) < 200
+
+
+def test_sensors_with_as_many_bands_as_the_file_are_proposed_first(tmp_path):
+    """NAIP's infrared band is marked alpha in many files: three colours are left of four bands."""
+    path = write(
+        tmp_path / "naip.tif", noise(4, "uint8"), ["Red", "Green", "Blue", "NIR"], colours="red green blue alpha"
+    )
+    with pytest.raises(DataError) as caught:
+        open_scene(path)
+    named = re.findall(r"--sensor ([\w-]+)", str(caught.value))
+    assert named and all(len(sensors.get(name).bands) == 4 for name in named)
+    assert "naip-rgbn" in named
+
+
+@pytest.mark.parametrize(
+    ("form", "bands", "sensor"),
+    [
+        ("T32UQD_20200101T100000_{}_10m.tif", ("B02", "B03", "B04", "B08", "AOT"), "sentinel-2-l2a"),
+        ("L2A_T32UQD_20170101T100000_{}_20m.tif", ("B05", "B8A", "B11", "SCL"), "sentinel-2-l2a"),
+        ("T32UQD_20200101T100000_{}.tif", ("B01", "B02", "B8A", "B10"), "sentinel-2-l1c"),
+    ],
+)
+def test_band_files_of_sentinel_2_are_recognised_by_their_names(tmp_path, form, bands, sensor):
+    for name in bands:
+        write(tmp_path / form.format(name), noise(1))
+    with open_scene(tmp_path) as scene:
+        assert scene.sensor.name == sensor
+        assert set(scene.sensor.band_names) == {b for b in bands if b.startswith("B")}
+        assert any(warning.startswith("sensor-by-name") for warning in scene.warnings)
+
+
+def test_a_name_without_a_pixel_size_contradicts_nobody(tmp_path):
+    for name in ("B02", "B03"):
+        write(tmp_path / f"T32UQD_20200101T100000_{name}.tif", noise(1))
+    with open_scene(tmp_path, "sentinel-2-l2a", dn_offset=0, strict=True) as scene:
+        assert scene.sensor.name == "sentinel-2-l2a"
+    for name in ("B02", "B03"):
+        write(tmp_path / "S2B_MSIL2A_20200101T100000" / f"T32UQD_20200101T100000_{name}.tif", noise(1))
+    with open_scene(tmp_path / "S2B_MSIL2A_20200101T100000", dn_offset=0) as scene:
+        assert scene.sensor.name == "sentinel-2-l2a"

@@ -11,7 +11,7 @@ from dofa.raster import Raster, gdal, parts, remote
 from dofa.raster.band_names import AUXILIARY, COUNTED, match
 from dofa.raster.file_bands import FileBand
 from dofa.scene.masks import legend_of
-from dofa.scene.names import basename, product_sensor, tokens
+from dofa.scene.names import LEVEL_1C, basename, product_sensor, tokens
 from dofa.sensors import Sensor
 
 VARIABLE = re.compile(r"(netcdf|hdf5|zarr):", re.IGNORECASE)
@@ -132,11 +132,15 @@ def by_product_name(files: Sequence[Raster], warnings: list[str]) -> Sensor | No
     """
     names = {basename(f.path) for f in files}
     found = {product_sensor(f.path) for f in files}
+    cure = ""
+    if found == {None} and all(LEVEL_1C.match(name) for name in names):
+        found = {"sentinel-2-l1c"}
+        cure = ", which have no pixel size as those of sen2cor: pass --sensor sentinel-2-l2a if they are Level-2A"
     if len(found) != 1 or None in found:
         return None
     (sensor,) = found
     assert sensor is not None
-    warnings.append(f"sensor-by-name: {min(names)}: taken as {sensor} by the names of its files")
+    warnings.append(f"sensor-by-name: {min(names)}: taken as {sensor} by the names of its files{cure}")
     return sensors.get(sensor)
 
 
