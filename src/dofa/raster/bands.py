@@ -209,9 +209,8 @@ def _untold(file: Sequence[FileBand], gsd_m: float, dtype: str, alpha_is_mask: C
         text = f"no sensor told: a colour photograph, with the nominal wavelengths of {GENERIC_RGB}"
         found.assumptions.append(("wavelengths-assumed", text))
         if len(spectral) < len(file) and not alpha_is_mask():
-            text = (
-                f"band {len(file)} is marked alpha, but is no mask: if it is infrared, pass {_sensors_of(count, dtype)}"
-            )
+            cure = f"if it is infrared, pass {_sensors_of(count, dtype)}"
+            text = f"band {len(file)} is marked alpha, but is no mask: {cure}"
             found.notes.append(("bands-left-out", text))
         return found
     raise DataError(
