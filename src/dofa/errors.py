@@ -52,6 +52,17 @@ def short(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def listed(items: Iterable[object], most: int = 8) -> str:
+    """The first of them, with commas, and how many there are.
+
+    Args:
+        items: anything with a text.
+        most: shown.
+    """
+    words = [str(i) for i in items]
+    return ", ".join(words[:most]) + (f", … ({len(words)})" if len(words) > most else "")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The closest known names, whatever the case, as a phrase for an error message; all names if nothing is close.
 

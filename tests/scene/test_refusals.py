@@ -71,8 +71,8 @@ def folder(tmp_path_factory):
         ("predict cut.tif HEAD", "cut.tif.* download it again"),
         ("embed text.tif S2 STATS", "text.tif cannot be opened.* download it again"),
         ("embed gone.tif S2 STATS", "gone.tif cannot be opened: .*No such file"),
-        ("embed empty.tif S2 STATS", "empty.tif: not one pixel is measured .*nodata"),
-        ("predict empty.tif HEAD", "empty.tif: not one pixel is measured .*nodata"),
+        ("embed empty.tif S2 STATS", "empty.tif: not one pixel is measured.*nodata"),
+        ("predict empty.tif HEAD", "empty.tif: not one pixel is measured.*nodata"),
         # places
         ("embed noplace.tif S2 STATS --format geoparquet", "OUT: the scene has no .*gdal_edit.py -a_srs"),
         ("embed noplace.tif S2 STATS --gsd 20", "noplace.tif: it has no place .* leave out --gsd"),

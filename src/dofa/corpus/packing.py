@@ -29,7 +29,7 @@ from dofa.corpus.metadata import FORMAT, FORMAT_VERSION, check_format, column_di
 from dofa.corpus.split import SplitConfig, assign, held_out_places
 from dofa.corpus.store import COLUMN_CHUNK, SensorStore
 from dofa.documents import parse_json, read_bytes
-from dofa.errors import ConfigError, DataError
+from dofa.errors import ConfigError, DataError, listed
 from dofa.files import naming, write_atomically
 from dofa.pixels import RunningStats
 from dofa.progress import Progress
@@ -72,7 +72,7 @@ class PackReport:
         if self.gap:
             out.append(f"{self.gap} images lie in the gap between training and held-out blocks and are left out")
         if self.constant:
-            out.append(f"bands without variance, fed to models as 0: {', '.join(self.constant)}")
+            out.append(f"bands without variance, fed to models as 0: {listed(self.constant)}")
         out += self.notes
         if self.refused:
             out.append(f"{len(self.refused)} refused, all listed in {self.store}/{self.sensor}/refused.jsonl:")

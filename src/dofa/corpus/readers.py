@@ -19,7 +19,7 @@ from dofa.corpus.files import Archives, ArrayFile, ImageFile, RasterFile, harmon
 from dofa.corpus.folders import content, files_in
 from dofa.corpus.items import Item, Reading, Refusal, Sample, Split
 from dofa.corpus.windows import check_tile, windows
-from dofa.errors import ConfigError, DataError
+from dofa.errors import ConfigError, DataError, listed
 from dofa.pixels import Scaling
 from dofa.raster.numbers import UserNumbers
 from dofa.sensors import Sensor
@@ -102,7 +102,7 @@ def read_images(
 
     kept = _common_bands(files)
     lacking = [f for f in files if not set(kept) <= set(f.bands)]
-    refused += [Refusal(f.path, f"lacks {_some([b for b in kept if b not in f.bands])}") for f in lacking]
+    refused += [Refusal(f.path, f"lacks {listed(b for b in kept if b not in f.bands)}") for f in lacking]
     files = [f for f in files if set(kept) <= set(f.bands)]
     if tile is None:
         sizes = Counter(f.size for f in files)
@@ -271,13 +271,9 @@ def _notes(files: Sequence[ImageFile], sensor: Sensor, kept: Sequence[str]) -> t
     notes = []
     if len(kept) < len(sensor.bands):
         absent = [b for b in sensor.band_names if b not in kept]
-        notes.append(f"{len(kept)} of the {len(sensor.bands)} bands of {sensor.name}: without {_some(absent)}")
+        notes.append(f"{len(kept)} of the {len(sensor.bands)} bands of {sensor.name}: without {listed(absent)}")
     kinds: dict[str, list[str]] = {}
     for warning in (w for f in files for w in f.warnings):
         kinds.setdefault(warning.partition(":")[0], []).append(warning)
     notes += [first if not more else f"{first} (and {len(more)} files more)" for first, *more in kinds.values()]
     return tuple(notes)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" … ({len(names)})" if len(names) > 8 else "")

@@ -4,13 +4,12 @@ The checkpoint's own name for the sensor comes first, then another product of th
 the named maps of `pixels`), then the trained sensor whose bands lie nearest in wavelength. See docs/checkpoints.md.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from dofa.errors import ConfigError, nearest
+from dofa.errors import ConfigError, listed, nearest
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.pixels import Scaling, UnitMap, resolve_stats, satlas_white, unit_path
 from dofa.sensors import Band, Sensor
@@ -61,12 +60,12 @@ class Match:
     def lines(self) -> tuple[str, str]:
         """What was chosen and left out, and how the values get there: two lines for people."""
         bands = f"{len(self.bands)} of {len(self.bands) + len(self.left_out)} bands"
-        fed = f"{self.sensor}: {bands} are fed as {self.trained or 'they are'}: {_listed(self.bands)}"
+        fed = f"{self.sensor}: {bands} are fed as {self.trained or 'they are'}: {listed(self.bands, 16)}"
         values = " and ".join(m.name for m in self.unit_maps)
         how = f"by {values}" if values else f"as they are ({self.scaling.unit})"
         whose = f"the checkpoint's statistics of {self.trained}" if self.trained else "the scene's own statistics"
         return (
-            f"{fed}; left out: {_listed(self.left_out) or 'none'}",
+            f"{fed}; left out: {listed(self.left_out, 16) or 'none'}",
             f"{self.sensor}: values {how}; {whose}; approximated: {'; '.join(self.approximated) or 'nothing'}",
         )
 
@@ -166,7 +165,7 @@ def match_by_wavelength(
         base = physical.select(theirs.bands)
         clip = tuple(_both(a, b) for a, b in zip(base.clip, theirs.clip, strict=True))
         scaling = replace(base, clip=clip, mean=theirs.mean, std=theirs.std, stats_source="checkpoint")
-        read_as = _listed([f"{own} as {other}" for own, other in pairs.items()], 8)
+        read_as = listed(f"{own} as {other}" for own, other in pairs.items())
         approximated = (f"a sensor the checkpoint never saw, by the nearest bands ({read_as})",)
         shared = len(pairs) / (len(trained.bands) + len(sensor.bands) - len(pairs))
         found.append(((shared, name), _match(sensor, "wavelength", name, trained, pairs, scaling, (), approximated)))
@@ -217,7 +216,7 @@ def _match(
 ) -> Match:
     absent = tuple(b for b in trained.bands if b not in pairs.values())
     if absent:
-        approximated = (*approximated, f"without {_listed(absent, 8)}, which it learned together with these")
+        approximated = (*approximated, f"without {listed(absent)}, which it learned together with these")
     left_out = tuple(b for b in sensor.band_names if b not in pairs)
     return Match(
         sensor.name, how, name, tuple(pairs), tuple(pairs.values()), left_out, absent, scaling, maps, approximated
@@ -285,7 +284,3 @@ def _both(one: tuple[float, float] | None, other: tuple[float, float] | None) ->
         return one or other
     low, high = max(one[0], other[0]), min(one[1], other[1])
     return (low, high) if low < high else one
-
-
-def _listed(names: Sequence[str], most: int = 16) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")

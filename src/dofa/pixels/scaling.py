@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError, short
+from dofa.errors import ConfigError, DataError, listed, short
 from dofa.pixels.units import Float, Unit
 from dofa.settings import check_keys, each, number, numbers
 
@@ -335,7 +335,7 @@ class Scaling:
 @cache
 def _name_constant(bands: tuple[str, ...]) -> None:
     """Warn of these bands, once in a process."""
-    warnings.warn(f"bands without variance are fed as 0: {', '.join(bands)}", ConstantBandWarning, stacklevel=6)
+    warnings.warn(f"bands without variance are fed as 0: {listed(bands)}", ConstantBandWarning, stacklevel=6)
 
 
 def _column(values: Sequence[float], dtype: Any = np.float32) -> NDArray[Any]:

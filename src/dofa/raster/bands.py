@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from dofa import sensors
-from dofa.errors import DataError
+from dofa.errors import DataError, listed
 from dofa.raster.band_names import AUXILIARY, LONGEST, key, match, plain_text, read_name
 from dofa.raster.descriptions import by_descriptions, says_nothing
-from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, listed, refuse_twice, tolerance_um
+from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, refuse_twice, tolerance_um
 from dofa.sensors import Band, Sensor, check_wavelength_um
 
 COLOURS = {"red": {"red", "r"}, "green": {"green", "g"}, "blue": {"blue", "b"}, "nir": {"nir", "n", "nearinfrared"}}
@@ -86,7 +86,7 @@ def _by_names(
         bands = [_made_band(str(names[i]), wavelengths_um[i], None) for i in kept]
         return Recognised(_made_sensor(bands, gsd_m), numbers)
     if sensor is None:
-        sensor = _in_catalogue(wanted, dtype)
+        sensor = _in_catalogue(wanted, dtype, len(wanted))
     chosen = sensor.select([_known_name(name, sensor) for name in wanted])
     refuse_twice(chosen.band_names, numbers)
     if wavelengths_um is not None:
@@ -193,10 +193,12 @@ def _by_order(
 def _untold(file: Sequence[FileBand], gsd_m: float, dtype: str, alpha_is_mask: Callable[[], bool]) -> Recognised:
     """Nobody said which sensor: descriptions that fit only one, wavelengths, or the colours of a photograph."""
     spectral = [b for b in file if b.colour != "alpha" and not AUXILIARY.fullmatch(b.description.strip())]
+    masks = sum(b.colour == "alpha" for b in file)
+    count = len(spectral) + (masks if masks and not alpha_is_mask() else 0)
     has_waves = bool(spectral) and all(b.wavelength_um is not None for b in spectral)
     if not says_nothing(file) and all(b.description for b in spectral):
         try:
-            return _told(file, _in_catalogue([b.description for b in spectral], dtype), alpha_is_mask)
+            return _told(file, _in_catalogue([b.description for b in spectral], dtype, count), alpha_is_mask)
         except DataError:
             if not has_waves:
                 raise
@@ -211,11 +213,12 @@ def _untold(file: Sequence[FileBand], gsd_m: float, dtype: str, alpha_is_mask: C
         text = f"no sensor told: a colour photograph, with the nominal wavelengths of {GENERIC_RGB}"
         found.assumptions.append(("wavelengths-assumed", text))
         if len(spectral) < len(file) and not alpha_is_mask():
-            text = f"band {len(file)} is marked alpha, but is no mask: name the sensor if it is an infrared band"
+            cure = f"if it is infrared, pass {_sensors_of(count, dtype)}"
+            text = f"band {len(file)} is marked alpha, but is no mask: {cure}"
             found.notes.append(("bands-left-out", text))
         return found
     raise DataError(
-        f"nothing says which sensor its {len(file)} bands are of: pass {_sensors_of(len(spectral), dtype)}, or "
+        f"nothing says which sensor its {len(file)} bands are of: pass {_sensors_of(count, dtype)}, or "
         "--wavelengths in micrometres, one a band in the file's order"
     )
 
@@ -233,8 +236,11 @@ def _may_be(sensor: Sensor, dtype: str) -> bool:
     return sensor.scaling is None or sensor.scaling.unit != "uint8" or dtype == "uint8"
 
 
-def _in_catalogue(names: Sequence[str], dtype: str) -> Sensor:
-    """The only catalogued sensor that has all these bands, or else all of whose bands are among these."""
+def _in_catalogue(names: Sequence[str], dtype: str, count: int) -> Sensor:
+    """The only catalogued sensor that has all these bands, or else all of whose bands are among these.
+
+    Of several, those with as many bands as the file (`count`) are named first.
+    """
     possible = [s for s in sensors.catalogue().values() if _may_be(s, dtype)]
     found = {s.name: [m for n in names if (m := read_name(n, s)).band is not None] for s in possible}
     whole = {name: [m for m in matches if m.whole] for name, matches in found.items()}
@@ -247,13 +253,13 @@ def _in_catalogue(names: Sequence[str], dtype: str) -> Sensor:
     if len(fits) == 1:
         return fits[0]
     if fits:
-        closest = [s.name for s in sorted(fits, key=lambda s: len(s.bands))]
+        closest = [s.name for s in sorted(fits, key=lambda s: (len(s.bands) != count, len(s.bands)))]
         raise DataError(
             f"bands named {listed(names)} fit {listed(closest)}: say which, "
             f"--sensor {' or --sensor '.join(closest[:3])}"
         )
     raise DataError(
-        f"bands named {listed(names)} fit no catalogued sensor: pass {_sensors_of(len(names), dtype)}, or "
+        f"bands named {listed(names)} fit no catalogued sensor: pass {_sensors_of(count, dtype)}, or "
         "--wavelengths in micrometres, one a band in the file's order"
     )
 

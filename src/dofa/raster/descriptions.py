@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dofa import sensors
-from dofa.errors import DataError
+from dofa.errors import DataError, listed
 from dofa.raster.band_names import AUXILIARY, COUNTED, IDENTIFIER, NameMatch, key, plain_text, read_name
-from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, Said, listed, refuse_twice, tolerance_um
+from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, Said, refuse_twice, tolerance_um
 from dofa.sensors import Sensor
 
 

@@ -1,6 +1,6 @@
 """What a file says of its bands, and the answer to which they are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dofa.errors import DataError
@@ -69,14 +69,3 @@ def refuse_twice(names: Sequence[str], numbers: Sequence[int]) -> None:
             raise DataError(
                 f"bands {first} and {numbers[i]} of the file are both {name}: pass --bands with their names {IN_ORDER}"
             )
-
-
-def listed(items: Iterable[object], most: int = 8) -> str:
-    """The first of them, with commas, and how many there are.
-
-    Args:
-        items: anything with a text.
-        most: shown.
-    """
-    words = [str(i) for i in items]
-    return ", ".join(words[:most]) + (f", … ({len(words)})" if len(words) > most else "")

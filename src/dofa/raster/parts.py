@@ -7,6 +7,7 @@ from typing import Any
 import rasterio
 from rasterio.errors import RasterioError
 
+from dofa.errors import listed
 from dofa.raster import remote
 
 PAGE = re.compile(r"(?:GTIFF_DIR|NITF_IM):\d+:")
@@ -56,8 +57,7 @@ def described(names: Sequence[str]) -> str:
     Args:
         names: GDAL's, of all pages.
     """
-    others = ", ".join(names[1:4]) + (f", … ({len(names) - 1})" if len(names) > 4 else "")
-    return f"it holds {len(names)} pages, of which the first is read: name another one by {others}"
+    return f"it holds {len(names)} pages, of which the first is read: name another one by {listed(names[1:], 3)}"
 
 
 def images(dataset: Any) -> list[str]:

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from dofa import sensors
-from dofa.errors import DataError
+from dofa.errors import DataError, listed
 from dofa.raster import Raster, gdal, parts, remote
 from dofa.raster.band_names import AUXILIARY, COUNTED, match
 from dofa.raster.file_bands import FileBand
 from dofa.scene.masks import legend_of
-from dofa.scene.names import basename, product_sensor, tokens
+from dofa.scene.names import LEVEL_1C, basename, product_sensor, tokens
 from dofa.sensors import Sensor
 
 VARIABLE = re.compile(r"(netcdf|hdf5|zarr):", re.IGNORECASE)
@@ -119,8 +119,7 @@ def without_auxiliary(
             "--bands with their names in that order, - for one to leave out"
         )
     if left_out:
-        shown = ", ".join(left_out[:4]) + (f", … ({len(left_out)})" if len(left_out) > 4 else "")
-        warnings.append(f"files-left-out: {basename(kept[0][0].path)}: no bands of the scene: {shown}")
+        warnings.append(f"files-left-out: {basename(kept[0][0].path)}: no bands of the scene: {listed(left_out, 4)}")
     return [file for file, _ in kept], [bands for _, bands in kept]
 
 
@@ -133,11 +132,15 @@ def by_product_name(files: Sequence[Raster], warnings: list[str]) -> Sensor | No
     """
     names = {basename(f.path) for f in files}
     found = {product_sensor(f.path) for f in files}
+    cure = ""
+    if found == {None} and all(LEVEL_1C.match(name) for name in names):
+        found = {"sentinel-2-l1c"}
+        cure = ", which have no pixel size as those of sen2cor: pass --sensor sentinel-2-l2a if they are Level-2A"
     if len(found) != 1 or None in found:
         return None
     (sensor,) = found
     assert sensor is not None
-    warnings.append(f"sensor-by-name: {min(names)}: taken as {sensor} by the names of its files")
+    warnings.append(f"sensor-by-name: {min(names)}: taken as {sensor} by the names of its files{cure}")
     return sensors.get(sensor)
 
 

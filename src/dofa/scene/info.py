@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DofaError
+from dofa.errors import ConfigError, DofaError, listed
 from dofa.pixels import Scaling
 from dofa.raster import gdal, words
 from dofa.scene.look import measured_sample
@@ -279,18 +279,16 @@ def _doubts(scene: Scene, values: Sequence[NDArray[Any]]) -> list[str]:
 
         constant = [n for n, band in zip(names, raw, strict=True) if band.min() == band.max()]
         if constant:
-            say("constant-bands", f"{_listed(constant)} hold one number everywhere that was looked at")
+            say("constant-bands", f"{listed(constant)} hold one number everywhere that was looked at")
         pairs = pairwise(zip(names, raw, strict=True))
         same = [f"{a} and {b}" for (a, one), (b, two) in pairs if a not in constant and np.array_equal(one, two)]
         if same:
-            say("same-bands", f"{_listed(same)} hold the same numbers: a band may have been written twice")
+            say("same-bands", f"{listed(same)} hold the same numbers: a band may have been written twice")
         if raw.dtype.kind in "iu":
             top = np.iinfo(raw.dtype).max
             full = [n for n, band in zip(names, raw, strict=True) if (band == top).mean() > SATURATED]
             if full:
-                say(
-                    "saturated", f"more than {SATURATED:.0%} of {_listed(full)} are {top}: saturated, or a nodata value"
-                )
+                say("saturated", f"more than {SATURATED:.0%} of {listed(full)} are {top}: saturated, or a nodata value")
         if scaling.unit != "reflectance":
             continue
         told = any("offset-unknown" in w for w in scene.warnings)
@@ -316,7 +314,7 @@ def _statistics_doubts(scene: Scene, inputs: "Inputs", values: Sequence[NDArray[
     if not far:
         return []
     return [
-        f"statistics-apart: {scene.name}: means lie {_listed(far)} deviations off the statistics used: look at "
+        f"statistics-apart: {scene.name}: means lie {listed(far)} deviations off the statistics used: look at "
         "unit and offset; pass --stats scene if the place is like that"
     ]
 
@@ -401,7 +399,3 @@ def _rows(table: Any, bands: Sequence[dict[str, Any]]) -> Any:
         figures = [f"{band[key]:.4g}" if key in band else "" for key in columns]
         table.add_row(band["name"], centre, pixel, *figures, *((f"{band['clipped']:.1%}",) if clips else ()))
     return table
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names)})" if len(names) > most else "")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import DataError
+from dofa.errors import DataError, listed
 from dofa.raster import Raster, fill
+from dofa.raster.sampling import sample_windows as raster_windows
 from dofa.scene.files import Stack
 from dofa.scene.grid import Mask
 from dofa.scene.tiles import Window
@@ -96,9 +97,46 @@ def check_measured(scene: "Scene") -> Window:
         if looked_at * scene.pixel_bytes > SEARCHED and looked_at < scene.height * scene.width:
             share = looked_at / (scene.height * scene.width)
             raise DataError(
-                f"{scene.name}: not one of the {looked_at / 1e6:.0f} million pixels looked at ({share:.0%} of it) "
-                "is measured in every band: look at its nodata value, or cut out the part that is measured "
-                "(gdal_translate -srcwin)"
+                f"{scene.name}: not one of the {looked_at / 1e6:.0f} million pixels looked at ({share:.0%} of it) is "
+                f"{_why(scene)}, or cut out the part that is measured (gdal_translate -srcwin)"
             )
-    why = "the mask leaves out every pixel" if scene.masked else "not one pixel is measured in every band"
-    raise DataError(f"{scene.name}: {why}: look at its nodata value, and leave out empty bands with --bands, - each")
+    raise DataError(f"{scene.name}: not one pixel is {_why(scene)}")
+
+
+def _why(scene: "Scene") -> str:
+    """What no pixel of a scene is, why, and the cure."""
+    empty = _empty_bands(scene)
+    numbers = sorted(set().union(*empty.values()))
+    if len(empty) == len(scene.bands):
+        cure = "name a file that has measurements"
+        if numbers != ["NaN"]:
+            cure += ", or pass --nodata with another value if such numbers are measurements"
+        return f"measured: every number looked at is nodata ({listed(numbers, 3)}): {cure}"
+    if empty:
+        held = f"all numbers of {listed(empty)} looked at are nodata ({listed(numbers, 3)})"
+        return f"measured in every band: {held}: leave such bands out with --bands, - each"
+    doubt = scene.mask_doubt()
+    if doubt is not None:
+        return f"measured and left by the mask: {doubt[1]}"
+    if scene.masked:
+        return "measured and left by the mask: look at its classes, and name those to leave out (--mask-values)"
+    return (
+        "measured in every band: look at its nodata value and its mask, and leave out empty bands with --bands, - each"
+    )
+
+
+def _empty_bands(scene: "Scene") -> dict[str, set[str]]:
+    """Bands whose numbers are all nodata in windows of their files, and those numbers."""
+    empty: dict[str, set[str]] = {}
+    for layer in (layer for stack in scene.stacks for layer in stack.layers):
+        raster = layer.raster
+        windows = raster_windows(raster.height, raster.width)
+        for number, name in zip(raster.numbers, raster.sensor.band_names, strict=True):
+            raw = np.concatenate([raster.read(window, [name])[0].ravel() for window in windows])
+            good = raster.validity.each(raw[None], [number])[0]
+            if layer.zero_is_missing:
+                good &= raw != 0
+            if not good.any():
+                title = f"{raster.sensor.name}:{name}" if len(scene.parts) > 1 else name
+                empty[title] = {"NaN" if value != value else f"{value:.10g}" for value in np.unique(raw).tolist()}
+    return empty

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.raster import Raster
 from dofa.raster.file_bands import Said
+from dofa.raster.sampling import sample_windows
 from dofa.scene.grid import Grid, Mask, Placement, place
 from dofa.scene.names import basename
 from dofa.scene.tiles import Window
@@ -102,6 +103,7 @@ class ClassMask:
         values: numbers that are left out.
         bits: numbers with any of these bits set are left out.
         zero_is_class: 0 is a class although the file's nodata value may be 0.
+        plain: no legend says what its numbers mean.
     """
 
     href: str
@@ -109,11 +111,12 @@ class ClassMask:
     values: tuple[int, ...]
     bits: int = 0
     zero_is_class: bool = False
+    plain: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For a recipe: `from_dict` gives the same mask back."""
         out = {"href": self.href, "number": self.number, "values": list(self.values), "bits": self.bits}
-        return {**out, "zero_is_class": True} if self.zero_is_class else out
+        return {**out, **{name: True for name in ("zero_is_class", "plain") if getattr(self, name)}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ClassMask":
@@ -175,7 +178,8 @@ def class_mask(
             bits |= sum(1 << number for number in found)
         else:
             values += found
-    return ClassMask(href, number, tuple(sorted(set(values))), bits, legend is not None and legend.zero_is_class)
+    zero_is_class = legend is not None and legend.zero_is_class
+    return ClassMask(href, number, tuple(sorted(set(values))), bits, zero_is_class, plain=legend is None)
 
 
 class MaskLayer:
@@ -200,7 +204,12 @@ class MaskLayer:
             raise DataError(f"mask {name} shows other ground than the scene")
 
     def doubt(self) -> Said | None:
-        """A warning where a band called Fmask holds numbers that Fmask 4 does not write, as those of HLS are."""
+        """A warning where a plain mask's nodata value is 0, which means clear in most.
+
+        Another where a band called Fmask holds numbers that Fmask 4 does not write, as those of HLS are.
+        """
+        if self.mask.plain:
+            return self._zeros_left_out()
         if self.mask.bits or not self.mask.zero_is_class:
             return None
         legend = next(legend for legend in LEGENDS if legend.name == "Fmask")
@@ -210,6 +219,17 @@ class MaskLayer:
         shown = ", ".join(f"{number:g}" for number in strange[:4])
         text = f"its Fmask holds {shown}, which are no classes of Fmask 4: if HLS wrote it, whose numbers are bits"
         return "mask-classes", f"{text}, name its sensor (--sensor hls-s30), else pass --mask-values as numbers"
+
+    def _zeros_left_out(self) -> Said | None:
+        """GDAL's word stands, since clouds taken for ground do more harm than ground left out, but not in silence."""
+        if 0 in self.mask.values or 0 not in self.raster.validity.nodata:
+            return None
+        zero = [self.raster.read(w)[0] == 0 for w in sample_windows(self.raster.height, self.raster.width)]
+        share = sum(map(np.count_nonzero, zero)) / sum(part.size for part in zero)
+        name = basename(self.raster.path)
+        text = f"{share:.1%} of the pixels of {name} looked at are 0, its declared nodata value: they are left out"
+        cure = f"take that value off the file if 0 means clear (gdal_edit.py -unsetnodata {name})"
+        return ("mask-nodata", f"{text}: {cure}, else add 0 to --mask-values") if share else None
 
     def read(self, window: Window) -> Mask:
         """(h, w) of a window inside the grid: where pixels may be used."""

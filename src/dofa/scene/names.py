@@ -10,6 +10,7 @@ from dofa.sensors import Sensor
 PRODUCTS = {
     r"S2[A-D]_MSIL1C_": "sentinel-2-l1c",
     r"S2[A-D]_MSIL2A_": "sentinel-2-l2a",
+    r"(?:L2A_)?T\d\d[A-Z]{3}_\d{8}T\d{6}_[A-Z0-9]{3}_[126]0m\.": "sentinel-2-l2a",
     r"L[CE]0([789])_L2S[PR]_": "landsat-{}-l2-sr",
     r"LT0(5)_L2S[PR]_": "landsat-{}-l2-sr",
     r"L[CO]0([89])_L1(TP|GT|GS)_": "landsat-{}-l1-toa",
@@ -17,6 +18,8 @@ PRODUCTS = {
     r"HLS\.S30\.": "hls-s30",
     r"HLS\.L30\.": "hls-l30",
 }
+# Band files of Sentinel-2 without the pixel size that sen2cor adds: Level-1C, unless somebody renamed them.
+LEVEL_1C = re.compile(r"T\d\d[A-Z]{3}_\d{8}T\d{6}_(B\d[\dA]|TCI)\.")
 
 
 def basename(path: str) -> str:

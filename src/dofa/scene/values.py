@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import DataError
+from dofa.errors import DataError, listed
 from dofa.pixels import Scaling
 from dofa.scene.look import sample_windows
 from dofa.scene.tiles import Window
@@ -157,6 +157,5 @@ def doubts(name: str, count: int, bad: dict[str, str]) -> list[str]:
     if not bad:
         return []
     band, why = next(iter(bad.items()))
-    names = ", ".join(list(bad)[:8]) + (f", … ({len(bad)})" if len(bad) > 8 else "")
     refused = ": embed and predict refuse it" if len(bad) >= NEARLY_ALL * count else ""
-    return [f"impossible-values: {name}: {len(bad)} of {count} bands ({names}); {band} has {why}{refused}"]
+    return [f"impossible-values: {name}: {len(bad)} of {count} bands ({listed(bad)}); {band} has {why}{refused}"]
