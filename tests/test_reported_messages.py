@@ -162,3 +162,18 @@ def test_other_masks_are_read_without_a_word(tmp_path, name, nodata, values):
         assert not doubts(scene)
         kept = scene.read(Window(0, 0, SIDE, SIDE))[1]
     assert kept[-1].all() == (name == "Fmask.tif" or nodata in (None, 255))
+
+
+@pytest.mark.parametrize(
+    ("name", "sensor"),
+    [
+        ("T32UQD_20200101T101010_B02_10m.tif", "sentinel-2-l2a"),
+        ("LC08_L2SP_193023_20200101_20200110_02_T1_SR_B4.TIF", "landsat-8-l2-sr"),
+    ],
+)
+def test_a_single_band_file_of_a_product_is_the_product_s(tmp_path, name, sensor):
+    """It was told to pass a thermal sensor, the only one in the catalogue with one band."""
+    write(tmp_path / name, np.full((1, SIDE, SIDE), 9000, "uint16") + np.arange(SIDE, dtype="uint16"))
+    with open_scene(tmp_path / name) as scene:
+        assert scene.parts[0].sensor.name == sensor
+        assert any(w.startswith("sensor-by-name") for w in scene.warnings)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from dofa.addresses import shown
-from dofa.errors import ConfigError, DataError
+from dofa.errors import ConfigError, DataError, listed
 from dofa.pixels import Float, Scaling
 from dofa.raster import band_metadata, fill, gdal, parts, planet, words
 from dofa.raster.bands import recognise
@@ -233,7 +233,7 @@ class Raster:
             return sample
         names = self.sensor.band_names
         self._empty = tuple(names[i] for i in range(len(names)) if i not in kept)
-        self._note(("bands-left-out", f"bands without any measurement are left out: {', '.join(self._empty)}"))
+        self._note(("bands-left-out", f"bands without any measurement are left out: {listed(self._empty)}"))
         self._take(self.sensor.select([names[i] for i in kept]), [self._numbers[i] for i in kept])
         return [raw[kept] for raw in sample]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dofa import sensors
-from dofa.errors import ConfigError, DataError
+from dofa.errors import ConfigError, DataError, listed
 from dofa.pixels import Scaling
 from dofa.raster import Raster, fill, gdal, open_raster, words
 from dofa.raster.band_names import match
@@ -250,7 +250,11 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
 def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
     """One file with all bands."""
     bands = say.bands
-    if sensor is not None and bands is None and say.wavelengths_um is None and band_by_name(source, sensor):
+    open_question = bands is None and say.wavelengths_um is None
+    known = product_sensor(source) if sensor is None and open_question else None
+    if known is not None and band_by_name(source, sensors.get(known)):
+        return _open_list([source], None, say)  # one band file of a product, as it would be among the others
+    if sensor is not None and open_question and band_by_name(source, sensor):
         with Raster(source, None, say.strict) as header:
             heard = described_bands(header, sensor)
         told = match(heard[0].description, sensor) if len(heard) == 1 else None
@@ -414,8 +418,7 @@ def _inside(folder: Path | None) -> str:
     if folder is None:
         return ""
     inner = [f for f in sorted(folder.iterdir()) if f.suffix.lower() == ".safe" or (f.is_dir() and images_in(f))]
-    some = ", ".join(str(f) for f in inner[:3]) + (f", … ({len(inner)})" if len(inner) > 3 else "")
-    return f": name what is in it: {some}" if inner else ""
+    return f": name what is in it: {listed([str(f) for f in inner], 3)}" if inner else ""
 
 
 def one_dataset(folder: Path) -> bool:
