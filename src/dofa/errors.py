@@ -1,10 +1,12 @@
 """The errors a user can cause, told in one line: what, where and the cure."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 
 from dofa.addresses import shown
 
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what a terminal obeys rather than shows
 LONGEST = 480  # characters of a message: a few lines of a terminal
 
 

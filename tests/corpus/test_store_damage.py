@@ -33,6 +33,22 @@ def made(toy, tmp_path_factory) -> Path:
     return folder
 
 
+def reading_of(toy) -> Reading:
+    return Reading.from_arrays(toy.sensor(), toy.images(6, side=24), list("aabbcc"))
+
+
+@pytest.mark.parametrize("lost", ["images/c/0/0/0/0", "images/c", "labels/c/0", "split/c/0", "source/zarr.json"])
+def test_packing_again_into_a_store_that_has_lost_a_file_says_so(toy, tmp_path, lost):
+    """It said that the store is complete."""
+    pack(reading_of(toy), tmp_path / "store", progress=False)
+    report = pack(reading_of(toy), tmp_path / "store", progress=False)
+    assert sum(report.images.values()) == 6
+    gone = tmp_path / "store" / "toy" / lost
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(DataError, match=f"store.*{lost.partition('/')[0]}.*delete it and pack it again"):
+        pack(reading_of(toy), tmp_path / "store", progress=False)
+
+
 def everything(folder: Path | str) -> str:
     """All that a store says, to be compared; NaN equals NaN in it."""
     said = []

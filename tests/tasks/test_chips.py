@@ -336,6 +336,22 @@ def test_declared_classes_are_ordered_named_coloured_and_merged(cut, tmp_path) -
     assert json.loads((tmp_path / "chips" / "chips.json").read_text())["colours"][0] == [255, 204, 0]
 
 
+def test_control_characters_in_names_of_classes_reach_no_terminal(cut, tmp_path) -> None:
+    (left, _), (right, _) = halves()
+    write_labels(tmp_path / "l.geojson", [(left, "wa\x1b[2Jter"), (right, "forest\x07é")], "EPSG:4326")
+    report = cut(labels=[str(tmp_path / "l.geojson")])
+    assert sorted(report.class_names) == ["forest é", "wa [2Jter"]
+
+
+@pytest.mark.parametrize("far", [1e308, -1e300, float("1e13")])
+def test_a_coordinate_that_is_no_place_is_said(cut, tmp_path, far) -> None:
+    (left, a), (right, b) = halves()
+    odd = Polygon([*left.exterior.coords[:2], (far, 0)])
+    write_labels(tmp_path / "l.gpkg", [(left, a), (right, b), (odd, a)])
+    with pytest.raises(DataError, match="coordinates that are no place"):
+        cut(labels=[str(tmp_path / "l.gpkg")])
+
+
 def test_names_of_classes_that_differ_only_in_case_are_told(cut, tmp_path) -> None:
     shapes = [*halves(), (rectangle(200.2, 0.2, 255.8, 255.8), "Land")]
     report = cut(labels=[str(write_labels(tmp_path / "a.gpkg", shapes))])

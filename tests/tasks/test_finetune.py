@@ -404,6 +404,21 @@ def test_recipes_hold_together_and_what_is_said_wins(recipe):
     assert settle(recipe, {"epochs": 25, "size": None}).epochs == 25
 
 
+@pytest.mark.parametrize(("line", "said"), [("epochs: many", {"epochs": 3}), ("crop: 7", {"crop": 0.5})])
+def test_a_flag_hides_no_mistake_of_a_recipe(tmp_path, line, said):
+    (tmp_path / "mine.yaml").write_text(line)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml: {line.partition(':')[0]}"):
+        settle(tmp_path / "mine.yaml", said)
+
+
+@pytest.mark.parametrize("method", ["frozen", "full"])
+def test_a_rank_without_lora_is_refused(method):
+    with pytest.raises(ConfigError, match="--rank is of --method lora"):
+        settle(None, {"method": method, "rank": 4})
+    assert settle("lora", {"rank": 4}).rank == 4
+    assert settle("lora", {"method": method}).method == method
+
+
 @pytest.mark.parametrize("data", [b"\x80\x81 epochs", b"\x00\x01", b"epochs: ["])
 def test_a_recipe_that_is_no_text_is_one_line(data, tmp_path):
     (tmp_path / "mine.yaml").write_bytes(data)

@@ -65,6 +65,11 @@ def test_a_saved_and_loaded_head_gives_scikit_learns_probabilities(encoder: DOFA
     np.testing.assert_allclose(head.predict_proba(torch.from_numpy(features)), expected, atol=1e-5)
 
 
+def test_class_names_that_a_terminal_obeys_are_refused(encoder: DOFA) -> None:
+    with pytest.raises(CheckpointError, match="control characters"):
+        make_head(encoder, class_names=("a", "b\x1b[2J", "c", "d"))
+
+
 def test_a_round_trip_keeps_every_field(encoder: DOFA, tmp_path: Path) -> None:
     head = make_head(encoder, ignore=255, nodata=254, levels=(3, "pooled"))
     again = load_head(head.save(tmp_path / "head"))

@@ -147,6 +147,7 @@ def pack(
     with naming(folder):
         complete = _begin(Path(out), sensor.name, begun, resume)
     if complete:
+        SensorStore(str(out), sensor.name, read_attributes(str(out), sensor.name) or {}).check_files()
         (folder / JOURNAL).unlink(missing_ok=True)
         return _report(Path(out), sensor.name, reading, began)
 

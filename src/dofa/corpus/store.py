@@ -154,6 +154,18 @@ class SensorStore:
             self._check_shard(name, index)  # Zarr reads a file that is not there as the fill value
         return part if bands is None else part[list(bands)]
 
+    def check_files(self) -> None:
+        """Look for every file of the store and compare the columns with their digests; pixels are not read.
+
+        Raises:
+            DataError: a file is missing, or a column is not as it was written.
+        """
+        for name in ("images", *(["valid"] if self.counts["partly_valid"] else [])):
+            for index in range(0, self.count, self._cut.shard):
+                self._check_shard(name, index)
+        for name in ("source", "place", "split", "labels"):
+            self._column(name)
+
     def _unreadable(self, what: str, error: Exception) -> DataError:
         return DataError(f"{self.url}, {self.name}: {what} cannot be read: {in_line(error)}")
 
@@ -180,6 +192,11 @@ class SensorStore:
                 column = self._texts(name, metadata) if texts else np.asarray(self._array(name)[:])
             except DataError:
                 raise
+            except (LookupError, TypeError, ValueError) as error:
+                why = "its zarr.json is damaged" if isinstance(error, LookupError) else in_line(error)
+                raise DataError(
+                    f"{self.url} is damaged: {name} of {self.name} is unreadable, {why}: {COPY_AGAIN}"
+                ) from error
             except Exception as error:  # as in `_window`: any kind, of Zarr, its codecs or an fsspec backend
                 raise self._unreadable(name, error) from error
             self._check_column(name, column)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dofa.addresses import shown, shown_in
 from dofa.documents import read_bytes
-from dofa.errors import CheckpointError, ConfigError, nearest, short
+from dofa.errors import CONTROLS, CheckpointError, ConfigError, nearest, short
 from dofa.files import write_atomically
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.decoders import DPTDecoder, UPerNet
@@ -140,6 +140,8 @@ class Head:
                 f"head is for the task {short(repr(self.task))}; this dofa knows {', '.join(get_args(Task))}"
             )
         check_types(self, "head: ", skip=("weight", "bias", "decoder", "split"))
+        if any(CONTROLS.search(name) for name in self.class_names):
+            raise CheckpointError("head has class names with control characters: get it again from whoever trained it")
         if self.patch_offset not in (0, 1) or not 1 <= self.tile_size <= 2**15 or not self.gsd_m > 0:
             raise CheckpointError(
                 f"head has patch_offset {self.patch_offset}, tile_size {self.tile_size} and gsd_m {self.gsd_m:g}; 0 or "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError, nearest
+from dofa.errors import CONTROLS, ConfigError, DataError, nearest
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
@@ -62,6 +62,8 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         """Refuse labels that are no classes: a DataError names the first image."""
+        if any(CONTROLS.search(name) for name in self.class_names):
+            raise DataError(f"{self.name} has class names with control characters: correct them")
         if self.task == "segmentation":
             return  # of pixels: looked at mask by mask
         classes, shape = len(self.class_names), self.labels.shape

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.addresses import shown
-from dofa.errors import ConfigError, DataError, nearest, short
+from dofa.errors import CONTROLS, ConfigError, DataError, nearest, short
 from dofa.model.heads import Colour, palette
 from dofa.scene.grid import Grid
 from dofa.scene.tiles import Window
@@ -190,7 +190,8 @@ def settle(
     names: list[str] = [] if background is None else [background]
     painted: dict[str, Colour] = {}
     codes = dict.fromkeys(ignored, IGNORE)
-    for value, title, colour in wanted:
+    for value, said, colour in wanted:
+        title = CONTROLS.sub(" ", said)  # names are printed as they are
         if title not in names:
             names.append(title)
         codes[value] = names.index(title)

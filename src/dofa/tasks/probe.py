@@ -31,7 +31,7 @@ from dofa.tasks.judging import Run, interval, judge_images
 from dofa.tasks.linear import Ints
 from dofa.tasks.panels import choose, make_panels
 from dofa.tasks.parts import By, Parts, share_out
-from dofa.tasks.pixelmaps import BandPixels, EncoderPixels
+from dofa.tasks.pixelmaps import BandPixels, EncoderPixels, plan_of
 from dofa.tasks.probe_heads import BANDS, HEAD, band_head, encoder_head, fit_images, split_of
 from dofa.tasks.result import Classifier, Difference, Metric, ProbeResult, Row
 from dofa.tasks.verdict import Kind, map_command, verdict
@@ -131,6 +131,9 @@ def probe(
     levels = tuple(dict.fromkeys(block_number(block, backbone.depth) for block in blocks))
     if dense:
         levels = tuple(dict.fromkeys(backbone.depth - 1 if level == "pooled" else level for level in levels))
+    step = stride if stride is not None else max(d for d in range(1, backbone.patch) if backbone.patch % d == 0)
+    if dense:
+        plan_of(backbone, 1, 1, step)  # a stride that does not fit is told before anything is read
     candidates = tuple(penalties) if penalties is not None else PENALTIES if optimizer == "lbfgs" else RATES
     if not levels or random_seeds < 1 or not candidates or not all(0 < candidate < inf for candidate in candidates):
         raise ConfigError("a probe needs one of --blocks, --random-seeds of at least 1, and --penalties above 0")
@@ -148,7 +151,6 @@ def probe(
     left_out = [name for name in images.sensor.band_names if name not in seen.sensor.band_names]
     if left_out and isinstance(backbone, DofaBackbone):
         notes.append(f"{backbone.name} is not fed {', '.join(left_out)}: it has no statistics of them")
-    step = stride if stride is not None else max(d for d in range(1, backbone.patch) if backbone.patch % d == 0)
     measured = band_statistics(seen, cache) if stats == DATASET else None
 
     def scaling_of(rows: Ints) -> Scaling:

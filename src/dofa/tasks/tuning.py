@@ -136,17 +136,22 @@ def settle(recipe: str | Path | None, said: dict[str, Any]) -> Tuning:
         ConfigError: no such recipe or setting, or values that do not hold together.
     """
     found = {} if recipe is None else dict(check_keys(_read(recipe), field_names(Tuning), f"recipe {recipe}"))
-    found |= {key: value for key, value in said.items() if value is not None}
-    if isinstance(found.get("blocks"), list):
-        found["blocks"] = tuple(found["blocks"])
+    said = {key: value for key, value in said.items() if value is not None}
+    for settings in (found, said):
+        if isinstance(settings.get("blocks"), list):
+            settings["blocks"] = tuple(settings["blocks"])
     for key in ("lr", "weight_decay", "clip"):  # YAML reads 1e-4 (no dot) as a text
         if isinstance(found.get(key), str):
             with suppress(ValueError):
                 found[key] = float(found[key])
     try:
-        return replace(Tuning(), **found)
+        tuning = replace(Tuning(), **found)  # by itself first: a flag over a value hides no mistake in it
     except ConfigError as error:
-        raise ConfigError(f"recipe {recipe}: {error}" if recipe is not None else str(error)) from None
+        raise ConfigError(f"recipe {recipe}: {error}") from None
+    tuning = replace(tuning, **said)
+    if said.get("rank", Tuning.rank) != Tuning.rank and tuning.method != "lora":
+        raise ConfigError(f"--rank is of --method lora, this is --method {tuning.method}: leave it out")
+    return tuning
 
 
 def recipes() -> list[str]:

@@ -32,6 +32,7 @@ from dofa.tasks.labels import (
 
 COLOUR_FIELDS = ("fill", "marker-color", "color", "colour")  # the first two: simplestyle 1.1, as GeoJSON carries it
 LONGITUDE, LATITUDE = ("lon", "lng", "long", "longitude"), ("lat", "latitude")
+FARTHEST = 1e12  # no system of the Earth has coordinates beyond, were they in millimetres
 EAST, NORTH = ("x", "easting", "east"), ("y", "northing", "north")
 
 
@@ -269,8 +270,8 @@ def _parts(name: str, shapes: NDArray[Any], values: Sequence[str | None]) -> tup
         if value is None:
             continue
         whole = shapely.force_2d(shape)
-        if not np.isfinite(shapely.get_coordinates(whole)).all():
-            raise DataError(f"{name} holds a shape of class {short(value)} with coordinates that are no numbers")
+        if not (np.abs(shapely.get_coordinates(whole)) < FARTHEST).all():  # nor where they are NaN
+            raise DataError(f"{name} holds a shape of class {short(value)} with coordinates that are no place")
         if not whole.is_valid:
             mended += 1
             try:
@@ -349,7 +350,7 @@ def read_table(path: Path, class_field: str | None, told: Any) -> VectorLabels:
             place = float(row[across]), float(row[up])
         except (TypeError, ValueError):
             place = math.nan, math.nan
-        if not (math.isfinite(place[0]) and math.isfinite(place[1])):
+        if not (abs(place[0]) < FARTHEST and abs(place[1]) < FARTHEST):
             said = f"{short(repr(row[across]))}, {short(repr(row[up]))}"
             raise DataError(f"{path.name}, line {number}: {said} are no coordinates")
         places.append(place)
