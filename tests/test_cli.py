@@ -3,11 +3,21 @@
 import subprocess
 import sys
 import time
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from inspect import signature
+from typing import get_type_hints
 
 import pytest
 
 from dofa.cli import VERBS, _mended, _parser, main
 from dofa.errors import DofaError
+from dofa.options import SceneOptions
+
+
+def _function(verb):
+    module, name = VERBS[verb].target.split(":")
+    return getattr(import_module(module), name)
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -109,6 +119,50 @@ def test_options_are_written_as_people_write_them(monkeypatch):
     assert told["blocks"] == [3, -1, "pooled"]
     assert told["legacy_layout"] is None
     assert told["set"] is None
+
+
+SHARED = {
+    "--sensor": ("naip-rgbn", "naip-rgbn"), "--bands": ("B02 -", ["B02", "-"]), "--wavelengths": (".5 .6", [0.5, 0.6]),
+    "--dn-offset": ("-1000", "-1000"), "--dn-scale": ("0.5", 0.5), "--unit": ("db", "db"), "--nodata": ("-9999", -9999),
+    "--gsd": ("10", 10), "--mask": ("SCL", "SCL"), "--mask-values": ("cloud 3", ["cloud", 3]), "--strict": ("", True),
+    "--stack": ("", True), "--stats": ("scene", "scene"), "--stride": ("4", 4), "--tile": ("224", 224),
+    "--overlap": ("16", 16), "--batch": ("8", 8), "--precision": ("bf16", "bf16"), "--device": ("cpu", "cpu"),
+    "--compile": ("", True), "--cluster": ("local:2", "local:2"), "--format": ("zarr", "zarr"),
+    "--overwrite": ("", True),
+}  # fmt: skip
+GROUPS = [
+    (verb, key, hint)
+    for verb in VERBS
+    for key, hint in get_type_hints(_function(verb)).items()
+    if is_dataclass(hint) and key != "return"
+]
+
+
+@pytest.mark.parametrize(("verb", "key", "group"), GROUPS, ids=[f"{v}-{k}" for v, k, _ in GROUPS])
+def test_every_shared_option_is_taken_by_every_command_that_has_it(verb, key, group, monkeypatch):
+    """`dofa similar --mask-values cloud` was refused while `embed` took it."""
+    flags = [f"--{f.name.replace('_', '-')}" for f in fields(group)]
+    told = [word for flag in flags for word in [flag, *SHARED[flag][0].split()]]
+    required = [p for p in signature(_function(verb)).parameters.values() if p.default is p.empty]
+    given = [w for p in required for w in ([f"--{p.name}"] if p.name not in VERBS[verb].positionals else []) + ["x"]]
+    seen = {}
+
+    def run(**settings):
+        seen.update(settings)
+
+    run.__signature__, run.__annotations__ = signature(_function(verb)), get_type_hints(_function(verb))
+    monkeypatch.setattr(import_module(VERBS[verb].target.partition(":")[0]), _function(verb).__name__, run)
+    assert main([verb, *given, *told]) == 0
+    assert vars(seen[key]) == {f.name: SHARED[flag][1] for f, flag in zip(fields(group), flags, strict=True)}
+
+
+def test_what_is_not_said_is_the_default_of_the_shared_options(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("dofa.scene.similar.load", lambda weights: pytest.fail("loaded"))
+    monkeypatch.setattr("dofa.scene.similar.open_with", lambda *told: seen.update(told=told) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["similar", "a.tif", "--weights", "m", "--out", "b.tif"])
+    assert seen["told"] == (["a.tif"], SceneOptions())
 
 
 @pytest.mark.parametrize(("verb", "told"), [("pack", "do not continue"), ("probe", "do not compare")])

@@ -7,7 +7,7 @@ import sys
 import warnings
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
@@ -189,7 +189,7 @@ def _run(name: str, verb: Verb, argv: list[str]) -> int:
     for key, least in LEAST.items():
         if isinstance(value := settings.get(key), int) and value < least:
             raise DofaError(f"--{key} is {value}: at least {least}")
-    result = run(**settings)
+    result = run(**_grouped(run, settings))
     if hasattr(result, "print"):
         result.print()
     return int(getattr(result, "status", 0))
@@ -213,48 +213,74 @@ class Parser(ArgumentParser):
 
 
 def _parser(name: str, verb: Verb, run: Callable[..., Any]) -> ArgumentParser:
-    """Options from a function's signature and docstring, with flags and lists as people write them."""
+    """Options from a function's signature and docstring, with flags and lists as people write them.
+
+    A parameter that is a dataclass (`dofa.options`) stands for a group of options, one a field.
+    """
     from docstring_parser import parse
 
     documented = parse(run.__doc__ or "")
-    epilog = (documented.long_description or "").replace("%", "%%")
-    parser = Parser(prog=f"dofa {name}", description=verb.help, epilog=epilog)
+    parser = Parser(prog=f"dofa {name}", description=verb.help, epilog=_escaped(documented.long_description))
     told = {p.arg_name: p.description for p in documented.params}
     hints = get_type_hints(run)
     for key, parameter in signature(run).parameters.items():
-        kind, many, optional = _kind(hints[key])
-        required = parameter.default is Parameter.empty and not optional
-        options: dict[str, Any] = {"dest": key, "help": (told.get(key) or "").replace("%", "%%")}
-        if key in verb.positionals:
-            if verb.positionals[key]:
-                options["nargs"] = verb.positionals[key]
-            parser.add_argument(**options)
-            continue
-        if kind is bool and optional:
-            # Neither is a third answer: --legacy-layout, --no-legacy-layout, or not said.
-            parser.add_argument(f"--{key.replace('_', '-')}", action=BooleanOptionalAction, **options)
-            continue
-        if kind is bool:
-            # A flag says what differs from the default: --resume, or --no-resume.
-            flag, action = (f"no-{key}", "store_false") if parameter.default else (key, "store_true")
-            options["help"] = f"do not {options['help']}" if parameter.default else options["help"]
-            parser.add_argument(f"--{flag.replace('_', '-')}", action=action, **options)
-            continue
-        if get_origin(kind) is Literal:
-            options["choices"] = get_args(kind)
-            kind = type(get_args(kind)[0])
-        options |= {"type": kind, "metavar": None if "choices" in options else kind.__name__.strip("_").upper()}
-        if kind is Path or key in LOCAL:
-            options["type"] = partial(_local, kind)
-        if many:
-            # Given twice, a list grows; its default is not the beginning of it, so it stays with the function.
-            options |= {"nargs": "+", "action": "extend", "default": SUPPRESS}
-        elif parameter.default is not Parameter.empty:
-            options["default"] = parameter.default
-        if parameter.default not in (Parameter.empty, None, (), []):
-            options["help"] += f" (default: {_shown(parameter.default)})"
-        parser.add_argument(f"--{key.replace('_', '-')}", required=required, **options)
+        if is_dataclass(hints[key]):
+            classes = [parse(each.__doc__ or "") for each in reversed(hints[key].__mro__[:-1])]
+            group = parser.add_argument_group((classes[-1].short_description or key).rstrip("."))
+            said, kinds = {p.arg_name: p.description for c in classes for p in c.params}, get_type_hints(hints[key])
+            for each in fields(hints[key]):
+                _add_option(group, each.name, kinds[each.name], each.default, _escaped(said.get(each.name)))
+        elif key in verb.positionals:
+            parser.add_argument(dest=key, help=_escaped(told.get(key)), nargs=verb.positionals[key])
+        else:
+            _add_option(parser, key, hints[key], parameter.default, _escaped(told.get(key)))
     return parser
+
+
+def _add_option(to: Any, key: str, hint: Any, default: Any, text: str) -> None:
+    """One flag from the name, type and default of a parameter; without a default it is required."""
+    kind, many, optional = _kind(hint)
+    required = default in (Parameter.empty, MISSING) and not optional
+    options: dict[str, Any] = {"dest": key, "help": text}
+    name = key.replace("_", "-")
+    flag = f"--{name}"
+    if kind is bool and optional:
+        # Neither is a third answer: --legacy-layout, --no-legacy-layout, or not said.
+        to.add_argument(flag, action=BooleanOptionalAction, **options)
+        return
+    if kind is bool:
+        # A flag says what differs from the default: --resume, or --no-resume.
+        options["help"] = f"do not {text}" if default else text
+        to.add_argument(f"--{'no-' if default else ''}{name}", action=f"store_{not default}".lower(), **options)
+        return
+    if get_origin(kind) is Literal:
+        options["choices"] = get_args(kind)
+        kind = type(get_args(kind)[0])
+    options |= {"type": kind, "metavar": None if "choices" in options else kind.__name__.strip("_").upper()}
+    if kind is Path or key in LOCAL:
+        options["type"] = partial(_local, kind)
+    if many:
+        # Given twice, a list grows; its default is not the beginning of it, so it stays with the function.
+        options |= {"nargs": "+", "action": "extend", "default": SUPPRESS}
+    elif default not in (Parameter.empty, MISSING):
+        options["default"] = default
+    if default not in (Parameter.empty, MISSING, None, (), []):
+        options["help"] += f" (default: {_shown(default)})"
+    to.add_argument(flag, required=required, **options)
+
+
+def _grouped(run: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What argparse found as arguments of the function: fields of a dataclass make one."""
+    arguments = dict(settings)
+    for key, hint in get_type_hints(run).items():
+        if is_dataclass(hint) and key != "return":
+            make: Any = hint
+            arguments[key] = make(**{f.name: arguments.pop(f.name) for f in fields(hint) if f.name in arguments})
+    return arguments
+
+
+def _escaped(text: str | None) -> str:
+    return (text or "").replace("%", "%%")  # argparse formats it
 
 
 def _shown(default: Any) -> str:

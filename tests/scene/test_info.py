@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from rasterio.transform import from_origin
 
 from dofa.errors import CheckpointError, ConfigError
 from dofa.model.config import EncoderConfig, TrainedSensor
+from dofa.options import ScenesOptions
 from dofa.pixels import Scaling
 from dofa.scene.info import describe, info
 from dofa.scene.scene import open_scene
 
 from .conftest import write_tiff
 
+S2 = ScenesOptions("sentinel-2-l2a", dn_offset=0)
 NAMES = ["B02", "B03", "B04", "B08"]
 
 
@@ -161,12 +164,12 @@ def test_the_border_of_zeros_and_resampled_bands_are_said(tmp_path):
 
 def test_the_command_prints_json_a_program_reads_and_lines_a_person_does(tmp_path, capsys):
     path = write_tiff(tmp_path / "a.tif", land(), names=NAMES)
-    report = info([str(path)], sensor="sentinel-2-l2a", dn_offset=0, stats="scene", json=True)
+    report = info([str(path)], stats="scene", json=True, opening=S2)
     report.print()
     known = json.loads(capsys.readouterr().out)
     assert known["parts"][0]["stats_source"] == "scene"
     assert known["parts"][0]["bands"][0]["mean"] == pytest.approx(land()[0].mean() / 1e4, rel=1e-4)
-    info([str(path)], sensor="sentinel-2-l2a", dn_offset=0).print()
+    info([str(path)], opening=S2).print()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a.tif"
     assert any(line.startswith("B08") and "0.8328" in line for line in lines)
@@ -175,8 +178,8 @@ def test_the_command_prints_json_a_program_reads_and_lines_a_person_does(tmp_pat
 
 def test_several_scenes_are_several_unless_they_are_stacked(tmp_path):
     files = [str(write_tiff(tmp_path / f"{n}.tif", land(1), names=[n])) for n in ("B02", "B03")]
-    assert len(info(files, sensor="sentinel-2-l2a", dn_offset=0).scenes) == 2
-    (stacked,) = info(files, sensor="sentinel-2-l2a", dn_offset=0, stack=True).scenes
+    assert len(info(files, opening=S2).scenes) == 2
+    (stacked,) = info(files, opening=replace(S2, stack=True)).scenes
     assert [b["name"] for b in stacked["parts"][0]["bands"]] == ["B02", "B03"]
 
 
@@ -185,13 +188,13 @@ def test_of_weights_only_the_configuration_is_read(tmp_path, small_model):
     from dofa.model.checkpoint import save
 
     (save(small_model, tmp_path / "weights") / "model.safetensors").unlink()
-    (known,) = info([str(path)], weights=str(tmp_path / "weights"), sensor="sentinel-2-l2a", dn_offset=0).scenes
+    (known,) = info([str(path)], weights=str(tmp_path / "weights"), opening=S2).scenes
     assert "own-statistics" in titles(known)
     (tmp_path / "weights" / "config.json").write_text('{"format_version": 1}')
     with pytest.raises(CheckpointError, match=r"config.json: encoder is missing"):
-        info([str(path)], weights=str(tmp_path / "weights"), sensor="sentinel-2-l2a", dn_offset=0)
+        info([str(path)], weights=str(tmp_path / "weights"), opening=S2)
     with pytest.raises(ConfigError, match="no band"):
-        info([str(path)], sensor="sentinel-2-l2a", bands=["B02", "B03", "B04", "B99"])
+        info([str(path)], opening=ScenesOptions("sentinel-2-l2a", ["B02", "B03", "B04", "B99"]))
 
 
 def test_the_command_line_answers_in_plain_lines_without_torch(tmp_path):
@@ -211,7 +214,7 @@ def test_the_command_line_answers_in_plain_lines_without_torch(tmp_path):
 
 def test_real_radar_in_decibels_called_linear_is_named(real_data):
     name = "colocated_s1_s2/S1RTC/38D_378R_2_3.tif"
-    (known,) = info([str(real_data / name)], sensor="sentinel-1-rtc").scenes
+    (known,) = info([str(real_data / name)], opening=ScenesOptions("sentinel-1-rtc")).scenes
     assert any("taken as decibels" in d for d in known["doubts"])
 
 
@@ -219,6 +222,6 @@ def test_real_level_1c_tiles_of_mixed_baselines_are_told_apart(real_data):
     """Three of the five tiles carry the +1000 of baseline 04.00, two do not (their README)."""
     found = {}
     for path in sorted((real_data / "colocated_s1_s2" / "S2L1C").glob("*.tif")):
-        (known,) = info([str(path)], sensor="sentinel-2-l1c").scenes
+        (known,) = info([str(path)], opening=ScenesOptions("sentinel-2-l1c")).scenes
         found[path.stem] = "offset-unknown" in titles(known)
     assert sum(found.values()) == 3

@@ -19,6 +19,7 @@ from dofa.model.checkpoint import save
 from dofa.model.encoder import DOFA
 from dofa.model.export import export
 from dofa.model.heads import Head, load_head
+from dofa.options import JobOptions
 from dofa.scene import engine
 from dofa.scene.areas import beside
 from dofa.scene.cluster import run as run_jobs
@@ -238,7 +239,7 @@ def test_images_are_mapped_tile_by_tile(encoder: DOFA, tmp_path: Path, task: str
             np.testing.assert_allclose(stored[:, row, col], expected, atol=1e-4)
     predict(
         [str(scene)], head=tmp_path / "probe" / "band-statistics", out=tmp_path / "fine.tif", output="probabilities",
-        stride=8,
+        run=JobOptions(stride=8),
     )  # fmt: skip
     fine = open_features(tmp_path / "fine.tif")
     assert fine.shape == (3, 11, 7)  # of 85 × 50 pixels

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
+from dofa.options import ScenesOptions
 from dofa.scene.tiles import Window
 from dofa.tasks import chips as command
 from dofa.tasks.blocks import SPLITS, Blocks, deal
@@ -34,6 +36,7 @@ from dofa.tasks.chips import chips, read_chips
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "src" / "dofa" / "samples" / "naip-rgbn"
+NAIP = ScenesOptions("naip-rgbn")
 UTM = "EPSG:32614"
 ORIGIN = (486_200.0, 5_207_595.0)  # of the rasters, their upper left corner
 GSD = 5.0
@@ -107,7 +110,8 @@ def cut(raster: Path, labels: Path, tmp_path: Path) -> Callable[..., command.Chi
 
     def run(rasters: list[Path] | None = None, **told: Any) -> command.ChipReport:
         chosen = {"labels": [str(labels)], "out": tmp_path / "chips", "size": 16, "sensor": "naip-rgbn"} | told
-        return chips([str(r) for r in rasters or [raster]], **chosen)
+        words = {f.name: chosen.pop(f.name) for f in fields(ScenesOptions) if f.name in chosen}
+        return chips([str(r) for r in rasters or [raster]], opening=ScenesOptions(**words), **chosen)
 
     return run
 
@@ -207,9 +211,7 @@ def test_pixels_that_polygons_of_different_classes_share_belong_to_none(order, t
     shapes = [*halves(), (rectangle(100.2, 0.2, 160.8, 255.8), "reed")]
     path = write_labels(folder / "a.gpkg", [shapes[i] for i in order])
     raster = write_raster(folder / "naip.tif", noise())
-    report = chips(
-        [str(raster)], labels=[str(path)], out=folder / "c", task="segmentation", size=32, sensor="naip-rgbn"
-    )
+    report = chips([str(raster)], labels=[str(path)], out=folder / "c", task="segmentation", size=32, opening=NAIP)
     assert dict(zip(report.class_names, report.counts.sum(1).tolist(), strict=True)) == {
         "land": (256 - 161) * 256,
         "water": 100 * 256,
@@ -460,7 +462,7 @@ def test_a_rounding_of_the_grid_s_corner_moves_no_chip_off_its_block(shift) -> N
 
 def test_the_same_ground_on_three_dates_is_on_one_side(tmp_path) -> None:
     dates = [str(SAMPLES / f"west_{year}.tif") for year in (2012, 2016, 2020)]  # their grids differ by up to 1.6 m
-    chips(dates, labels=[str(ROOT / "docs" / "own-labels.geojson")], out=tmp_path / "c", size=16, sensor="naip-rgbn")
+    chips(dates, labels=[str(ROOT / "docs" / "own-labels.geojson")], out=tmp_path / "c", size=16, opening=NAIP)
     data = read_chips(tmp_path / "c")
     assert data.splits is not None
     assert data.places is not None

@@ -19,6 +19,7 @@ from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
+from dofa.options import JobOptions
 from dofa.tasks.backbones import open_backbone
 from dofa.tasks.dense import NONE, Ground, PixelTask, Sample, cut_blocks, draw_sample, gather, label_map
 from dofa.tasks.evaluation import Fold
@@ -151,7 +152,7 @@ def test_a_map_of_the_saved_head_holds_what_the_probe_saw(make_images, small: DO
         file.write(raw)
     predict(
         [str(tmp_path / "scene.tif")], weights=str(folder), head=tmp_path / "probe" / "head", out=tmp_path / "map.tif",
-        stride=2, precision="float32",
+        run=JobOptions(stride=2, precision="float32"),
     )  # fmt: skip
     features = EncoderPixels(
         open_backbone(small), data, head.scaling, [1], stride=2, size=None, batch=8, precision="float32", device=None

@@ -31,11 +31,12 @@ from dofa.errors import ConfigError, DataError, DofaError
 from dofa.model.compiled import compiled
 from dofa.model.devices import choose
 from dofa.model.vit import VisionTransformer
+from dofa.options import Precision
 from dofa.pixels import Float
 from dofa.scene import engine
 from dofa.scene.engine import Block, Item, Job, Joint
 from dofa.scene.inputs import Inputs
-from dofa.scene.streams import Precision, Streams, TileModel, answer, in_bf16
+from dofa.scene.streams import Streams, TileModel, answer, in_bf16
 from dofa.scene.tiles import Window
 
 AHEAD = 3  # batches a worker: one that is run, one that is read, one whose answer is fetched

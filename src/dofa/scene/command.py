@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dofa.errors import ConfigError
+from dofa.options import JobOptions, OutputOptions, ScenesOptions
 from dofa.progress import Progress
 from dofa.scene.encoder import What
 from dofa.scene.engine import Job
 from dofa.scene.features import embed_all
 from dofa.scene.inputs import say
 from dofa.scene.many import Scenes, Written
-from dofa.scene.opening import opening_words
 from dofa.scene.saving import save
-from dofa.scene.streams import Precision
 
 
 def embed_command(
@@ -23,31 +22,11 @@ def embed_command(
     out: Path,
     level: What = "patch",
     blocks: Sequence[int | str] = ("pooled",),
-    stride: int | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
     pca: int | None = None,
     dtype: Literal["float32", "float16", "int8"] = "float16",
-    format: Literal["cog", "zarr", "geoparquet"] | None = None,
-    stats: str | None = None,
-    sensor: str | None = None,
-    bands: Sequence[str] | None = None,
-    wavelengths: Sequence[float] | None = None,
-    dn_offset: str | float | None = None,
-    dn_scale: float | None = None,
-    unit: str | None = None,
-    nodata: float | None = None,
-    gsd: float | None = None,
-    mask: str | None = None,
-    mask_values: Sequence[int | str] | None = None,
-    stack: bool = False,
-    strict: bool = False,
-    batch: int = 16,
-    precision: Precision = "auto",
-    device: str | None = None,
-    compile: bool = False,
-    cluster: str | None = None,
-    overwrite: bool = False,
+    opening: ScenesOptions = ScenesOptions(),
+    run: JobOptions = JobOptions(),
+    output: OutputOptions = OutputOptions(),
 ) -> Written:
     """Write features of scenes.
 
@@ -62,54 +41,23 @@ def embed_command(
         level: patch: one vector a patch; pixel: maps upsampled to pixels; tile: one vector a window.
         blocks: whose features, concatenated: numbers from 0 (negative from the end), and pooled: the last block, with
             the norm that the pooled vector has.
-        stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time.
-        tile: pixels a side that the model sees at once; the size the weights were trained at unless given.
-        overlap: pixels that neighbouring tiles share; a third of a tile unless given.
         pca: keep so many principal components, fitted on a sample of all scenes.
         dtype: of the numbers; int8 with a scale and a zero for each channel, stored in the file.
-        format: of the files; by the name of a single one, else cog.
-        stats: whose statistics normalise the bands: scene, dataset (all scenes given), checkpoint, or the name of a
-            sensor the checkpoint knows.
-        sensor: what took the scenes (dofa sensors lists them).
-        bands: names in the files' order, - for one to leave out.
-        wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
-            'S2B*=-1000,*=0'.
-        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
-        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
-            radiance, dn (the product's counts).
-        nodata: the number that stands for no measurement.
-        gsd: metres a pixel to resample to.
-        mask: file or band with classes to leave out, such as SCL.
-        mask_values: classes of it to leave out.
-        stack: the files are one scene: its bands, or several sensors of one place.
-        strict: what would be assumed is an error.
-        batch: tiles at a time.
-        precision: bf16 where the machine multiplies it fast, unless told.
-        device: cpu, cuda, cuda:1, …
-        compile: run the model through torch.compile; pays for long jobs.
-        cluster: a Dask scheduler whose workers run the tiles (tcp://HOST:8786), or local:N for N processes here.
-        overwrite: replace files that are there, and forget an interrupted run with other settings.
     """
     if not blocks:
         raise ConfigError("blocks: name at least one, a number or pooled")
-    opening = opening_words(
-        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
-        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
-    )  # fmt: skip
     levels = [_level(b) for b in blocks]
-    given = Scenes(scenes, stack=stack, opening=opening, out=out, format=format, overwrite=overwrite)
+    given = Scenes(scenes, opening, out, output)
     bar = Bar("embedding")
     embeddings = embed_all(
-        given.opened, weights, level=level, blocks=levels, stride=stride, tile=tile, overlap=overlap, pca=pca,
-        stats=stats, batch=batch, precision=precision, device=device, compile=compile, cluster=cluster,
-        progress=bar.advance, strict=strict, on_error=given.fail,
+        given.opened, weights, level=level, blocks=levels, pca=pca, progress=bar.advance, strict=opening.strict,
+        on_error=given.fail, **run.settings(),
     )  # fmt: skip
     say([e.inputs for e in embeddings])
     with bar.over([e.job for e in embeddings]):
         done = save(
-            embeddings, [given.paths[id(e.inputs.scene)] for e in embeddings], dtype=dtype, kind=format,
-            overwrite=overwrite, on_error=given.fail,
+            embeddings, [given.paths[id(e.inputs.scene)] for e in embeddings], dtype=dtype,
+            kind=output.format, overwrite=output.overwrite, on_error=given.fail,
         )  # fmt: skip
     return given.written(done)
 

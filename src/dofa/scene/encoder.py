@@ -14,10 +14,11 @@ from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.heads import Block as Level
 from dofa.model.levels import level_features, level_name
 from dofa.model.vit import block_indices
+from dofa.options import Precision
 from dofa.scene import engine
 from dofa.scene.inputs import Inputs
 from dofa.scene.projection import Projection
-from dofa.scene.streams import Precision, TileModel, in_bf16
+from dofa.scene.streams import TileModel, in_bf16
 from dofa.scene.tiles import Plan
 
 What = Literal["patch", "pixel", "tile"]

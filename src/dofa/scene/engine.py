@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.model.devices import choose
+from dofa.options import Precision
 from dofa.pixels import Float
 from dofa.scene.inputs import Inputs
-from dofa.scene.streams import Precision, Streams, TileModel, answer, in_bf16
+from dofa.scene.streams import Streams, TileModel, answer, in_bf16
 from dofa.scene.tiles import Plan, Tile, Window
 
 BUDGET = 64 * 2**20  # bytes for decoded pixels and unfinished rows together; wider scenes are cut into swaths

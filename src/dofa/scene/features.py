@@ -20,6 +20,7 @@ from dofa.model.checkpoint import encoder_sha256, load
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block as Level
 from dofa.model.levels import level_name
+from dofa.options import Precision
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
 from dofa.scene.dates import iso_date
@@ -30,7 +31,7 @@ from dofa.scene.many import OnError, without_failing
 from dofa.scene.projection import Projection
 from dofa.scene.scene import Scene, open_scene
 from dofa.scene.statistics import measure
-from dofa.scene.streams import Precision, in_bf16
+from dofa.scene.streams import in_bf16
 from dofa.scene.tiles import Plan, Window
 from dofa.scene.values import check_values
 

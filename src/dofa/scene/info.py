@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DofaError, listed
+from dofa.options import ScenesOptions
 from dofa.pixels import Scaling
 from dofa.raster import gdal, words
 from dofa.scene.look import measured_sample
 from dofa.scene.many import Scenes, folded, print_failed, without_failing
-from dofa.scene.opening import opening_words
 from dofa.scene.scene import Scene
 from dofa.scene.statistics import measure
 from dofa.scene.values import clipped_share, out_of_unit, without_content
@@ -74,19 +74,8 @@ def info(
     *,
     weights: str | None = None,
     stats: str | None = None,
-    sensor: str | None = None,
-    bands: Sequence[str] | None = None,
-    wavelengths: Sequence[float] | None = None,
-    dn_offset: str | float | None = None,
-    dn_scale: float | None = None,
-    unit: str | None = None,
-    nodata: float | None = None,
-    gsd: float | None = None,
-    mask: str | None = None,
-    mask_values: Sequence[int | str] | None = None,
-    stack: bool = False,
-    strict: bool = False,
     json: bool = False,
+    opening: ScenesOptions = ScenesOptions(),
 ) -> Report:
     """Say what will happen to scenes.
 
@@ -97,34 +86,16 @@ def info(
             band files, or of one product, is one scene, a folder of files with several bands each many scenes.
         weights: model folder or name, to see whose statistics would normalise the bands.
         stats: whose statistics: scene, dataset (all scenes given), checkpoint, or a sensor the checkpoint knows.
-        sensor: what took the scenes (dofa sensors lists them).
-        bands: names in the files' order, - for one to leave out.
-        wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
-            'S2B*=-1000,*=0'.
-        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
-        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
-            radiance, dn (the product's counts).
-        nodata: the number that stands for no measurement.
-        gsd: metres a pixel to resample to.
-        mask: file or band with classes to leave out, such as SCL.
-        mask_values: classes of it to leave out, as numbers or by name.
-        stack: the files are one scene: its bands, or several sensors of one place.
-        strict: what would be assumed is an error.
         json: print JSON.
     """
-    opening = opening_words(
-        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
-        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
-    )  # fmt: skip
-    given = Scenes(scenes, stack=stack, opening=opening)
+    given = Scenes(scenes, opening)
     config = None if weights is None else _config(weights)
     reports = []
     try:
         left, measured = without_failing(list(given.opened), lambda some: measure(some, stats, config), given.fail)
         for scene, found in zip(left, measured, strict=True):
             try:
-                reports.append(describe(scene, config, stats=stats, measured=found, strict=strict))
+                reports.append(describe(scene, config, stats=stats, measured=found, strict=opening.strict))
             except DofaError as error:
                 given.fail(scene, error)
     finally:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from dofa.addresses import shown_in
 from dofa.documents import parse_json
 from dofa.errors import ConfigError, DataError, short
+from dofa.options import Format
 from dofa.scene.tiles import Window
 
 Dtype: TypeAlias = Literal["float32", "float16", "int8", "uint8"]
-Format: TypeAlias = Literal["cog", "zarr", "geoparquet"]
 Affine: TypeAlias = tuple[float, float, float, float, float, float]
 
 FORMAT_VERSION = 1  # of DOFA_META

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dofa import sensors
 from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError, DofaError
+from dofa.options import Format, OutputOptions, ScenesOptions
 from dofa.raster import remote
 from dofa.raster.offsets import check_dn_offsets
 from dofa.scene.folders import bands_said, scenes_of
-from dofa.scene.layout import Format
 from dofa.scene.names import basename
 from dofa.scene.opening import open_with
 from dofa.scene.outputs import check_out
@@ -94,11 +94,9 @@ class Scenes:
 
     Args:
         sources: as named on the command line; a folder may hold many scenes.
-        stack: all sources are one scene.
-        opening: of `opening_words`.
+        opening: how each is opened, and whether all sources are one scene.
         out: file for one scene, folder for several; None where nothing is written.
-        format: of the outputs; by the name of a single one, else cog.
-        overwrite: whether outputs that are there may be replaced.
+        output: form of the outputs, and whether those that are there may be replaced.
 
     Attributes:
         sources: of each scene.
@@ -113,20 +111,17 @@ class Scenes:
     def __init__(
         self,
         sources: Sequence[str],
-        *,
-        stack: bool,
-        opening: dict[str, Any],
+        opening: ScenesOptions,
         out: Path | None = None,
-        format: Format | None = None,
-        overwrite: bool = False,
+        output: OutputOptions = OutputOptions(),
     ) -> None:
-        if isinstance(opening["sensor"], str):
-            sensors.get(opening["sensor"])  # an unknown one concerns all scenes: told once, before any is opened
-        self.sources = [list(sources)] if stack else [[one] for one in _expanded(sources, opening)]
-        check_dn_offsets(opening["dn_offset"], self.sources)
-        self._out, self._format = out, format
+        if opening.sensor is not None:
+            sensors.get(opening.sensor)  # an unknown one concerns all scenes: told once, before any is opened
+        self.sources = [list(sources)] if opening.stack else [[one] for one in _expanded(sources, opening)]
+        check_dn_offsets(opening.dn_offset, self.sources)
+        self._out, self._format = out, output.format
         if out is not None:
-            check_out(out, len(self.sources), overwrite, format)
+            check_out(out, len(self.sources), output.overwrite, output.format)
         _allow_open_files(FILES_A_SCENE * len(self.sources))
         self.failed: list[tuple[str, str]] = []
         self._number: dict[int, int] = {}  # of each open scene
@@ -193,10 +188,9 @@ class Scenes:
         return Written(tuple(paths), tuple(p for p in paths if p not in made), tuple(notes), tuple(self.failed))
 
 
-def _expanded(sources: Sequence[str], opening: dict[str, Any]) -> list[str]:
+def _expanded(sources: Sequence[str], opening: ScenesOptions) -> list[str]:
     """Sources of one scene each; how a folder was understood is told at once."""
-    sensor = opening["sensor"] if isinstance(opening["sensor"], str) else None
-    count = bands_said(sensor, opening["bands"], opening["wavelengths_um"])
+    count = bands_said(opening.sensor, opening.bands, opening.wavelengths)
     out: list[str] = []
     for source in sources:
         found = scenes_of(source, count)

@@ -27,8 +27,9 @@ from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.files import allocate, lock_folder, write_atomically
 from dofa.locks import FileLock
+from dofa.options import Format
 from dofa.scene.disk import flush, free_bytes, in_words, reason, remove
-from dofa.scene.layout import FORMATS, Dtype, Format, Layout
+from dofa.scene.layout import FORMATS, Dtype, Layout
 from dofa.scene.reading import Features, open_features
 from dofa.scene.tiles import Window
 from dofa.settings import check_keys, whole

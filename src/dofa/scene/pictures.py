@@ -11,16 +11,16 @@ from dofa.figures import composite
 from dofa.model.checkpoint import load
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
+from dofa.options import RunOptions, SceneOptions
 from dofa.scene.colours import colour_panel
 from dofa.scene.features import embed
 from dofa.scene.inputs import say
 from dofa.scene.look import sample_windows
 from dofa.scene.many import Written
-from dofa.scene.opening import open_with, opening_words
+from dofa.scene.opening import open_with
 from dofa.scene.panels import Panel, draw
 from dofa.scene.places import Pixel, ground, lonlat, pixels
 from dofa.scene.scene import Scene
-from dofa.scene.streams import Precision
 from dofa.scene.tiles import Window
 
 CELLS = 384  # across a picture; more cannot be seen in it
@@ -162,23 +162,9 @@ def preview(
     at: str | None = None,
     pixel: str | None = None,
     size: int = 768,
-    stride: int | None = None,
-    tile: int | None = None,
-    stats: str | None = None,
-    sensor: str | None = None,
-    bands: Sequence[str] | None = None,
-    wavelengths: Sequence[float] | None = None,
-    dn_offset: str | float | None = None,
-    dn_scale: float | None = None,
-    unit: str | None = None,
-    nodata: float | None = None,
-    gsd: float | None = None,
-    mask: str | None = None,
-    mask_values: Sequence[int | str] | None = None,
-    strict: bool = False,
-    precision: Precision = "auto",
-    device: str | None = None,
     overwrite: bool = False,
+    opening: SceneOptions = SceneOptions(),
+    run: RunOptions = RunOptions(),
 ) -> Written:
     """Draw a scene in natural or false colours beside its features.
 
@@ -189,40 +175,16 @@ def preview(
         at: LON,LAT in degrees of what is in the middle of the picture; the middle of the scene unless given.
         pixel: ROW,COL of what is in the middle, for scenes without coordinates.
         size: pixels a side that are shown at most; --gsd shows more ground.
-        stride: pixels between shifted passes that are averaged, a divisor of the patch; as fine as can be seen and
-            computed in seconds unless given.
-        tile: pixels a side that the model sees at once; the size the weights were trained at unless given.
-        stats: whose statistics normalise the bands: scene (the part shown), checkpoint, or the name of a sensor the
-            checkpoint knows.
-        sensor: what took the scene (dofa sensors lists them).
-        bands: names in the files' order, - for one to leave out.
-        wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
-            'S2B*=-1000,*=0'.
-        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
-        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
-            radiance, dn (the product's counts).
-        nodata: the number that stands for no measurement.
-        gsd: metres a pixel to resample to.
-        mask: file or band with classes to leave out, such as SCL.
-        mask_values: classes of it to leave out.
-        strict: what would be assumed is an error.
-        precision: bf16 where the machine multiplies it fast, unless told.
-        device: cpu, cuda, cuda:1, …
         overwrite: replace a picture that is there.
     """
     check_out(out, overwrite)
-    opening = opening_words(
-        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
-        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
-    )  # fmt: skip
     if at is not None and pixel is not None:
         raise ConfigError("--at and --pixel both say what is in the middle: give one")
-    with open_with(list(scene), opening) as opened:
+    with open_with(scene, opening) as opened:
         named = pixels(opened, [] if at is None else [at], [] if pixel is None else [pixel])
         shown = picture(
-            opened, load(weights), out, size=size, centre=named[0] if named else None, stride=stride, tile=tile,
-            stats=stats, strict=strict, precision=precision, device=device,
+            opened, load(weights), out, size=size, centre=named[0] if named else None, strict=opening.strict,
+            **run.settings(),
         )  # fmt: skip
         return Written((out,), notes=(*opened.warnings, *part_note(opened, shown)))
 

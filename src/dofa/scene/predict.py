@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from dofa.errors import ConfigError
 from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
+from dofa.options import JobOptions, OutputOptions, Precision, ScenesOptions
 from dofa.pixels import Float
 from dofa.scene import cluster as clusters
 from dofa.scene.areas import Mapped, with_areas
@@ -25,12 +26,10 @@ from dofa.scene.engine import Job
 from dofa.scene.features import describe, settled
 from dofa.scene.inputs import Inputs, bands_for_head, settle
 from dofa.scene.many import OnError, Scenes
-from dofa.scene.opening import opening_words
 from dofa.scene.outputs import Layout
 from dofa.scene.saving import Output, digest, write_all
 from dofa.scene.scene import Scene
 from dofa.scene.statistics import measure
-from dofa.scene.streams import Precision
 from dofa.scene.tiles import Plan
 from dofa.scene.values import check_values
 
@@ -274,30 +273,10 @@ def predict(
     out: Path,
     weights: str | None = None,
     output: Wanted = "classes",
-    stride: int | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    format: Literal["cog", "zarr", "geoparquet"] | None = None,
-    stats: str | None = None,
-    sensor: str | None = None,
-    bands: Sequence[str] | None = None,
-    wavelengths: Sequence[float] | None = None,
-    dn_offset: str | float | None = None,
-    dn_scale: float | None = None,
-    unit: str | None = None,
-    nodata: float | None = None,
-    gsd: float | None = None,
-    mask: str | None = None,
-    mask_values: Sequence[int | str] | None = None,
-    stack: bool = False,
-    strict: bool = False,
-    batch: int = 16,
-    precision: Precision = "auto",
-    device: str | None = None,
-    compile: bool = False,
-    cluster: str | None = None,
     force: bool = False,
-    overwrite: bool = False,
+    opening: ScenesOptions = ScenesOptions(),
+    run: JobOptions = JobOptions(),
+    files: OutputOptions = OutputOptions(),
 ) -> Mapped:
     """Map scenes with a trained head.
 
@@ -312,57 +291,29 @@ def predict(
         out: file for one scene (.tif, .zarr, .parquet); folder for several.
         weights: model folder or name: the encoder that the head was trained on; none for a head of band statistics.
         output: classes: a map with names and colours; probabilities: one channel a class. A regression gives values.
-        stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time. A
-            head with a decoder maps every pixel in one pass.
-        tile: pixels a side that the model sees at once; what the head was trained at unless given.
-        overlap: pixels that neighbouring tiles share; a third of a tile unless given.
-        format: of the files; by the name of a single one, else cog.
-        stats: other statistics than the head's; needs --force.
-        sensor: what took the scenes (dofa sensors lists them); the head's unless given.
-        bands: names in the files' order, - for one to leave out.
-        wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
-            'S2B*=-1000,*=0'.
-        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
-        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
-            radiance, dn (the product's counts).
-        nodata: the number that stands for no measurement.
-        gsd: metres a pixel to resample to.
-        mask: file or band with classes to leave out, such as SCL.
-        mask_values: classes of it to leave out.
-        stack: the files are one scene: its bands.
-        strict: what would be assumed is an error.
-        batch: tiles at a time.
-        precision: bf16 where the machine multiplies it fast, unless told.
-        device: cpu, cuda, cuda:1, …
-        compile: run the model through torch.compile; pays for long jobs.
-        cluster: a Dask scheduler whose workers run the tiles (tcp://HOST:8786), or local:N for N processes here.
         force: accept other statistics than the head's, and pixels of another size.
-        overwrite: replace files that are there, and forget an interrupted run with other settings.
     """
     trained = load_head(head)  # small; the weights are loaded, or fetched, when the scenes are found right
     if weights is None:
         trained.require(None)
-    opening = opening_words(
-        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
-        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
-    )  # fmt: skip
-    opening["sensor"] = sensor or (None if bands or wavelengths else trained.sensor.name)
-    given = Scenes(scenes, stack=stack, opening=opening, out=out, format=format, overwrite=overwrite)
+    if not (opening.sensor or opening.bands or opening.wavelengths):
+        opening = replace(opening, sensor=trained.sensor.name)
+    given = Scenes(scenes, opening, out, files)
     encoder = None if weights is None else load(weights)
     maps = predict_all(
-        given.opened, encoder, trained, stride=stride, tile=tile, overlap=overlap, stats=stats, force=force,
-        device=device if cluster is None else None, compile=compile and cluster is None, precision=precision,
-        on_error=given.fail,
+        given.opened, encoder, trained, stride=run.stride, tile=run.tile, overlap=run.overlap, stats=run.stats,
+        force=force, device=run.device if run.cluster is None else None,
+        compile=run.compile and run.cluster is None, precision=run.precision, on_error=given.fail,
     )  # fmt: skip
     outputs = [one.output(given.paths[id(one.inputs.scene)], output) for one in maps]
     bar = Bar("mapping")
-    settings: dict[str, Any] = {"batch": batch, "precision": precision, "device": device, "progress": bar.advance}
-    if cluster is not None:
-        settings |= {"cluster": cluster, "compile": compile}
+    settings: dict[str, Any] = {"batch": run.batch, "precision": run.precision, "device": run.device}
+    settings["progress"] = bar.advance
+    if run.cluster is not None:
+        settings |= {"cluster": run.cluster, "compile": run.compile}
     with bar.over([m.job for m in maps]):
         done = write_all(
-            [m.job for m in maps], outputs, kind=format, overwrite=overwrite,
+            [m.job for m in maps], outputs, kind=files.format, overwrite=files.overwrite,
             blocks=lambda jobs: clusters.run(jobs, **settings), on_error=given.fail,
         )  # fmt: skip
     return with_areas(given.written(done), trained.task)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError
 from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA
+from dofa.options import RunOptions, SceneOptions
 from dofa.pixels import Float
 from dofa.scene import engine
 from dofa.scene.colours import colour_panel
@@ -23,14 +24,13 @@ from dofa.scene.features import Embedding, embed, sample
 from dofa.scene.inputs import say
 from dofa.scene.layout import FORMATS
 from dofa.scene.many import Written
-from dofa.scene.opening import open_with, opening_words
+from dofa.scene.opening import open_with
 from dofa.scene.outputs import Layout
 from dofa.scene.panels import Panel, Ramp, draw, ramp_picture
 from dofa.scene.pictures import captions, check_out, fine_stride, part_note, part_of
 from dofa.scene.places import Pixel, pixels
 from dofa.scene.saving import Output, digest, write_all
 from dofa.scene.scene import Scene
-from dofa.scene.streams import Precision
 from dofa.scene.tiles import Window
 
 RAMP = Ramp("viridis", -1, 1, "cosine similarity to the place")
@@ -213,26 +213,9 @@ def similar(
     at: Sequence[str] = (),
     pixel: Sequence[str] = (),
     size: int = 768,
-    stride: int | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-    stats: str | None = None,
-    sensor: str | None = None,
-    bands: Sequence[str] | None = None,
-    wavelengths: Sequence[float] | None = None,
-    dn_offset: str | float | None = None,
-    dn_scale: float | None = None,
-    unit: str | None = None,
-    nodata: float | None = None,
-    gsd: float | None = None,
-    mask: str | None = None,
-    mask_values: Sequence[int] | None = None,
-    strict: bool = False,
-    batch: int = 16,
-    precision: Precision = "auto",
-    device: str | None = None,
-    compile: bool = False,
     overwrite: bool = False,
+    opening: SceneOptions = SceneOptions(),
+    run: RunOptions = RunOptions(),
 ) -> Written:
     """Map what resembles a place.
 
@@ -243,41 +226,12 @@ def similar(
         at: LON,LAT in degrees; of several places the mean counts.
         pixel: ROW,COL, for scenes without coordinates.
         size: pixels a side that a picture shows at most; --gsd shows more ground.
-        stride: pixels between shifted passes that are averaged, a divisor of the patch: finer maps for more time.
-        tile: pixels a side that the model sees at once; the size the weights were trained at unless given.
-        overlap: pixels that neighbouring tiles share; a third of a tile unless given.
-        stats: whose statistics normalise the bands: scene (in a picture the part shown), checkpoint, or the name of a
-            sensor the checkpoint knows.
-        sensor: what took the scene (dofa sensors lists them).
-        bands: names in the files' order, - for one to leave out.
-        wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
-            'S2B*=-1000,*=0'.
-        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
-        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
-            radiance, dn (the product's counts).
-        nodata: the number that stands for no measurement.
-        gsd: metres a pixel to resample to.
-        mask: file or band with classes to leave out, such as SCL.
-        mask_values: classes of it to leave out.
-        strict: what would be assumed is an error.
-        batch: tiles at a time.
-        precision: bf16 where the machine multiplies it fast, unless told.
-        device: cpu, cuda, cuda:1, …
-        compile: run the model through torch.compile; pays for long jobs.
         overwrite: replace a file that is there, and forget an interrupted run with other settings.
     """
     check_out(out, overwrite, [".png", *FORMATS])
-    opening = opening_words(
-        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
-        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
-    )  # fmt: skip
     bar = Bar("comparing")
-    settings: dict[str, Any] = {
-        "stride": stride, "tile": tile, "overlap": overlap, "stats": stats, "batch": batch, "precision": precision,
-        "device": device, "compile": compile, "progress": bar.advance, "strict": strict,
-    }  # fmt: skip
-    with open_with(list(scene), opening) as opened:
+    settings = {**run.settings(), "progress": bar.advance, "strict": opening.strict}
+    with open_with(scene, opening) as opened:
         places = pixels(opened, at, pixel)
         model = load(weights)
         if out.suffix.lower() == ".png":

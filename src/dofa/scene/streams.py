@@ -4,16 +4,16 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from dofa.options import Precision
 from dofa.pixels import Float
 
 Args = ParamSpec("Args")
 Answer = TypeVar("Answer")
-Precision = Literal["auto", "float32", "bf16"]
 
 
 class TileModel(Protocol):

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError
+from dofa.options import ScenesOptions
 from dofa.pixels import RunningStats, Scaling
 from dofa.raster import gdal
 from dofa.raster.offsets import check_dn_offsets
-from dofa.scene.opening import open_with, opening_words
+from dofa.scene.opening import open_with
 from dofa.scene.scene import Scene
 from dofa.sensors import Sensor
 from dofa.tasks.blocks import SPLITS, check_frames, check_shares, deal, lay_blocks
@@ -93,19 +94,8 @@ def chips(
     val_fraction: float = 0.2,
     test_fraction: float = 0.2,
     seed: int = 0,
-    sensor: str | None = None,
-    bands: Sequence[str] | None = None,
-    wavelengths: Sequence[float] | None = None,
-    dn_offset: str | float | None = None,
-    dn_scale: float | None = None,
-    unit: str | None = None,
-    nodata: float | None = None,
-    gsd: float | None = None,
-    mask: str | None = None,
-    mask_values: Sequence[int | str] | None = None,
-    stack: bool = False,
-    strict: bool = False,
     overwrite: bool = False,
+    opening: ScenesOptions = ScenesOptions(),
 ) -> ChipReport:
     """Cut labelled chips from rasters.
 
@@ -128,20 +118,6 @@ def chips(
         val_fraction: share of validation.
         test_fraction: share of test.
         seed: of the split.
-        sensor: what took the rasters (dofa sensors lists them).
-        bands: names in the files' order, - for one to leave out.
-        wavelengths: of the bands in micrometres, in the files' order.
-        dn_offset: added to the numbers before the factor: -1000 for Sentinel-2 of baseline 04.00 on; by file as
-            'S2B*=-1000,*=0'.
-        dn_scale: factor from the files' numbers to their unit, where it is neither in the files nor the product's.
-        unit: what the numbers are, over the files' tags: reflectance, percent, db, linear_power, kelvin, celsius,
-            radiance, dn (the product's counts).
-        nodata: the number that stands for no measurement.
-        gsd: metres a pixel to resample to.
-        mask: file or band with classes to leave out, such as SCL; what is learned is --labels.
-        mask_values: classes of it to leave out.
-        stack: the files are one scene: its bands.
-        strict: what would be assumed is an error.
         overwrite: replace chips that are there.
 
     Returns:
@@ -155,16 +131,12 @@ def chips(
         raise ConfigError(f"--size {size}, --block {block}: pixels a chip and chips a block, above 0")
     check_shares(val_fraction, test_fraction)
     check_free(out, overwrite)
-    opening = opening_words(
-        sensor=sensor, bands=bands, wavelengths=wavelengths, dn_offset=dn_offset, dn_scale=dn_scale, unit=unit,
-        nodata=nodata, gsd=gsd, mask=mask, mask_values=mask_values, strict=strict,
-    )  # fmt: skip
-    groups = [list(rasters)] if stack else [[r] for r in rasters]
+    groups = [list(rasters)] if opening.stack else [[r] for r in rasters]
     if len(labels) not in (1, len(groups)):
         raise ConfigError(f"{len(labels)} --labels for {len(groups)} rasters: give one for all, or one a raster")
     read = [read_labels(path, class_field=class_field, layer=layer, crs=labels_crs) for path in labels]
     known = settle(read, classes, ignore, background)
-    check_dn_offsets(dn_offset, groups)
+    check_dn_offsets(opening.dn_offset, groups)
     scenes = [open_with(group, opening) for group in groups]
     try:
         of_scene = read if len(read) == len(scenes) else read * len(scenes)
