@@ -75,7 +75,7 @@ def read_ssl4eo_s12(
     if chosen.name not in FOLDERS:
         raise ConfigError(f"SSL4EO-S12 has no images of {chosen.name}: it has {', '.join(FOLDERS)}")
     if dn_offset is not None and chosen.platform != "sentinel-2":
-        raise ConfigError(f"dn_offset is a matter of Sentinel-2, not of {chosen.name}")
+        raise ConfigError(f"--dn-offset is a matter of Sentinel-2, not of {chosen.name}")
     root = _find(Path(folder), chosen)
     scaling = chosen.scaling
     assert scaling is not None  # all three products have one

@@ -349,7 +349,7 @@ def open_scene(
         ConfigError: an unknown sensor, band or class, or settings that do not go together.
     """
     if mask is None and mask_values is not None:
-        raise ConfigError("mask_values says which classes to leave out, but no mask is named")
+        raise ConfigError("--mask-values says which classes to leave out, but no --mask is named")
     listed = [sources] if isinstance(sources, str | Path) else list(sources)
     if not listed:
         raise ConfigError("a scene needs at least one source")

@@ -143,7 +143,7 @@ def share(groups: Sequence[Group], say: Words) -> list[Words]:
         )
     offset = [g.product or (g.sensor is not None and g.sensor.platform == "sentinel-2") for g in groups]
     if say.dn_offset is not None and not any(offset):
-        raise ConfigError("dn_offset is for Sentinel-2, which none of these sensors is")
+        raise ConfigError("--dn-offset is for Sentinel-2, which none of these sensors is")
     out = []
     for group, takes in zip(groups, offset, strict=True):
         nodata = None if group.product or say.nodata is None else _fitting(say.nodata, group.sources[0])
