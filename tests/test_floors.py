@@ -14,7 +14,7 @@ SOURCE = Path(dofa.__file__).parent
 FLOORS = [
     {"addresses", "locks"},
     {"errors"},
-    {"files", "progress", "version"},
+    {"files", "options", "progress", "version"},
     {"documents", "settings"},
     {"pixels"},
     {"sensors", "figures"},
