@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from real_five_sensors import CROPS, items, pack_all, reading, tiles
 
 from dofa.corpus.items import Item, Reading, Sample
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.store import open_stores
+from dofa.datasets.opening import LabelledImages, open_labelled
+from dofa.evaluation.cross_validation import bootstrap, choose_penalty, fit_logistic, split_folds
+from dofa.evaluation.frozen_features import band_statistics, encode
 from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA
-from dofa.tasks.datasets import LabelledImages, open_labelled
-from dofa.tasks.evaluation import bootstrap, choose_penalty, fit_logistic, split_folds
-from dofa.tasks.features import band_statistics, encode
 from dofa.train.pretrain import pretrain
 from dofa.train.recipes import load_config
 

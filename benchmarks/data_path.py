@@ -34,7 +34,7 @@ from rasterio.windows import Window
 
 from dofa import sensors
 from dofa.corpus.items import Item, Reading, Sample
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.pixels import convert_units
 from dofa.simulate.landscape import landscape

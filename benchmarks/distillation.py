@@ -29,19 +29,18 @@ from real_five_sensors import enmap, items, naip, on_one_grid, read, reading, se
 
 from dofa import sensors
 from dofa.corpus.items import Item, Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
+from dofa.datasets.opening import LabelledImages, open_labelled
+from dofa.evaluation.cross_validation import bootstrap, choose_penalty, fit_logistic, knn_predict, split_folds
+from dofa.evaluation.frozen_features import band_statistics, encode, prepare
 from dofa.model.checkpoint import create, load
 from dofa.model.encoder import DOFA
-from dofa.model.initialise import initialise
-from dofa.model.prefit import prefit
+from dofa.model.prefit import initialise, prefit
 from dofa.model.teacher import Teacher, load_teacher
-from dofa.tasks.datasets import LabelledImages, open_labelled
-from dofa.tasks.evaluation import bootstrap, choose_penalty, fit_logistic, knn_predict, split_folds
-from dofa.tasks.features import band_statistics, encode, prepare
 from dofa.train.log import read_log
 from dofa.train.pretrain import pretrain
 from dofa.train.recipes import load_config
-from dofa.train.views import display_scaling
+from dofa.train.teacher_inputs import display_scaling
 
 SIDE = 112  # pixels; EuroSAT's 64 are resized
 BLOCK = 6

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 
 from dofa import sensors
+from dofa.datasets.labelled import LabelledImages
+from dofa.evaluation.backbones import DofaBackbone
+from dofa.finetuning.learner import Learner, freeze_unreached
+from dofa.finetuning.settings import Tuning
 from dofa.model.config import preset
 from dofa.model.encoder import DOFA
-from dofa.tasks.backbones import DofaBackbone
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.learner import Learner, freeze_unreached
-from dofa.tasks.tuning import Tuning
 
 SIDE, CLASSES, SENSOR = 224, 10, "naip-rgbn"
 ROWS: dict[str, dict[str, Any]] = {

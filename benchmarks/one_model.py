@@ -38,14 +38,14 @@ from numpy.typing import NDArray
 from real_five_sensors import naip, sentinel_2
 
 from dofa import sensors
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.store import open_stores
+from dofa.datasets.opening import LabelledImages, open_labelled
+from dofa.evaluation.backbones import open_backbone, random_encoder
+from dofa.evaluation.cross_validation import PENALTIES, choose_penalty, knn_predict, split_folds
+from dofa.evaluation.frozen_features import band_statistics, encode
+from dofa.evaluation.linear import fit_logistic
 from dofa.model.checkpoint import load, load_mae
-from dofa.tasks.backbones import open_backbone, random_encoder
-from dofa.tasks.datasets import LabelledImages, open_labelled
-from dofa.tasks.evaluation import PENALTIES, choose_penalty, knn_predict, split_folds
-from dofa.tasks.features import band_statistics, encode
-from dofa.tasks.linear import fit_logistic
 from dofa.train.config import PretrainConfig
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dofa.model.encoder import DOFA, Wavelengths
-from dofa.model.kernels import KERNEL_SCALE, WEIGHT_TOKENS, WeightGenerator
 from dofa.model.mae import MaskedAutoencoder
+from dofa.model.patch_embed import KERNEL_SCALE, WEIGHT_TOKENS, WeightGenerator
 from dofa.model.vit import Block
 from dofa.train.objective import Pretraining
 

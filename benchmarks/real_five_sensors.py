@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dofa import sensors
 from dofa.corpus.items import Item, Reading, Sample, Split
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.store import open_stores
 from dofa.model.checkpoint import load_mae
 from dofa.train.evaluate import Evaluation, evaluate_store
@@ -155,7 +155,7 @@ def judge(run: Path, store: Path, split: Split) -> list[dict[str, object]]:
 
 def draw(run: Path, store: Path, folder: Path) -> None:
     """Reconstructions of the held-out image (EnMAP: of land) in the middle of the ranking, and curves over the run."""
-    from dofa import figures
+    from dofa import plots
     from dofa.demo import pictures
     from dofa.train.log import read_log
 
@@ -167,11 +167,11 @@ def draw(run: Path, store: Path, folder: Path) -> None:
         ranked = judged.indices[judging][np.argsort((judged.error - judged.floor)[judging])]
         middle = int(ranked[len(ranked) // 2])
         image = pictures.stored_image(opened, middle, mae.encoder.config.sensors[name].scaling)
-        rows.append(figures.Row(f"{name}\n{opened.places([middle])[0]}", pictures.reconstruction(mae, image, 0)))
-    figures.reconstruction_panel(folder / "real_five_sensors.png", rows)
+        rows.append(plots.Row(f"{name}\n{opened.places([middle])[0]}", pictures.reconstruction(mae, image, 0)))
+    plots.reconstruction_panel(folder / "real_five_sensors.png", rows)
     log = [line for line in read_log(run) if any(k.startswith("difference/") for k in line)]
     series = {name: ([line["update"] for line in log], [line[f"difference/{name}"] for line in log]) for name in CROPS}
-    figures.curves(
+    plots.curves(
         folder / "real_five_sensors_curves.png", series, y_label="held-out error − floor", levels={"floor": 0.0}
     )
 

@@ -34,13 +34,13 @@ from rasterio.transform import from_origin
 
 import dofa
 from dofa import sensors
+from dofa.inference import engine
+from dofa.inference.features import embed_all
+from dofa.inference.saving import save as write
+from dofa.inference.workers import Streams, fast_bf16
 from dofa.model.checkpoint import save
 from dofa.model.config import TrainedSensor
 from dofa.model.encoder import DOFA
-from dofa.scene import engine
-from dofa.scene.features import embed_all
-from dofa.scene.saving import save as write
-from dofa.scene.streams import Streams, fast_bf16
 from dofa.sensors import Sensor
 from dofa.simulate import CLASSES, landscape, observe
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dofa
-from dofa.scene.features import Embedding, embed
+from dofa.inference.features import Embedding, embed
+from dofa.inference.tiles import Plan
 from dofa.scene.scene import open_scene
-from dofa.scene.tiles import Plan
 
 
 def scenes(data: Path) -> dict[str, dict[str, Any]]:

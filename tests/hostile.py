@@ -26,7 +26,7 @@ from dofa.model.checkpoint import encoder_sha256
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, palette
-from dofa.model.native import save
+from dofa.model.model_folder import save
 
 NAIP = sensors.get("naip-rgbn")
 SAFE_XML = """<?xml version="1.0" encoding="UTF-8"?><n1:Level-2A_User_Product xmlns:n1="https://x"><n1:General_Info>
@@ -197,22 +197,22 @@ def readers(fx: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
     Args:
         fx: folder of `Fixtures`.
     """
+    from dofa.bench.suite import load_suite
+    from dofa.datasets.chip_folder import read_chips
+    from dofa.datasets.geobench2 import _read_hdf5
+    from dofa.datasets.hyperspectral import read_hyperspectral
+    from dofa.datasets.labels import read_labels
+    from dofa.datasets.restricted_pickle import read_inert_pickle
     from dofa.documents import parse_json, parse_xml, parse_yaml
+    from dofa.finetuning.settings import settle
     from dofa.model.checkpoint import load
     from dofa.model.convert import read_released
     from dofa.model.heads import load_head
     from dofa.raster import open_raster
-    from dofa.raster.memory import read_geotiff, read_picture
+    from dofa.raster.formats import read_geotiff, read_picture
     from dofa.scene.safe import read_safe
     from dofa.scene.scene import open_scene
     from dofa.scene.stac import read_item
-    from dofa.tasks.chipfolder import read_chips
-    from dofa.tasks.hyperspectral import read_hyperspectral
-    from dofa.tasks.inert_pickle import read_inert_pickle
-    from dofa.tasks.labels import read_labels
-    from dofa.tasks.suite import load_suite
-    from dofa.tasks.tortilla import _read_hdf5
-    from dofa.tasks.tuning import settle
     from dofa.train.recipes import load_config
 
     def beside(file: Path, *others: str) -> None:

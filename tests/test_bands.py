@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from dofa import sensors
 from dofa.errors import DataError, DofaError
+from dofa.raster.band_descriptions import FileBand
 from dofa.raster.band_names import match
 from dofa.raster.bands import recognise
-from dofa.raster.file_bands import FileBand
 
 S2, S2_L1C, L8 = "sentinel-2-l2a", "sentinel-2-l1c", "landsat-8-l2-sr"
 # Earth Engine's band names of whole images, in its order (its data catalogue).

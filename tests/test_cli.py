@@ -158,8 +158,8 @@ def test_every_shared_option_is_taken_by_every_command_that_has_it(verb, key, gr
 
 def test_what_is_not_said_is_the_default_of_the_shared_options(monkeypatch):
     seen = {}
-    monkeypatch.setattr("dofa.scene.similar.load", lambda weights: pytest.fail("loaded"))
-    monkeypatch.setattr("dofa.scene.similar.open_with", lambda *told: seen.update(told=told) or 1 / 0)
+    monkeypatch.setattr("dofa.inference.similarity.load", lambda weights: pytest.fail("loaded"))
+    monkeypatch.setattr("dofa.inference.similarity.open_with", lambda *told: seen.update(told=told) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["similar", "a.tif", "--weights", "m", "--out", "b.tif"])
     assert seen["told"] == (["a.tif"], SceneOptions())

@@ -16,8 +16,8 @@ from PIL import Image
 
 import dofa
 from dofa.errors import CheckpointError, DataError
-from dofa.files import naming
-from dofa.model import native
+from dofa.io import naming
+from dofa.model import model_folder
 from dofa.model.checkpoint import load, save
 from dofa.train.log import RunLog, read_log
 
@@ -251,7 +251,7 @@ def test_a_model_folder_is_one_model_wherever_its_save_is_killed(tmp_path, monke
                 calls.append(two)
                 real(one, two)
 
-            patch.setattr(native.os, "replace", replace)
+            patch.setattr(model_folder.os, "replace", replace)
             with pytest.raises(KeyboardInterrupt):
                 save(second, tmp_path / "m", provenance={"n": 2})
         found = load(tmp_path / "m")
@@ -267,7 +267,7 @@ def test_a_pending_record_of_other_weights_counts_for_nothing(tmp_path):
     save(small(), tmp_path / "m", provenance={"n": 1})
     save(small(), tmp_path / "other", provenance={"n": 2})
     for pending in ((tmp_path / "other" / "config.json").read_bytes(), b"{", b""):
-        (tmp_path / "m" / native.PENDING).write_bytes(pending)
+        (tmp_path / "m" / model_folder.PENDING).write_bytes(pending)
         assert load(tmp_path / "m").origin.provenance["n"] == 1
     shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "m")
     with pytest.raises(CheckpointError, match="not the file"):

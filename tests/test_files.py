@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dofa import files
+from dofa import io
 from dofa.errors import DofaError
-from dofa.files import allocate, json_digest, lock_folder, place_folder, restore_folder
+from dofa.io import allocate, json_digest, lock_folder, place_folder, restore_folder
 
 
 def folders(root: Path) -> tuple[Path, Path, Path]:
@@ -27,12 +27,12 @@ def folders(root: Path) -> tuple[Path, Path, Path]:
 def test_a_kill_between_renames_leaves_the_old_or_the_new(tmp_path, monkeypatch, exchanged, renames):
     """The chips that were finished were removed by a kill between two renames."""
     new, out, previous = folders(tmp_path)
-    if exchanged and not files.exchange(new, out):
+    if exchanged and not io.exchange(new, out):
         pytest.skip("this system cannot exchange folders")
     if exchanged:
-        files.exchange(new, out)
+        io.exchange(new, out)
     else:
-        monkeypatch.setattr(files, "exchange", lambda *_: False)
+        monkeypatch.setattr(io, "exchange", lambda *_: False)
     real, done = os.replace, []
 
     def rename(one, two):
@@ -58,7 +58,7 @@ def test_a_kill_between_renames_leaves_the_old_or_the_new(tmp_path, monkeypatch,
 def test_only_one_process_makes_an_output_and_a_killed_one_lets_go(tmp_path):
     work = tmp_path / ".out.part"
     code = (
-        "import sys, time; from pathlib import Path; from dofa.files import lock_folder\n"
+        "import sys, time; from pathlib import Path; from dofa.io import lock_folder\n"
         "lock_folder(Path(sys.argv[1]), Path('out')); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(work)], stdout=subprocess.PIPE, text=True) as other:

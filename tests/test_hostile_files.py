@@ -242,8 +242,8 @@ def test_a_web_service_in_the_clothes_of_an_image_is_not_asked(tmp_path, monkeyp
 
 def test_a_matlab_file_that_ends_its_reader_ends_nobody_else(fx, tmp_path) -> None:
     """SciPy 1.15 to 1.17 dies of a name's length that leads outside the element."""
+    from dofa.datasets.hyperspectral import read_hyperspectral
     from dofa.errors import DataError
-    from dofa.tasks.hyperspectral import read_hyperspectral
 
     whole = (fx / "x.mat").read_bytes()
     at = whole.index(b"cube") - 2
@@ -259,8 +259,8 @@ def test_a_matlab_file_that_ends_its_reader_ends_nobody_else(fx, tmp_path) -> No
 def test_an_archive_that_unpacks_without_end_is_not_unpacked(tmp_path) -> None:
     import zipfile
 
+    from dofa.datasets.hyperspectral import LARGEST, read_hyperspectral
     from dofa.errors import DataError
-    from dofa.tasks.hyperspectral import LARGEST, read_hyperspectral
 
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("cube.npy", b"x")

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from dofa import locks
-from dofa.locks import FileLock
+from dofa import io
+from dofa.io import FileLock
 
 HOLD = """
 import sys, time
@@ -93,7 +93,7 @@ def test_a_file_without_a_holder_is_left_alone_while_it_may_be_written(tmp_path,
     file = tmp_path / "lock.pid"
     file.touch()
     assert not FileLock(tmp_path / "lock").acquire()
-    os.utime(file, (time.time() - 2 * locks.TORN_S,) * 2)
+    os.utime(file, (time.time() - 2 * io.TORN_S,) * 2)
     lock = FileLock(tmp_path / "lock")
     assert lock.acquire()
     lock.release()
@@ -101,7 +101,7 @@ def test_a_file_without_a_holder_is_left_alone_while_it_may_be_written(tmp_path,
 
 def test_outputs_are_written_where_nothing_locks(tmp_path, kind):
     from dofa.errors import DofaError
-    from dofa.scene.outputs import Layout, Work
+    from dofa.inference.outputs import Layout, Work
 
     layout = Layout(4, 4, 1, "float32", ("a",), crs="EPSG:32633")
     work = Work.open(tmp_path / "x.tif", layout, {})

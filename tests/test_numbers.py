@@ -14,7 +14,7 @@ from rasterio.transform import from_origin  # noqa: E402
 from dofa import cli, sensors  # noqa: E402
 from dofa.errors import ConfigError, DataError  # noqa: E402
 from dofa.raster import open_raster  # noqa: E402
-from dofa.raster.units import unit_of  # noqa: E402
+from dofa.raster.unit_tags import unit_of  # noqa: E402
 from dofa.scene.scene import open_scene  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

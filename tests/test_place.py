@@ -13,11 +13,11 @@ from rasterio.transform import Affine, from_origin  # noqa: E402
 from rasterio.warp import transform  # noqa: E402
 
 from dofa.errors import DataError  # noqa: E402
+from dofa.inference.info import describe  # noqa: E402
+from dofa.inference.tiles import Window  # noqa: E402
 from dofa.raster import gdal, open_raster  # noqa: E402
 from dofa.scene.grid import Grid  # noqa: E402
-from dofa.scene.info import describe  # noqa: E402
 from dofa.scene.scene import open_scene  # noqa: E402
-from dofa.scene.tiles import Window  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),

@@ -12,7 +12,7 @@ from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.teacher import Teacher, VitFile
 from dofa.train.objective import Pretraining
-from dofa.train.views import plan_view
+from dofa.train.teacher_inputs import plan_view
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import published_step as published

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dofa import sensors
 from dofa.errors import DataError
-from dofa.raster.radar import backscatter
+from dofa.raster.factors import backscatter
 
 SENSORS = ("sentinel-1-grd", "sentinel-1-rtc", "alos-2-gamma0")
 
@@ -101,8 +101,8 @@ def test_a_file_that_says_decibels_is_not_doubted(tmp_path):
 @pytest.mark.parametrize("told", [{}, {"unit": "linear_power"}])
 def test_counts_before_calibration_are_told_so_and_refused_as_power_too(tmp_path, kind, told):
     rasterio = pytest.importorskip("rasterio")
+    from dofa.inference.value_checks import out_of_unit
     from dofa.raster import open_raster
-    from dofa.scene.values import out_of_unit
 
     counts = (10 ** (decibels(-11, 3, 0) / 20) * 500).astype(kind)
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=40, height=40, count=2, dtype=kind) as out:

@@ -22,8 +22,8 @@ from rasterio.windows import Window  # noqa: E402
 
 from dofa.raster import gdal, open_raster  # noqa: E402
 from dofa.raster.band_names import match  # noqa: E402
-from dofa.raster.numbers import FileNumbers  # noqa: E402
-from dofa.raster.words import sentinel2_offset  # noqa: E402
+from dofa.raster.factors import FileNumbers  # noqa: E402
+from dofa.raster.physical_values import sentinel2_offset  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),

@@ -13,7 +13,7 @@ from dofa import sensors  # noqa: E402
 from dofa.errors import DataError  # noqa: E402
 from dofa.pixels import Scaling  # noqa: E402
 from dofa.raster import open_raster  # noqa: E402
-from dofa.raster.fill import undeclared  # noqa: E402
+from dofa.raster.nodata import undeclared  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 NAMES = ["B02", "B03", "B04", "B08"]

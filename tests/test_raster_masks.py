@@ -16,7 +16,7 @@ from rasterio.windows import Window  # noqa: E402
 
 from dofa.errors import DataError  # noqa: E402
 from dofa.raster import open_raster  # noqa: E402
-from dofa.raster.validity import nodata_spans, outside  # noqa: E402
+from dofa.raster.masks import nodata_spans, outside  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),

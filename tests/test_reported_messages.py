@@ -11,10 +11,10 @@ from rasterio.transform import from_origin
 from dofa import open_scene, sensors
 from dofa.cli import main
 from dofa.errors import DataError
+from dofa.inference.tiles import Window
 from dofa.pixels import Scaling
 from dofa.pixels.scaling import ConstantBandWarning
 from dofa.scene.scene import open_recipe
-from dofa.scene.tiles import Window
 
 SIDE = 96
 

@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dofa.errors import DofaError as DofaError
+    from dofa.inference.features import embed as embed
     from dofa.model.checkpoint import create as create
     from dofa.model.checkpoint import load as load
     from dofa.pixels import Scaling as Scaling
-    from dofa.scene.features import embed as embed
     from dofa.scene.scene import open_scene as open_scene
     from dofa.sensors import Band as Band
     from dofa.sensors import Sensor as Sensor
@@ -24,7 +24,7 @@ _HOME = {
     "Scaling": "dofa.pixels",
     "Sensor": "dofa.sensors",
     "create": "dofa.model.checkpoint",
-    "embed": "dofa.scene.features",
+    "embed": "dofa.inference.features",
     "load": "dofa.model.checkpoint",
     "open_scene": "dofa.scene.scene",
 }

@@ -45,28 +45,28 @@ VERBS = {
         {"layout": None, "sources": "+"},
         "corpus",
     ),
-    "prefit": Verb("dofa.model.command:prefit_command", "start a model from an RGB teacher's weights", {}),
+    "prefit": Verb("dofa.model.prefit:prefit_command", "start a model from an RGB teacher's weights", {}),
     "pretrain": Verb("dofa.train.command:pretrain_command", "train a model on packed stores", {}, "train"),
     "convert": Verb("dofa.model.convert:convert", "convert released weights to the native format", {"source": None}),
-    "chips": Verb("dofa.tasks.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}, "tasks"),
-    "probe": Verb("dofa.tasks.probe:probe", "judge frozen features on labelled images", {}, "tasks"),
-    "finetune": Verb("dofa.tasks.finetune:finetune", "adapt a model to labelled images", {}, "train,tasks"),
-    "evaluate": Verb("dofa.tasks.evaluate:evaluate", "score a trained head on labelled images", {}, "tasks"),
-    "bench": Verb("dofa.tasks.bench:bench", "judge models on many data sets: one table from one command", {}, "tasks"),
+    "chips": Verb("dofa.datasets.chips:chips", "cut labelled chips from rasters for a task", {"rasters": "+"}, "tasks"),
+    "probe": Verb("dofa.evaluation.probe:probe", "judge frozen features on labelled images", {}, "tasks"),
+    "finetune": Verb("dofa.finetuning.finetune:finetune", "adapt a model to labelled images", {}, "train,tasks"),
+    "evaluate": Verb("dofa.finetuning.evaluate:evaluate", "score a trained head on labelled images", {}, "tasks"),
+    "bench": Verb("dofa.bench.bench:bench", "judge models on many data sets: one table from one command", {}, "tasks"),
     "analyse": Verb(
-        "dofa.tasks.analyses:analyse", "look into models: kernels, features, more bands and fewer", {}, "tasks,plot"
+        "dofa.evaluation.analyse:analyse", "look into models: kernels, features, more bands and fewer", {}, "tasks,plot"
     ),
     "info": Verb(
-        "dofa.scene.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}, "scene"
+        "dofa.inference.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}, "scene"
     ),
-    "embed": Verb("dofa.scene.command:embed_command", "write features of scenes", {"scenes": "+"}, "scene"),
-    "predict": Verb("dofa.scene.predict:predict", "map scenes with a trained head", {"scenes": "+"}, "scene"),
+    "embed": Verb("dofa.inference.embed:embed_command", "write features of scenes", {"scenes": "+"}, "scene"),
+    "predict": Verb("dofa.inference.predict:predict", "map scenes with a trained head", {"scenes": "+"}, "scene"),
     "export": Verb(
         "dofa.model.export:export", "write an encoder, with a head if given, as ONNX or torch.export", {}, "export"
     ),
-    "preview": Verb("dofa.scene.pictures:preview", "draw a scene beside its features", {"scene": "+"}, "scene,plot"),
+    "preview": Verb("dofa.inference.preview:preview", "draw a scene beside its features", {"scene": "+"}, "scene,plot"),
     "similar": Verb(
-        "dofa.scene.similar:similar", "map what resembles a place of a scene", {"scene": "+"}, "scene,plot"
+        "dofa.inference.similarity:similar", "map what resembles a place of a scene", {"scene": "+"}, "scene,plot"
     ),
     "demo": Verb("dofa.demo:run_demo", "learn five sensors in a few minutes and report", {}, "train,tasks,plot"),
 }

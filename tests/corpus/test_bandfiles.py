@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from rasterio.transform import from_origin
 
 from dofa import sensors
-from dofa.corpus.bandfiles import coarser, part, read_stack, repeat, subfolders
+from dofa.corpus.readers.band_files import coarser, part, read_stack, repeat, subfolders
 from dofa.errors import DataError
 
 

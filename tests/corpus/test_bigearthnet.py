@@ -9,9 +9,9 @@ import rasterio
 from rasterio.transform import from_origin
 
 from dofa import sensors
-from dofa.corpus.bigearthnet import read_bigearthnet
 from dofa.corpus.command import pack_command
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.bigearthnet import read_bigearthnet
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError, DataError
@@ -275,7 +275,7 @@ def test_a_sensor_that_took_none_of_these_images_is_refused(tmp_path):
 
 
 def test_an_interrupted_pack_of_the_corpus_ends_at_the_same_bytes(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("dofa.corpus.packing.SHARD_BYTES", 240_000)  # two patches a shard
+    monkeypatch.setattr("dofa.corpus.pack.SHARD_BYTES", 240_000)  # two patches a shard
     for row in range(6):
         write_patch(tmp_path / "in", S1, 1, row, "33UUP")
     reading = read_bigearthnet(tmp_path / "in", "sentinel-1-grd")

@@ -16,8 +16,8 @@ from dofa import sensors
 from dofa.cli import main
 from dofa.corpus.command import LAYOUTS, pack_command
 from dofa.corpus.items import Item, Reading, Sample
-from dofa.corpus.sampling import sample
-from dofa.corpus.satlas import read_satlas_s1
+from dofa.corpus.readers.folders import sample
+from dofa.corpus.readers.satlas import read_satlas_s1
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
 
@@ -98,7 +98,7 @@ def test_an_interrupted_pack_of_files_that_changed_begins_anew_on_the_users_word
         "path",
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("dofa.corpus.packing._finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        patch.setattr("dofa.corpus.pack._finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
         with pytest.raises(RuntimeError):
             main(command)
     np.savez(tmp_path / "3.npz", x=toy.images(6, seed=1)[3])

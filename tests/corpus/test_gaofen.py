@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from dofa.corpus.gaofen import read_five_billion_pixels
-from dofa.corpus.packing import pack
-from dofa.corpus.readers import read_images
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.gaofen import read_five_billion_pixels
+from dofa.corpus.readers.images import read_images
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError, DataError

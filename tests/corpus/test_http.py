@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dofa.corpus import http
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.store import open_stores
 from dofa.errors import DataError
 from dofa.raster import remote

@@ -7,8 +7,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from dofa.corpus.hyspecnet import read_hyspecnet
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.hyspecnet import read_hyspecnet
 from dofa.corpus.split import SplitConfig
 from dofa.errors import ConfigError, DataError
 

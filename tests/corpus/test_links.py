@@ -2,7 +2,7 @@
 
 import os
 
-from dofa.corpus.folders import files_in
+from dofa.corpus.readers.folders import files_in
 
 
 def test_links_are_followed_and_each_folder_is_listed_once(tmp_path):

@@ -11,9 +11,9 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from dofa.corpus.command import pack_command
-from dofa.corpus.hyspecnet import read_hyspecnet
-from dofa.corpus.packing import pack
-from dofa.corpus.readers import read_images
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.hyspecnet import read_hyspecnet
+from dofa.corpus.readers.images import read_images
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError, DataError

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from rasterio.warp import transform
 
-from dofa.corpus import packing
-from dofa.corpus.packing import pack
-from dofa.corpus.satlas import read_satlas_naip, read_satlas_s1, read_satlas_s2
+from dofa.corpus import pack as packing
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.satlas import read_satlas_naip, read_satlas_s1, read_satlas_s2
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError, DataError

@@ -9,9 +9,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dofa.corpus import packing, shards
+from dofa.corpus import pack as packing
+from dofa.corpus import shards
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import DTYPES, pack
+from dofa.corpus.pack import DTYPES, pack
 from dofa.corpus.shards import ABSENT, Layout
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError

@@ -13,9 +13,9 @@ from rasterio.transform import from_origin
 
 from dofa import sensors
 from dofa.corpus.command import pack_command
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.ssl4eo import overlapping, read_ssl4eo_s12
 from dofa.corpus.split import SplitConfig
-from dofa.corpus.ssl4eo import overlapping, read_ssl4eo_s12
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError, DataError
 
@@ -336,7 +336,7 @@ def test_the_folder_of_one_sensor_will_do(tmp_path):
 
 
 def test_an_interrupted_pack_of_the_corpus_ends_at_the_same_bytes(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("dofa.corpus.packing.SHARD_BYTES", 120_000)  # two images a shard
+    monkeypatch.setattr("dofa.corpus.pack.SHARD_BYTES", 120_000)  # two images a shard
     reading = read_ssl4eo_s12(corpus(tmp_path / "in", locations=4), "sentinel-2-l2a")
     pack(reading, tmp_path / "whole", progress=False)
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import zarr
 
-from dofa.corpus import packing
+from dofa.corpus import pack as packing
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import SensorStore, open_stores
 from dofa.errors import DataError
@@ -525,7 +525,7 @@ KILLED = """
 import sys, time
 from dataclasses import replace
 import numpy as np
-from dofa.corpus import packing
+from dofa.corpus import pack as packing
 from dofa.corpus.items import Reading, Sample
 from dofa.pixels import Scaling
 from dofa.sensors import Band, Sensor

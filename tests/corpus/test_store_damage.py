@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.store import open_stores
 from dofa.errors import DataError, DofaError
 
@@ -28,7 +28,7 @@ def made(toy, tmp_path_factory) -> Path:
         labels=[0, 1, 2, 0, 1, 2], class_names=["water", "forest", "town"],
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dofa.corpus.packing.SHARD_BYTES", 3 * 3 * 24 * 24 * 2)
+        patch.setattr("dofa.corpus.pack.SHARD_BYTES", 3 * 3 * 24 * 24 * 2)
         pack(reading, folder, progress=False, chunk=8)
     return folder
 

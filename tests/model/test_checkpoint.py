@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import dofa
 from dofa.errors import CheckpointError, ConfigError
-from dofa.model import native
+from dofa.model import model_folder
 from dofa.model.checkpoint import encoder_sha256, from_released, load, load_mae, mae_from_released, resolve, save
 from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin, TrainedSensor
 from dofa.model.encoder import DOFA
@@ -130,7 +130,7 @@ def test_config_json_is_readable_and_names_what_design_promises(saved):
     assert config["format_version"] == 1
     assert config["encoder"]["patch_offset"] == 0
     assert config["provenance"]["dofa_version"] == dofa.__version__
-    assert config["weights_sha256"] == native.file_sha256(saved / "model.safetensors")
+    assert config["weights_sha256"] == model_folder.file_sha256(saved / "model.safetensors")
     assert max(map(len, text.splitlines())) < 200
 
 
@@ -302,7 +302,7 @@ def test_create_makes_named_sizes_and_says_the_nearest_name():
 @pytest.mark.parametrize(("size", "count"), [("base", 111_310_592), ("large", 337_103_360)])
 def test_released_sizes_have_the_published_number_of_parameters(size, count):
     """reference/dofa.md section 1, without any final norm."""
-    model = native.build_encoder(dofa.model.config.preset(size, polarisation_embedding=False))
+    model = model_folder.build_encoder(dofa.model.config.preset(size, polarisation_embedding=False))
     assert sum(v.numel() for k, v in model.state_dict().items() if not k.startswith(("norm.", "fc_norm."))) == count
 
 

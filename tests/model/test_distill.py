@@ -13,9 +13,8 @@ from dofa.errors import ConfigError
 from dofa.model.checkpoint import create
 from dofa.model.config import DecoderConfig, DistillConfig
 from dofa.model.distill import Distillation, patch_validity, reduce_tokens
-from dofa.model.initialise import initialise
 from dofa.model.mae import MaskedAutoencoder
-from dofa.model.prefit import patch_kernel, prefit, residual
+from dofa.model.prefit import initialise, patch_kernel, prefit, residual
 from dofa.model.teacher import Teacher, load_teacher
 from dofa.train.objective import Pretraining
 

@@ -11,14 +11,14 @@ import torch
 
 from dofa import cli, sensors
 from dofa.errors import CheckpointError, ConfigError
-from dofa.model import programs
+from dofa.model import exported_program
 from dofa.model.checkpoint import encoder_sha256, save
 from dofa.model.config import EncoderConfig, Origin, TrainedSensor
 from dofa.model.encoder import DOFA
 from dofa.model.export import Export, export
-from dofa.model.exported import Exported
+from dofa.model.exported_program import Exported
 from dofa.model.heads import Head, palette
-from dofa.model.native import file_sha256
+from dofa.model.model_folder import file_sha256
 from dofa.sensors import Sensor
 
 SUFFIXES = [
@@ -218,7 +218,9 @@ def test_a_program_that_differs_from_the_model_is_not_left_behind(tmp_path, mode
 
 def test_nan_is_a_difference():
     with pytest.raises(CheckpointError, match="differs"):
-        programs.compare(lambda _: {"a": np.array([np.nan], np.float32)}, np.zeros((1, 1)), {"a": torch.ones(1)}, "x")
+        exported_program.compare(
+            lambda _: {"a": np.array([np.nan], np.float32)}, np.zeros((1, 1)), {"a": torch.ones(1)}, "x"
+        )
 
 
 def test_a_file_that_is_there_stays_unless_said(tmp_path, model, monkeypatch):
@@ -226,7 +228,7 @@ def test_a_file_that_is_there_stays_unless_said(tmp_path, model, monkeypatch):
     file.write_text("precious")
     with pytest.raises(ConfigError, match=r"x\.pt2 is there already.*--overwrite"):
         export(model, file, S2)
-    monkeypatch.setattr(programs, "TOLERANCE", -1.0)
+    monkeypatch.setattr(exported_program, "TOLERANCE", -1.0)
     with pytest.raises(CheckpointError):
         export(model, file, S2, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt2"]
@@ -298,7 +300,7 @@ def test_without_onnx_the_extra_is_named(tmp_path, model, monkeypatch):
 
 def test_more_weights_than_a_file_holds_are_told_before_any_work(tmp_path, model, monkeypatch):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(programs, "ONNX_LIMIT", 1000)
+    monkeypatch.setattr(exported_program, "ONNX_LIMIT", 1000)
     with pytest.raises(ConfigError, match=r"export a \.pt2 program"):
         export(model, tmp_path / "x.onnx", S2)
     assert list(tmp_path.iterdir()) == []

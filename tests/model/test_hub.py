@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import constants, hf_hub_download
 
 from dofa.errors import CheckpointError
-from dofa.model import download
+from dofa.model import hub
 from dofa.model.checkpoint import encoder_sha256, load, load_mae, save
 from dofa.model.config import DecoderConfig, EncoderConfig
 from dofa.model.convert import UnverifiedWeightsWarning
@@ -212,9 +212,7 @@ def test_offline_without_a_cache_is_one_line(server, monkeypatch, name):
 
 
 def test_a_server_that_never_answers_right_is_one_line(server, repository, monkeypatch):
-    monkeypatch.setattr(
-        download, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full\nlong story"))
-    )
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full\nlong story")))
     with pytest.raises(CheckpointError, match=r"fetching config\.json from .*/me/tiny failed: disk full$") as caught:
         load("me/tiny")
     one_line(caught)
@@ -226,8 +224,8 @@ def test_a_server_that_never_answers_right_is_one_line(server, repository, monke
 def test_a_server_that_hangs_or_asks_to_wait_is_one_line_in_time(
     server, named, repository, monkeypatch, capfd, name, fault, method
 ):
-    monkeypatch.setattr(download, "SILENT_S", 0.8)
-    monkeypatch.setattr(download, "LEAST", 1 << 10)
+    monkeypatch.setattr(hub, "SILENT_S", 0.8)
+    monkeypatch.setattr(hub, "LEAST", 1 << 10)
     server.fault[method] = fault
     start, before = time.monotonic(), set(threading.enumerate())
     if method == "HEAD" and fault in ("endless", "trickle"):
@@ -262,7 +260,7 @@ def test_a_later_run_goes_on_where_a_download_was_given_up(server, named, tmp_pa
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 12)
     content = server.files[f"earthflow/DOFA/{FILE}"]
     server.cut_once_at, server.after_cut = len(content) // 2, {"GET": "silent"}
-    monkeypatch.setattr(download, "SILENT_S", 1.6)  # the client waits a second before it asks again
+    monkeypatch.setattr(hub, "SILENT_S", 1.6)  # the client waits a second before it asks again
     with pytest.raises(CheckpointError, match=r"came in .* run it again to go on from there"):
         load("dofa-v1-tiny")
     server.fault.clear()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dofa.errors import ConfigError
-from dofa.model import kernels, vit
+from dofa.model import patch_embed, vit
 from dofa.model.compiled import compiled
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
@@ -54,8 +54,8 @@ def test_pieces_of_any_size_give_what_the_whole_gives(count, height, width, offs
         levels = model.forward_intermediates(image, BANDS, [2, 0], norm=True, return_prefix_tokens=True)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(vit, "HIDDEN_AT_ONCE", 4 * 48 * tokens)
-        patch.setattr(kernels, "CELLS_AT_ONCE", cells)
-        patch.setattr(kernels, "BANDS_AT_ONCE", bands)
+        patch.setattr(patch_embed, "CELLS_AT_ONCE", cells)
+        patch.setattr(patch_embed, "BANDS_AT_ONCE", bands)
         assert worst(model.forward_features(image, BANDS), whole) <= 1e-5
         cut = model.forward_intermediates(image, BANDS, [2, 0], norm=True, return_prefix_tokens=True)
     for (ours, cls), (theirs, prefix) in zip(cut, levels, strict=True):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dofa.model.kernels import (
+from dofa.model.patch_embed import (
     DynamicPatchEmbedding,
     DynamicPatchPrediction,
     encode_wavelengths,

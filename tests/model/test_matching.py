@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from dofa import sensors
 from dofa.errors import ConfigError
 from dofa.model.config import EncoderConfig
-from dofa.model.matching import DOUBTFUL, match_by_name, match_sensor
 from dofa.model.released import trained_sensors
+from dofa.model.sensor_matching import DOUBTFUL, match_by_name, match_sensor
 from dofa.pixels import Scaling, convert_units
 from dofa.sensors import Band, Sensor
 

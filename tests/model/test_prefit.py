@@ -13,8 +13,7 @@ from dofa.errors import CheckpointError, ConfigError, DofaError
 from dofa.model.checkpoint import load, save
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA, StaticViT
-from dofa.model.initialise import initialise
-from dofa.model.prefit import RGB_UM, feature_difference, load_generator, patch_kernel, prefit, residual
+from dofa.model.prefit import RGB_UM, feature_difference, initialise, load_generator, patch_kernel, prefit, residual
 from dofa.model.teacher import load_teacher
 from dofa.model.vit import interpolate_positions
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from dofa.inference.inputs import Inputs
+from dofa.inference.tiles import Window
 from dofa.pixels import Scaling
-from dofa.scene.inputs import Inputs
-from dofa.scene.tiles import Window
 from dofa.sensors import Band, Sensor
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Geod
 
-from dofa.scene.areas import beside, class_areas, with_areas
-from dofa.scene.command import Written
-from dofa.scene.layout import Layout
-from dofa.scene.outputs import Work
+from dofa.inference.areas import beside, class_areas, with_areas
+from dofa.inference.embed import Written
+from dofa.inference.layout import Layout
+from dofa.inference.outputs import Work
 
 PLACES = {
     "EPSG:32633": (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0),

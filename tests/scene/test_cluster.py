@@ -17,10 +17,10 @@ import torch
 import dofa
 from dofa.cli import VERBS, _parser, main
 from dofa.errors import ConfigError, DataError, DofaError
-from dofa.scene import cluster as clusters
-from dofa.scene.command import embed_command
-from dofa.scene.features import embed
-from dofa.scene.outputs import Work
+from dofa.inference import cluster as clusters
+from dofa.inference.embed import embed_command
+from dofa.inference.features import embed
+from dofa.inference.outputs import Work
 
 from .conftest import model_and_head, tree, write_tiff
 

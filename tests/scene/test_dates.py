@@ -9,7 +9,7 @@ import rasterio
 
 import dofa
 from dofa.cli import main
-from dofa.scene.dates import acquisition_date, day_in
+from dofa.scene.metadata import acquisition_date, day_in
 
 from .conftest import model_and_head, write_tiff
 

@@ -20,8 +20,9 @@ BANDS = ["B02", "B03", "B04", "B08"]
 SERVER = """
 import json, os, sys, time
 import rasterio, torch, zarr, pyarrow.parquet
-import dofa.cli, dofa.scene.command, dofa.scene.predict, dofa.scene.cog, dofa.scene.zarr_out, dofa.scene.geoparquet
-from dofa.scene import outputs
+import dofa.cli, dofa.inference.embed, dofa.inference.predict
+import dofa.inference.cog, dofa.inference.zarr_store, dofa.inference.geoparquet
+from dofa.inference import outputs
 outputs.SYNC_S = 0.03  # a run of a second comes to the disk as often as one of an hour
 torch.set_num_threads(1)
 for line in sys.stdin:

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dofa.errors import DataError
+from dofa.inference.chunks import Chunks
+from dofa.inference.engine import Job, Room, run
+from dofa.inference.tile_encoder import EncoderTiles, specialised
+from dofa.inference.tiles import Plan, Window
+from dofa.inference.workers import Streams, answer
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
-from dofa.scene.chunks import Chunks
-from dofa.scene.encoder import EncoderTiles, specialised
-from dofa.scene.engine import Job, Room, run
-from dofa.scene.streams import Streams, answer
-from dofa.scene.tiles import Plan, Window
 
 from .conftest import ArrayScene, LocalModel, array_inputs
 

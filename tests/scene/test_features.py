@@ -6,11 +6,11 @@ import torch
 
 import dofa
 from dofa.errors import ConfigError
-from dofa.scene.features import embed, embed_all
-from dofa.scene.inputs import OwnStatisticsWarning
-from dofa.scene.projection import Projection
-from dofa.scene.reading import open_features
-from dofa.scene.saving import stored_as
+from dofa.inference.features import embed, embed_all
+from dofa.inference.inputs import OwnStatisticsWarning
+from dofa.inference.principal_components import Projection
+from dofa.inference.reading import open_features
+from dofa.inference.saving import stored_as
 
 from .conftest import write_tiff
 
@@ -40,7 +40,7 @@ def forward(model, one, image, block=-1):
 
 
 def whole_input(one):
-    from dofa.scene.tiles import Window
+    from dofa.inference.tiles import Window
 
     return one.inputs.normalised(Window(0, 0, 88, 117))[0]
 
@@ -158,7 +158,7 @@ def test_what_is_written_is_read_back(opened, small_model, tmp_path, name, dtype
 
 
 def test_int8_keeps_minus_128_for_what_is_not_measured(opened, small_model):
-    from dofa.scene.saving import output_of
+    from dofa.inference.saving import output_of
 
     one = of(opened, small_model)
     channels = one.tiles.channels

@@ -14,10 +14,10 @@ import rasterio
 from rasterio.transform import from_origin
 
 from dofa.errors import CheckpointError, ConfigError
+from dofa.inference.info import describe, info
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.options import ScenesOptions
 from dofa.pixels import Scaling
-from dofa.scene.info import describe, info
 from dofa.scene.scene import open_scene
 
 from .conftest import write_tiff

@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A run of seconds comes to the disk as often as one of an hour: blocks are there long before its end.
 COMMAND = """
 import sys
-from dofa.scene import outputs
+from dofa.inference import outputs
 outputs.SYNC_S = 0.3
 from dofa.cli import main
 sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ from rasterio.windows import Window as Cut
 
 import dofa
 from dofa.errors import DataError
-from dofa.scene import look
+from dofa.scene import first_look
 
 from .conftest import write_tiff
 
@@ -44,7 +44,7 @@ def read_bytes(monkeypatch):
 
 def test_a_scene_without_measured_pixels_is_not_read_to_its_end(tmp_path, monkeypatch):
     path = empty(tmp_path / "a.tif")
-    monkeypatch.setattr(look, "SEARCHED", 2**22)
+    monkeypatch.setattr(first_look, "SEARCHED", 2**22)
     total = read_bytes(monkeypatch)
     with pytest.raises(DataError, match="% of it"):
         dofa.open_scene(path, "sentinel-2-l2a", dn_offset=0)
@@ -61,7 +61,7 @@ def test_a_scene_that_can_be_looked_through_is_refused_for_certain(tmp_path):
     [(0, 0, 1, 1), (SIDE - 1, SIDE - 1, 1, 1), (1000, SIDE - 3, 40, 3), (0, 700, 5, 300), (SIDE - 2, 300, 2, 9)],
 )
 def test_what_a_swath_leaves_at_the_border_is_found_first(where, tmp_path, monkeypatch):
-    monkeypatch.setattr(look, "SEARCHED", SIDE * SIDE * 4 * 3 // 4)
+    monkeypatch.setattr(first_look, "SEARCHED", SIDE * SIDE * 4 * 3 // 4)
     assert dofa.open_scene(empty(tmp_path / "a.tif", [where]), "sentinel-2-l2a", dn_offset=0).width == SIDE
 
 

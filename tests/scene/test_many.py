@@ -9,10 +9,10 @@ import rasterio
 
 from dofa.cli import main
 from dofa.errors import ConfigError
-from dofa.raster.offsets import check_dn_offsets, dn_offset_of
+from dofa.inference.many import folded, output_paths
+from dofa.inference.outputs import open_features
+from dofa.raster.factors import check_dn_offsets, dn_offset_of
 from dofa.scene.folders import scenes_of
-from dofa.scene.many import folded, output_paths
-from dofa.scene.outputs import open_features
 
 from .conftest import model_and_head, write_tiff
 
@@ -138,8 +138,8 @@ def test_mistakes_about_the_scene_are_told_before_weights_are_loaded(
     def never(*_, **__):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("dofa.scene.predict.load", never)
-    monkeypatch.setattr("dofa.scene.features.load", never)
+    monkeypatch.setattr("dofa.inference.predict.load", never)
+    monkeypatch.setattr("dofa.inference.features.load", never)
     file = scene(tmp_path / "a.tif", 0, 64, 64)
     if wrong == "exists":
         (tmp_path / "out.tif").touch()

@@ -9,11 +9,11 @@ import torch
 import dofa
 from dofa.cli import main
 from dofa.errors import CheckpointError, ConfigError
+from dofa.inference.features import embed
+from dofa.inference.predict import predict_all
+from dofa.inference.reading import open_features
 from dofa.model.checkpoint import encoder_sha256, save
 from dofa.model.heads import Head, palette
-from dofa.scene.features import embed
-from dofa.scene.predict import predict_all
-from dofa.scene.reading import open_features
 
 from .conftest import write_tiff
 
@@ -55,8 +55,8 @@ def head(small_model, opened):
 
 
 def run(one, wanted, path):
-    from dofa.scene import engine
-    from dofa.scene.saving import write_all
+    from dofa.inference import engine
+    from dofa.inference.saving import write_all
 
     write_all([one.job], [one.output(path, wanted)], blocks=lambda jobs: engine.run(jobs, precision="float32"))
     return open_features(path)

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from dofa import sensors
 from dofa.cli import main
+from dofa.inference.features import embed, embed_all
+from dofa.inference.inputs import OwnStatisticsWarning, settle
+from dofa.inference.reading import open_features
+from dofa.inference.tiles import Window
 from dofa.model.checkpoint import load, save
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.released import trained_sensors
-from dofa.scene.features import embed, embed_all
-from dofa.scene.inputs import OwnStatisticsWarning, settle
-from dofa.scene.reading import open_features
 from dofa.scene.scene import open_scene
-from dofa.scene.tiles import Window
 
 from .conftest import write_tiff
 

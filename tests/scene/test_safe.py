@@ -10,9 +10,9 @@ from rasterio.transform import from_origin
 
 from dofa.documents import parse_xml
 from dofa.errors import ConfigError, DataError
+from dofa.inference.tiles import Window
 from dofa.scene.safe import read_safe
 from dofa.scene.scene import open_scene
-from dofa.scene.tiles import Window
 
 TILE, TIME = "T33UUP", "20230613T101031"
 L1C = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")

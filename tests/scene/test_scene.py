@@ -20,11 +20,11 @@ from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
+from dofa.inference.tiles import Window
 from dofa.raster import Raster
-from dofa.scene import files
+from dofa.scene import layers
 from dofa.scene.grid import Axis, resample
 from dofa.scene.scene import Scene, open_recipe, open_scene
-from dofa.scene.tiles import Window
 
 from .conftest import write_tiff
 
@@ -176,7 +176,7 @@ def test_much_coarser_grids_are_read_in_strips_and_equal_the_whole(tmp_path, mon
             largest.append((bottom - top) * (right - left))
             return read(raster, window)
 
-        monkeypatch.setattr(files, "AT_ONCE", 20_000)
+        monkeypatch.setattr(layers, "AT_ONCE", 20_000)
         monkeypatch.setattr(Raster, "read_apart", seen)
         found, good = scene.read(whole(scene))
     assert np.array_equal(found[0], expected[0])

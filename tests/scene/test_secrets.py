@@ -18,7 +18,7 @@ OPENING = ["--sensor", "sentinel-2-l2a", "--dn-offset", "0"]
 def served(tmp_path_factory):
     """A scene, labels, a model with a head, and a store, behind a server that is asked with both secrets."""
     from dofa.corpus.items import Reading
-    from dofa.corpus.packing import pack
+    from dofa.corpus.pack import pack
     from dofa.pixels import Scaling
     from dofa.sensors import Band, Sensor
 

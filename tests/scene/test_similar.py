@@ -11,14 +11,14 @@ pytest.importorskip("rasterio")
 import dofa
 from dofa.cli import main
 from dofa.errors import ConfigError, DataError
+from dofa.inference import engine
+from dofa.inference.features import sample
+from dofa.inference.reading import open_features
+from dofa.inference.saving import write_all
+from dofa.inference.similarity import feature_at, picture, similarity
 from dofa.model.checkpoint import save
-from dofa.scene import engine
-from dofa.scene.features import sample
-from dofa.scene.places import Pixel, lonlat
-from dofa.scene.reading import open_features
-from dofa.scene.saving import write_all
+from dofa.scene.coordinates import Pixel, lonlat
 from dofa.scene.scene import open_scene
-from dofa.scene.similar import feature_at, picture, similarity
 
 from .conftest import write_tiff
 

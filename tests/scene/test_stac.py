@@ -12,10 +12,10 @@ from dofa.errors import DataError, DofaError
 
 pytest.importorskip("rasterio")
 
-from dofa.scene.many import output_paths
+from dofa.inference.many import output_paths
+from dofa.inference.tiles import Window
 from dofa.scene.scene import open_scene
 from dofa.scene.stac import is_item, read_item
-from dofa.scene.tiles import Window
 
 from .conftest import write_tiff
 

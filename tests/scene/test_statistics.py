@@ -13,9 +13,9 @@ from dofa.pixels import Scaling
 
 pytest.importorskip("rasterio")
 
+from dofa.inference.scene_statistics import scene_statistics
+from dofa.inference.tiles import Window
 from dofa.scene.scene import Scene, open_scene
-from dofa.scene.statistics import scene_statistics
-from dofa.scene.tiles import Window
 
 from .conftest import write_tiff
 
@@ -73,7 +73,7 @@ def test_the_statistics_of_a_data_set_are_those_of_all_its_pixels(tmp_path_facto
 
 
 def test_many_bands_are_counted_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("dofa.scene.statistics.AT_ONCE", 5000)
+    monkeypatch.setattr("dofa.inference.scene_statistics.AT_ONCE", 5000)
     image = reflectances(height=70, width=90, bands=40)
     path = write_tiff(tmp_path / "cube.tif", image)
     with open_scene(path, wavelengths_um=np.linspace(0.4, 2.4, 40).tolist(), scaling=scaling_of(40)) as scene:

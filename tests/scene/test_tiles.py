@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dofa.errors import ConfigError
-from dofa.scene.tiles import WHOLE, Plan, cut
+from dofa.inference.tiles import WHOLE, Plan, cut
 
 
 @st.composite

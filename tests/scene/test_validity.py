@@ -10,10 +10,10 @@ pytest.importorskip("rasterio")
 import rasterio
 
 from dofa.errors import DataError, DofaError
-from dofa.scene.info import describe
+from dofa.inference.info import describe
+from dofa.inference.scene_statistics import scene_statistics
+from dofa.inference.tiles import Window
 from dofa.scene.scene import open_recipe, open_scene
-from dofa.scene.statistics import scene_statistics
-from dofa.scene.tiles import Window
 
 from .conftest import write_tiff
 
@@ -266,7 +266,7 @@ def test_fmask_of_other_sensors_is_numbers(tmp_path, where, nodata):
 
 @pytest.mark.parametrize("kind", ["alpha", "undeclared", "masks", "zeros"])
 def test_embed_is_nan_where_nothing_is_measured_and_nowhere_else(tmp_path, small_model, kind):
-    from dofa.scene.features import embed
+    from dofa.inference.features import embed
 
     array = land()
     hole = np.zeros((SIDE, SIDE), bool)

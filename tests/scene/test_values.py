@@ -9,14 +9,14 @@ pytest.importorskip("rasterio")
 
 from dofa import cli
 from dofa.errors import DataError, DofaError
+from dofa.inference.features import embed
+from dofa.inference.info import describe
+from dofa.inference.inputs import Inputs
+from dofa.inference.scene_statistics import scene_statistics
+from dofa.inference.value_checks import check_values
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.pixels import Scaling
-from dofa.scene.features import embed
-from dofa.scene.info import describe
-from dofa.scene.inputs import Inputs
 from dofa.scene.scene import open_scene
-from dofa.scene.statistics import scene_statistics
-from dofa.scene.values import check_values
 
 from .conftest import model_and_head, write_tiff
 

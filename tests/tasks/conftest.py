@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dofa import sensors
+from dofa.datasets.opening import LabelledImages
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
-from dofa.tasks.datasets import LabelledImages
 
 Maker = Callable[..., LabelledImages]
 

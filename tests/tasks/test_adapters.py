@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dofa import sensors
+from dofa.datasets.labelled import LabelledImages
 from dofa.errors import CheckpointError, ConfigError
+from dofa.evaluation.backbones import open_backbone
+from dofa.evaluation.frozen_features import encode
+from dofa.evaluation.probe import probe
 from dofa.model.checkpoint import create, save
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.model.encoder import DOFA
-from dofa.tasks.backbones import open_backbone
-from dofa.tasks.features import encode
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.probe import probe
 
 from .conftest import labelled
 

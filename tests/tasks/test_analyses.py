@@ -10,16 +10,16 @@ import torch
 
 from dofa import sensors
 from dofa.cli import main
+from dofa.datasets.splits import share_out
 from dofa.errors import ConfigError
+from dofa.evaluation import analyse as analyses
+from dofa.evaluation.analyse import analyse, short_names, tsne
+from dofa.evaluation.backbones import open_backbone
+from dofa.evaluation.frozen_features import encode
+from dofa.evaluation.missing_bands import ZeroedBands, counts_missing, draw_sets, judge, order_bands
+from dofa.evaluation.spectra import cosines, spectra
 from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
-from dofa.tasks import analyses
-from dofa.tasks.analyses import analyse, short_names, tsne
-from dofa.tasks.backbones import open_backbone
-from dofa.tasks.features import encode
-from dofa.tasks.missing import ZeroedBands, counts_missing, draw_sets, judge, order_bands
-from dofa.tasks.parts import share_out
-from dofa.tasks.spectra import cosines, spectra
 
 from ..vit_files import write_vit
 

@@ -14,13 +14,13 @@ import torch
 from rasterio.features import rasterize
 
 from dofa.cli import main
+from dofa.datasets.opening import LabelledImages
 from dofa.errors import DataError, DofaError
+from dofa.evaluation.probe import probe
 from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
-from dofa.tasks.datasets import LabelledImages
-from dofa.tasks.probe import probe
 
 ROOT = Path(__file__).resolve().parents[2]
 EAST = "src/dofa/samples/naip-rgbn/east_2016.tif"

@@ -11,10 +11,10 @@ from tests.vit_files import MEAN, STD, as_normal, plain_blocks, write_vit
 
 from dofa import sensors
 from dofa.errors import ConfigError
+from dofa.evaluation.backbones import open_backbone
+from dofa.evaluation.frozen_features import encode, prepare
 from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
-from dofa.tasks.backbones import open_backbone
-from dofa.tasks.features import encode, prepare
 
 
 @pytest.fixture

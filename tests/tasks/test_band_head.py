@@ -14,21 +14,21 @@ from sklearn.preprocessing import StandardScaler
 
 import dofa
 from dofa.cli import main
+from dofa.datasets.labelled import LabelledImages
 from dofa.errors import CheckpointError, ConfigError
+from dofa.evaluation.probe import probe
+from dofa.finetuning.evaluate import evaluate
+from dofa.inference import engine
+from dofa.inference.areas import beside
+from dofa.inference.cluster import run as run_jobs
+from dofa.inference.predict import predict, predict_all
+from dofa.inference.reading import open_features
+from dofa.inference.saving import write_all
 from dofa.model.checkpoint import save
 from dofa.model.encoder import DOFA
 from dofa.model.export import export
 from dofa.model.heads import Head, load_head
 from dofa.options import JobOptions
-from dofa.scene import engine
-from dofa.scene.areas import beside
-from dofa.scene.cluster import run as run_jobs
-from dofa.scene.predict import predict, predict_all
-from dofa.scene.reading import open_features
-from dofa.scene.saving import write_all
-from dofa.tasks.evaluate import evaluate
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.probe import probe
 
 from .conftest import labelled
 from .test_finetune import masked

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dofa.bench import bench as room
+from dofa.bench.bench import bench, check_settings, run_cell
+from dofa.bench.suite import Cell, identity, load_suite, named, suites, tuning_of
+from dofa.bench.tables import published
 from dofa.errors import ConfigError
+from dofa.evaluation.cross_validation import DRAWS
+from dofa.evaluation.probe import probe
+from dofa.finetuning.settings import settle
 from dofa.model import checkpoint
-from dofa.tasks import bench as room
-from dofa.tasks.bench import bench, check_settings, run_cell
-from dofa.tasks.evaluation import DRAWS
-from dofa.tasks.probe import probe
-from dofa.tasks.suite import Cell, identity, load_suite, named, suites, tuning_of
-from dofa.tasks.tables import published
-from dofa.tasks.tuning import settle
 
 from .fixtures_published import SEGMUNICH_RAW, write_resisc45, write_segmunich, write_tif
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from dofa.bench import jobs as room
+from dofa.bench.jobs import Cells
 from dofa.errors import DataError
-from dofa.tasks import cells as room
-from dofa.tasks.cells import Cells
 
 RACE = """
 import sys, time
 from pathlib import Path
-from dofa.tasks.cells import Cells
+from dofa.bench.jobs import Cells
 cells = Cells(Path(sys.argv[1]))
 while time.time() < float(sys.argv[2]):
     pass

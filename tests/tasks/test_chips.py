@@ -23,16 +23,16 @@ from rasterio.crs import CRS
 from shapely.geometry import LineString, Point, Polygon, box
 
 from dofa.cli import main
+from dofa.datasets import chips as command
+from dofa.datasets.blocks import SPLITS, Blocks, deal
+from dofa.datasets.chips import chips, read_chips
 from dofa.errors import ConfigError, DataError, DofaError
+from dofa.inference.tiles import Window
 from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
 from dofa.options import ScenesOptions
-from dofa.scene.tiles import Window
-from dofa.tasks import chips as command
-from dofa.tasks.blocks import SPLITS, Blocks, deal
-from dofa.tasks.chips import chips, read_chips
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "src" / "dofa" / "samples" / "naip-rgbn"
@@ -691,8 +691,8 @@ def test_a_second_command_for_the_same_folder_is_refused_and_what_a_killed_one_l
     words = ["chips", str(raster), "--sensor", "naip-rgbn", "--labels", str(labels), "--size", "16"]
     # Killed where it is sure to be in the middle: as soon as it has to finish.
     code = (
-        "import os, signal, sys, time; from dofa.tasks import chipfolder; from dofa.cli import main\n"
-        "chipfolder.ChipWriter.finish = lambda *a: (print('here', flush=True), time.sleep(60))\n"
+        "import os, signal, sys, time; from dofa.datasets import chip_folder; from dofa.cli import main\n"
+        "chip_folder.ChipWriter.finish = lambda *a: (print('here', flush=True), time.sleep(60))\n"
         f"main({[*words, '--out', str(tmp_path / 'chips')]!r})"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

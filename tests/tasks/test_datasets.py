@@ -10,11 +10,10 @@ import rasterio
 from affine import Affine
 from PIL import Image
 
-from dofa.corpus.packing import pack
-from dofa.corpus.readers import read_images
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.images import read_images
 from dofa.corpus.store import open_stores
-from dofa.errors import DataError
-from dofa.tasks.datasets import (
+from dofa.datasets.opening import (
     EUROSAT_BANDS,
     EUROSAT_CLASSES,
     open_labelled,
@@ -22,6 +21,7 @@ from dofa.tasks.datasets import (
     read_eurosat_rgb,
     read_labelled_store,
 )
+from dofa.errors import DataError
 
 
 def jpeg(value: int = 90, size: tuple[int, int] = (64, 64), mode: str = "RGB") -> bytes:

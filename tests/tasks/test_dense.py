@@ -14,18 +14,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
+from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError, DataError
+from dofa.evaluation.backbones import open_backbone
+from dofa.evaluation.cross_validation import Fold
+from dofa.evaluation.pixel_features import BandPixels, EncoderPixels
+from dofa.evaluation.pixel_probe import NONE, Ground, PixelTask, Sample, cut_blocks, draw_sample, gather, label_map
+from dofa.evaluation.probe import probe
 from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
 from dofa.options import JobOptions
-from dofa.tasks.backbones import open_backbone
-from dofa.tasks.dense import NONE, Ground, PixelTask, Sample, cut_blocks, draw_sample, gather, label_map
-from dofa.tasks.evaluation import Fold
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.pixelmaps import BandPixels, EncoderPixels
-from dofa.tasks.probe import probe
 
 QUICK = {"stats": "dataset", "random_seeds": 1, "penalties": (0.1, 10.0), "pixels": 600, "batch": 8}
 
@@ -138,7 +138,7 @@ def test_the_probe_of_masks_is_an_independent_fit_on_the_same_pixels_and_its_sco
 
 
 def test_a_map_of_the_saved_head_holds_what_the_probe_saw(make_images, small: DOFA, tmp_path: Path) -> None:
-    from dofa.scene.predict import predict
+    from dofa.inference.predict import predict
 
     data = scenes(make_images)
     folder = checkpoint.save(small, tmp_path / "model")

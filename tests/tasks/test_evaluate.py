@@ -16,20 +16,20 @@ from rasterio.transform import from_origin
 import dofa
 from dofa.cli import main
 from dofa.errors import CheckpointError, ConfigError, DataError
+from dofa.evaluation.probe import probe
+from dofa.finetuning.evaluate import evaluate
+from dofa.finetuning.finetune import finetune
+from dofa.finetuning.predictions import Answers
+from dofa.finetuning.samples import Samples
+from dofa.inference import engine
+from dofa.inference.predict import predict_all
+from dofa.inference.reading import open_features
+from dofa.inference.saving import write_all
 from dofa.model.checkpoint import save
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.export import export
 from dofa.model.heads import load_head
-from dofa.scene import engine
-from dofa.scene.predict import predict_all
-from dofa.scene.reading import open_features
-from dofa.scene.saving import write_all
-from dofa.tasks.answers import Answers
-from dofa.tasks.evaluate import evaluate
-from dofa.tasks.finetune import finetune
-from dofa.tasks.probe import probe
-from dofa.tasks.samples import Samples
 
 from .test_finetune import FAST, masked, tinted
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from dofa.datasets.opening import read_eurosat_rgb
 from dofa.errors import ConfigError, DataError
-from dofa.tasks.datasets import read_eurosat_rgb
-from dofa.tasks.evaluation import (
+from dofa.evaluation.cross_validation import (
     PENALTIES,
     bootstrap,
     check_features,
@@ -22,7 +22,7 @@ from dofa.tasks.evaluation import (
     softmax,
     split_folds,
 )
-from dofa.tasks.features import band_statistics
+from dofa.evaluation.frozen_features import band_statistics
 
 
 def correlated(count: int = 300, width: int = 12, classes: int = 4, seed: int = 0):

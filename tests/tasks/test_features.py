@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from dofa.datasets.opening import LabelledImages
 from dofa.errors import ConfigError, DataError
+from dofa.evaluation.backbones import input_scaling, random_encoder
+from dofa.evaluation.frozen_features import band_statistics, encode, prepare
 from dofa.model.config import TrainedSensor
 from dofa.model.encoder import DOFA
 from dofa.pixels import RunningStats, Scaling
-from dofa.tasks.backbones import input_scaling, random_encoder
-from dofa.tasks.datasets import LabelledImages
-from dofa.tasks.features import band_statistics, encode, prepare
 
 UNIT = Scaling.uniform("uint8", ["R", "G", "B"]).with_stats([120, 120, 120], [40, 40, 40], "user")
 
@@ -127,7 +127,7 @@ def test_an_interrupted_write_leaves_no_cache_file(make_images, encoder, tmp_pat
     def fail(one, two) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dofa.files.os.replace", fail)
+    monkeypatch.setattr("dofa.io.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         encode(encoder, make_images(per_class=2), UNIT, cache=tmp_path)
     assert list(tmp_path.iterdir()) == []

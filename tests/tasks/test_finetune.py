@@ -16,19 +16,19 @@ import torch
 from safetensors.torch import load_file
 
 import dofa
+from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.splits import split, unseen
 from dofa.errors import CheckpointError, ConfigError, DataError
+from dofa.evaluation.backbones import open_backbone
+from dofa.evaluation.scores import judge
+from dofa.finetuning.finetune import finetune
+from dofa.finetuning.learner import Learner, levels
+from dofa.finetuning.samples import Samples, order
+from dofa.finetuning.settings import Tuning, recipes, settle
 from dofa.model.checkpoint import encoder_sha256, save
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
-from dofa.tasks.backbones import open_backbone
-from dofa.tasks.finetune import finetune
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.learner import Learner, levels
-from dofa.tasks.samples import Samples, order
-from dofa.tasks.scoring import judge
-from dofa.tasks.threeway import split, unseen
-from dofa.tasks.tuning import Tuning, recipes, settle
 
 from ..vit_files import write_vit
 from .conftest import labelled
@@ -198,7 +198,7 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from tests.tasks.test_finetune import masked
-from dofa.tasks.finetune import finetune
+from dofa.finetuning.finetune import finetune
 finetune({weights!r}, masked(40), out={out!r}, method="full", decoder="upernet", channels=16, epochs=6, batch=8,
          drop_path=0.1, layer_decay=0.8, stats="dataset", device="cpu", resume=True)
 """
@@ -237,7 +237,7 @@ def test_a_run_that_stopped_between_epochs_goes_on_to_the_same_bits(weights, tmp
     data = make_images(per_class=12, splits=True)
     settings = {"method": "full", "epochs": 4, "batch": 8, "drop_path": 0.2, **FAST}
     finetune(weights, data, out=tmp_path / "whole", **settings)
-    from dofa.tasks import epochs
+    from dofa.finetuning import epochs
 
     class Stop(Exception):
         pass
@@ -267,7 +267,7 @@ def test_a_run_that_stopped_between_epochs_goes_on_to_the_same_bits(weights, tmp
 
 def test_overwrite_keeps_the_finished_run_until_the_new_one_is_finished(weights, tmp_path, make_images, monkeypatch):
     """It was deleted first, so that whoever ended the new run early had neither."""
-    from dofa.tasks import epochs
+    from dofa.finetuning import epochs
 
     data, out = make_images(per_class=12, splits=True), tmp_path / "run"
     old, new = ({"method": "full", "epochs": 2, "batch": 8, "lr": lr, **FAST} for lr in (1e-4, 1e-3))

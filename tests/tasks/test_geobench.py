@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tests.tasks.fixtures_geobench import LAYOUTS, SEGMENTED, mask_values, plane_value, sample_label, write_geobench
 
+from dofa.datasets.opening import open_labelled
 from dofa.errors import ConfigError, DataError, DofaError
-from dofa.tasks.datasets import open_labelled
 
 # What the reader has to make of each set, written from the tables of docs/datasets.md and not from its code:
 # wavelength in micrometres of each band it yields, the key it comes from, and the factor to the physical value.

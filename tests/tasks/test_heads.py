@@ -15,10 +15,10 @@ from sklearn.preprocessing import StandardScaler
 
 from dofa import sensors
 from dofa.errors import CheckpointError
+from dofa.evaluation.cross_validation import fit_logistic
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head, palette
-from dofa.tasks.evaluation import fit_logistic
 
 
 def features_and_labels(classes: int = 4) -> tuple[np.ndarray, np.ndarray]:

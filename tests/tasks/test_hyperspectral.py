@@ -9,8 +9,8 @@ import pytest
 import scipy.io
 
 from dofa import sensors
+from dofa.datasets.opening import open_labelled
 from dofa.errors import ConfigError, DataError
-from dofa.tasks.datasets import open_labelled
 
 CUBE = (np.arange(6 * 8 * 200).reshape(6, 8, 200) % 7000).astype(np.uint16)
 TRUTH = (np.arange(48).reshape(6, 8) % 17).astype(np.uint8)

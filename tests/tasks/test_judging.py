@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, jaccard_score
 
 from dofa.errors import ConfigError
-from dofa.tasks.judging import Classes, Pixels, Ranked, interval
-from dofa.tasks.metrics import confusion
+from dofa.evaluation.bootstrap import Classes, Pixels, Ranked, interval
+from dofa.evaluation.metrics import confusion
 
 
 @settings(max_examples=40)

@@ -6,8 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from dofa.errors import ConfigError
-from dofa.tasks.evaluation import choose_penalty, deal_folds, fewer_labels, knn_scores
-from dofa.tasks.linear import fit_lars, fit_logistic, sigmoid
+from dofa.evaluation.cross_validation import choose_penalty, deal_folds, fewer_labels, knn_scores
+from dofa.evaluation.linear import fit_lars, fit_logistic, sigmoid
 
 
 def flags(count: int = 240, width: int = 10, classes: int = 4, seed: int = 0):

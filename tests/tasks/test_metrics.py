@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from dofa.errors import DataError
-from dofa.tasks.metrics import (
+from dofa.evaluation.metrics import (
     accuracy,
     binary_counts,
     confusion,

@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dofa.cli import main
+from dofa.datasets.fingerprints import image_digests, known_ground, window_hashes
+from dofa.datasets.labelled import LabelledImages
 from dofa.errors import CheckpointError
+from dofa.evaluation.overlap import TEST, TRAIN, UNUSED, VAL
+from dofa.evaluation.probe import probe
+from dofa.finetuning.evaluate import Evaluation, evaluate
+from dofa.finetuning.finetune import finetune
 from dofa.model.checkpoint import save
 from dofa.model.encoder import DOFA
+from dofa.model.head_split import SplitRecord
 from dofa.model.heads import load_head
-from dofa.model.split_record import SplitRecord
-from dofa.tasks.evaluate import Evaluation, evaluate
-from dofa.tasks.finetune import finetune
-from dofa.tasks.fingerprints import image_digests, known_ground, window_hashes
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.overlap import TEST, TRAIN, UNUSED, VAL
-from dofa.tasks.probe import probe
 
 from .conftest import labelled
 from .test_finetune import FAST, masked, tinted
@@ -288,7 +288,7 @@ def test_chips_cut_anew_from_the_same_raster_are_no_unseen_images(encoder: DOFA,
 
 
 def test_unlike_images_share_no_windows_and_plain_ones_have_none(real_data: Path) -> None:
-    from dofa.tasks.datasets import open_labelled
+    from dofa.datasets.opening import open_labelled
 
     images = open_labelled(f"eurosat-ms:{real_data / 'eurosat_ms' / 'EuroSAT_MS_100.zip'}")
     hashes = [window_hashes(images.read(i), 16) for i in range(100)]

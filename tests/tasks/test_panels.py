@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from dofa.bench.bench import bench
+from dofa.evaluation.judged_images import GREY, NONE, SHOWN, SIDE, Panels, choose, coloured, make_panels
+from dofa.evaluation.metrics import confusion
+from dofa.evaluation.probe import probe
+from dofa.finetuning.finetune import PANELS, finetune
 from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
-from dofa.tasks.bench import bench
-from dofa.tasks.finetune import PANELS, finetune
-from dofa.tasks.metrics import confusion
-from dofa.tasks.panels import GREY, NONE, SHOWN, SIDE, Panels, choose, coloured, make_panels
-from dofa.tasks.probe import probe
 
 from .fixtures_published import write_ombria
 from .test_dense import QUICK, scenes

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError, DataError
+from dofa.evaluation import probe as room
+from dofa.evaluation.bootstrap import Classes, judge_images
+from dofa.evaluation.cross_validation import fit_logistic, split_folds
+from dofa.evaluation.frozen_features import encode
+from dofa.evaluation.probe import probe
 from dofa.model import checkpoint
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
 from dofa.pixels import Scaling
-from dofa.tasks import probe as room
-from dofa.tasks.evaluation import fit_logistic, split_folds
-from dofa.tasks.features import encode
-from dofa.tasks.judging import Classes, judge_images
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.probe import probe
 
 from ..vit_files import write_vit
 

@@ -16,8 +16,8 @@ from tests.tasks.fixtures_published import (
     write_tif,
 )
 
+from dofa.datasets.opening import open_labelled
 from dofa.errors import ConfigError, DataError
-from dofa.tasks.datasets import open_labelled
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # the writers' own chips
 

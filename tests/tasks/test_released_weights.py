@@ -6,19 +6,19 @@ import torch
 
 from dofa import sensors
 from dofa.cli import main
+from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError
+from dofa.evaluation.backbones import DofaBackbone, input_scaling
+from dofa.evaluation.frozen_features import prepare
+from dofa.evaluation.probe import probe
+from dofa.finetuning.evaluate import evaluate
+from dofa.finetuning.finetune import finetune
 from dofa.model.checkpoint import save
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
 from dofa.model.released import trained_sensors
 from dofa.pixels import Scaling
-from dofa.tasks.backbones import DofaBackbone, input_scaling
-from dofa.tasks.evaluate import evaluate
-from dofa.tasks.features import prepare
-from dofa.tasks.finetune import finetune
-from dofa.tasks.labelled import LabelledImages
-from dofa.tasks.probe import probe
 
 NINE = ("B04", "B03", "B02", "B05", "B06", "B07", "B08", "B11", "B12")
 

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tasks.fixtures_published import tortilla
 
+from dofa.datasets.opening import open_labelled
 from dofa.errors import ConfigError, DataError
-from dofa.tasks.datasets import open_labelled
 
 
 @pytest.fixture(scope="module")

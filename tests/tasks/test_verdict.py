@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dofa.tasks.judging import Classes, interval
-from dofa.tasks.result import Row
-from dofa.tasks.verdict import Kind, map_command, verdict
+from dofa.evaluation.bootstrap import Classes, interval
+from dofa.evaluation.probe_result import Row
+from dofa.evaluation.verdict import Kind, map_command, verdict
 
 COMMANDS: dict[Kind, list[str]] = {"model": ["dofa", "model"], "band statistics": ["dofa", "bands"]}
 NAMES: dict[Kind, str] = {"model": "pooled", "random weights": "random pooled", "band statistics": "band statistics"}

@@ -12,7 +12,7 @@ import torch
 
 from dofa import sensors
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.train.config import PretrainConfig
 from dofa.train.recipes import from_dict

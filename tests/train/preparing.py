@@ -11,7 +11,7 @@ from dofa.train.config import PretrainConfig
 from dofa.train.data import MicroBatches, describe_sources, make_mixture
 from dofa.train.objective import Pretraining, build_model, learn_sensors, store_digest
 from dofa.train.pretrain import assemble, learn_answers
-from dofa.train.views import plan_views
+from dofa.train.teacher_inputs import plan_views
 
 FULL = {
     "view": "full",

@@ -13,11 +13,11 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
-from dofa.train.answers import teacher_answers
 from dofa.train.recipes import from_dict
+from dofa.train.teacher_features import teacher_answers
 
 from ..vit_files import write_vit
 from .preparing import FULL, prepared

@@ -16,14 +16,12 @@ from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import create, save
 from dofa.model.config import DecoderConfig, DistillConfig, MaskConfig, preset
-from dofa.model.initialise import initialise
 from dofa.model.mae import MaskedAutoencoder
-from dofa.model.prefit import patch_kernel
+from dofa.model.prefit import initialise, patch_kernel
 from dofa.model.teacher import load_teacher
 from dofa.train.augment import draw_bands
-from dofa.train.cost import A100_BF16, Corpus, cost, published
+from dofa.train.cost import A100_BF16, PARTS, Corpus, Step, TeacherSize, cost, published, step_flops
 from dofa.train.data import describe_sources, make_mixture
-from dofa.train.flops import PARTS, Step, TeacherSize, step_flops
 from dofa.train.objective import Pretraining
 from dofa.train.recipes import load_config
 

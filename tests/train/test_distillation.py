@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import dofa
 from dofa import sensors
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import load_mae, save
@@ -23,12 +23,12 @@ from dofa.model.distill import patch_validity
 from dofa.model.mae import split_patches
 from dofa.sensors import Band
 from dofa.train import loop
+from dofa.train.checkpoint import checkpoints
 from dofa.train.config import PretrainConfig
 from dofa.train.log import read_log
 from dofa.train.optim import adamw, parameter_groups
 from dofa.train.pretrain import pretrain
 from dofa.train.recipes import load_config
-from dofa.train.state import checkpoints
 
 from ..vit_files import MEAN, STD, write_vit
 from .preparing import FULL, prepared

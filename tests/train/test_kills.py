@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from dofa.train.checkpoint import checkpoints
 from dofa.train.config import PretrainConfig
 from dofa.train.log import read_log
 from dofa.train.recipes import to_yaml
-from dofa.train.state import checkpoints
 
 from .conftest import command, descendants, environment
 from .preparing import FULL

@@ -10,8 +10,7 @@ from torch import nn
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import create
 from dofa.model.decoders import LinearDecoder
-from dofa.train.lars import LARS
-from dofa.train.optim import layer_decay
+from dofa.train.optim import LARS, layer_decay
 
 
 def by_hand(w: np.ndarray, gradients: list[np.ndarray], lr: float, decay: float, momentum: float) -> np.ndarray:

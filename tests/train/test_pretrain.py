@@ -17,18 +17,18 @@ from safetensors.torch import load_file, save_file
 
 import dofa
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.errors import CheckpointError, ConfigError, DataError, DofaError
 from dofa.model.checkpoint import load_mae, save
 from dofa.train import loop
+from dofa.train.checkpoint import ContinuationWarning, checkpoints, sole_run
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
+from dofa.train.monitor import verdict
 from dofa.train.objective import build_model, learn_sensors
 from dofa.train.pretrain import pretrain
-from dofa.train.state import ContinuationWarning, checkpoints, sole_run
-from dofa.train.watch import verdict
 
 SENSORS = ["naip-rgb", "sentinel-1-grd", "sentinel-2-l2a"]
 
@@ -205,7 +205,7 @@ def test_a_run_is_not_overwritten(settings):
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(settings, monkeypatch):
-    monkeypatch.setattr("dofa.train.state.LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr("dofa.train.checkpoint.LOCK_PATIENCE_S", 0.1)
     config = settings()
     fabric = Fabric(accelerator="cpu", devices=1)
     with sole_run(fabric, Path(config.run.out)), pytest.raises(ConfigError, match="another process"):
@@ -365,7 +365,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_from_the_checkpoint_before(
         real(tensors, file, *args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr("dofa.train.state.safetensors.torch.save_file", fills)
+        patch.setattr("dofa.train.checkpoint.safetensors.torch.save_file", fills)
         with pytest.raises(DofaError, match=r"cannot be written .*No space left.*--resume"):
             pretrain(config)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["update-00000002"]

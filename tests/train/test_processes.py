@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dofa.train.checkpoint import checkpoints
 from dofa.train.log import read_log
 from dofa.train.objective import build_model
 from dofa.train.pretrain import pretrain
 from dofa.train.recipes import to_yaml
-from dofa.train.state import checkpoints
 
 from .conftest import command, environment
 from .preparing import FULL, prepared

@@ -16,7 +16,7 @@ from dofa.train.cost import PUBLISHED, cost
 from dofa.train.log import read_log
 from dofa.train.pretrain import pretrain
 from dofa.train.recipes import load_config, recipes
-from dofa.train.views import plan_view
+from dofa.train.teacher_inputs import plan_view
 
 from ..vit_files import write_vit
 from .conftest import write_store

@@ -11,7 +11,7 @@ import torch
 from dofa import sensors
 from dofa.cli import main
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import create, save

@@ -11,12 +11,12 @@ from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import load, load_mae
 from dofa.model.config import preset
+from dofa.train.checkpoint import checkpoints
 from dofa.train.cost import Corpus, cost
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
 from dofa.train.objective import build_model
 from dofa.train.pretrain import pretrain
-from dofa.train.state import checkpoints
 
 from .conftest import write_store
 

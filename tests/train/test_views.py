@@ -10,7 +10,7 @@ import torch
 
 from dofa import sensors
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
+from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
@@ -19,7 +19,7 @@ from dofa.pixels import HIDDEN, display_map, show
 from dofa.train.augment import draw_bands, draw_window, flip, generator, jitter_basis, keep_bands, spectral_jitter
 from dofa.train.config import DataConfig
 from dofa.train.data import MicroBatches, describe_sources, make_mixture
-from dofa.train.views import plan_view, plan_views
+from dofa.train.teacher_inputs import plan_view, plan_views
 
 PATCH = 8
 S1, S2, ENMAP, NAIP = (sensors.get(n) for n in ("sentinel-1-grd", "sentinel-2-l2a", "enmap-202", "naip-rgb"))

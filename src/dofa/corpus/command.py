@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
-from dofa.corpus.sampling import sample as draw
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.folders import sample as draw
 from dofa.corpus.split import Method, SplitConfig
 from dofa.errors import ConfigError, nearest
 
@@ -31,13 +31,13 @@ class Layout:
 
 
 LAYOUTS = {
-    "hyspecnet": Layout("dofa.corpus.hyspecnet:read_hyspecnet"),
-    "satlas-s1": Layout("dofa.corpus.satlas:read_satlas_s1", "sentinel-1-satlas"),
-    "satlas-s2": Layout("dofa.corpus.satlas:read_satlas_s2", "sentinel-2-dofa9"),
-    "satlas-naip": Layout("dofa.corpus.satlas:read_satlas_naip", "naip-rgb"),
-    "five-billion-pixels": Layout("dofa.corpus.gaofen:read_five_billion_pixels", "gaofen-2"),
-    "ssl4eo-s12": Layout("dofa.corpus.ssl4eo:read_ssl4eo_s12"),
-    "bigearthnet": Layout("dofa.corpus.bigearthnet:read_bigearthnet"),
+    "hyspecnet": Layout("dofa.corpus.readers.hyspecnet:read_hyspecnet"),
+    "satlas-s1": Layout("dofa.corpus.readers.satlas:read_satlas_s1", "sentinel-1-satlas"),
+    "satlas-s2": Layout("dofa.corpus.readers.satlas:read_satlas_s2", "sentinel-2-dofa9"),
+    "satlas-naip": Layout("dofa.corpus.readers.satlas:read_satlas_naip", "naip-rgb"),
+    "five-billion-pixels": Layout("dofa.corpus.readers.gaofen:read_five_billion_pixels", "gaofen-2"),
+    "ssl4eo-s12": Layout("dofa.corpus.readers.ssl4eo:read_ssl4eo_s12"),
+    "bigearthnet": Layout("dofa.corpus.readers.bigearthnet:read_bigearthnet"),
 }
 
 
@@ -104,7 +104,7 @@ def pack_command(
         if os.path.isfile(store) or store.endswith(".txt") or "*" in store:
             raise ConfigError(f"{store}, named last, is where to write: name the store after it, or give --store")
     if layout == "images":
-        from dofa.corpus.readers import read_images
+        from dofa.corpus.readers.images import read_images
 
         if sensor is None:
             raise ConfigError("say which sensor took the images: --sensor NAME (dofa sensors lists them)")

@@ -13,7 +13,7 @@ from dofa.corpus.items import Item, Split
 from dofa.corpus.loading import Loaded
 from dofa.documents import parse_json
 from dofa.errors import DataError
-from dofa.files import naming
+from dofa.io import naming
 from dofa.pixels import RunningStats
 
 

@@ -15,8 +15,8 @@ from dofa.corpus.items import Item, Reading, Refusal, Split
 from dofa.corpus.shards import Chunks, Cut
 from dofa.errors import DataError
 from dofa.pixels import RunningStats, Scaling
-from dofa.raster import fill
-from dofa.raster.validity import HUGE
+from dofa.raster import nodata
+from dofa.raster.masks import HUGE
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Loader:
         if not exact:
             raise DataError(f"is of type {image.dtype}; the store holds {self.reading.dtype}")
         image = image.astype(self.reading.dtype, copy=False)
-        if fill.may_hold(image):
+        if nodata.may_hold(image):
             good = np.broadcast_to(True if valid is None else valid.ravel(), (bands, height * width))
-            for found in fill.undeclared(image.reshape(bands, -1), good):
+            for found in nodata.undeclared(image.reshape(bands, -1), good):
                 if found.value < 0 or found.value >= HUGE:  # what lies above may be saturation
                     raise DataError(f"{found.seen}: pass --nodata {found.text}")
         if image.dtype.kind == "f":

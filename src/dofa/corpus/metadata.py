@@ -15,7 +15,7 @@ from dofa.addresses import with_path
 from dofa.corpus.http import HTTPStore
 from dofa.documents import parse_json
 from dofa.errors import DataError
-from dofa.files import json_digest
+from dofa.io import json_digest
 
 FORMAT = "dofa-store"
 FORMAT_VERSION = 2

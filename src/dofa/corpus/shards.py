@@ -20,7 +20,7 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-from dofa.files import naming
+from dofa.io import naming
 
 CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
 ABSENT = 2**64 - 1  # offset and length of a chunk that holds only the fill value

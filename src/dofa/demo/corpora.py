@@ -13,8 +13,8 @@ import numpy as np
 
 from dofa import sensors
 from dofa.corpus.items import Reading
-from dofa.corpus.packing import pack
-from dofa.corpus.readers import read_images
+from dofa.corpus.pack import pack
+from dofa.corpus.readers.images import read_images
 from dofa.corpus.split import SplitConfig
 from dofa.simulate import CLASSES, observe_scenes
 

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dofa import figures, sensors
+from dofa import plots, sensors
 from dofa.corpus.store import SensorStore
 from dofa.demo.corpora import SIDE, samples
-from dofa.figures import Picture
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
 from dofa.pixels import RunningStats, Scaling
+from dofa.plots import Picture
 from dofa.raster import open_raster
 from dofa.sensors import Sensor
 
@@ -53,9 +53,9 @@ class Image:
 
     def picture(self, values: NDArray[np.float32] | None = None) -> Picture:
         """The image, or other values of it, stretched as the image is."""
-        limits = figures.stretch_limits(self.values, self.three, valid_hw=self.valid)
+        limits = plots.stretch_limits(self.values, self.three, valid_hw=self.valid)
         shown = self.values if values is None else values
-        return figures.composite(shown, self.three, valid_hw=self.valid, limits=limits)
+        return plots.composite(shown, self.three, valid_hw=self.valid, limits=limits)
 
 
 def stored_image(store: SensorStore, index: int, scaling: Scaling | None) -> Image:
@@ -115,9 +115,9 @@ def reconstruction(mae: MaskedAutoencoder, image: Image, seed: int) -> list[tupl
     error = np.abs(made - image.values).mean(axis=0)
     return [
         ("original", image.picture()),
-        (f"seen: {1 - ratio:.0%} of it", figures.hide_patches(image.picture(), hidden.reshape(grid), patch)),
+        (f"seen: {1 - ratio:.0%} of it", plots.hide_patches(image.picture(), hidden.reshape(grid), patch)),
         ("predicted", image.picture(made)),
-        ("error", figures.error_picture(error, 1.5)),
+        ("error", plots.error_picture(error, 1.5)),
     ]
 
 
@@ -155,7 +155,7 @@ def real_features(model: DOFA) -> list[tuple[str, Picture, Picture]]:
     images = [(title, real_image(name, corner, SHOWN_SIDE)) for name, corner, title in SHOWN]
     maps: list[NDArray[Any]] = [feature_map(model, image) for _, image in images]
     # Each picture has colours of its own: what differs most within a street is not what differs most within a delta.
-    colours = [figures.pca_colours([m])[0] for m in maps]
+    colours = [plots.pca_colours([m])[0] for m in maps]
     return [(title, image.picture(), colour) for (title, image), colour in zip(images, colours, strict=True)]
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from dofa import __version__, figures
+from dofa import __version__, plots
 from dofa.corpus.store import SensorStore
 from dofa.demo.corpora import REAL
 from dofa.demo.style import STYLE
-from dofa.figures import Picture, Row, Theme
-from dofa.tasks.evaluation import Interval
-from dofa.tasks.result import ProbeResult
-from dofa.tasks.result import Row as Accuracy
+from dofa.evaluation.cross_validation import Interval
+from dofa.evaluation.probe_result import ProbeResult
+from dofa.evaluation.probe_result import Row as Accuracy
+from dofa.plots import Picture, Row, Theme
 from dofa.train.config import PretrainConfig
 
 METHODS = ("trained", "random weights", "band statistics")
@@ -91,10 +91,10 @@ def write_report(out: Path, found: Findings) -> Path:
         row = Row(f"{name.removesuffix(REAL)}\n{note}".replace(", ", ",\n"), pictures)
         (real if "real" in note else simulated).append(row)
     if simulated:
-        figures.reconstruction_panel(out / "reconstructions.png", simulated)
-    figures.reconstruction_panel(out / "real.png", real)
+        plots.reconstruction_panel(out / "reconstructions.png", simulated)
+    plots.reconstruction_panel(out / "real.png", real)
     titles = [title.replace(", ", ",\n", 1) for title, _, _ in found.features]
-    figures.reconstruction_panel(
+    plots.reconstruction_panel(
         out / "features.png",
         [
             Row("picture", [(t, picture) for t, (_, picture, _) in zip(titles, found.features, strict=True)]),
@@ -155,7 +155,7 @@ def _lead(found: Findings) -> str:
 
 
 def _learned(out: Path, found: Findings) -> str:
-    series: dict[str, figures.Series] = {}
+    series: dict[str, plots.Series] = {}
     for name in found.stores:
         points = [(row["update"], row[f"loss/{name}"]) for row in found.log if f"loss/{name}" in row]
         if len(points) > 1 and not name.endswith(REAL):
@@ -164,7 +164,7 @@ def _learned(out: Path, found: Findings) -> str:
     chart = ""
     if series:
         chart = _chart(
-            out, "curves", lambda path, theme: figures.curves(path, series, y_label="masked error", theme=theme)
+            out, "curves", lambda path, theme: plots.curves(path, series, y_label="masked error", theme=theme)
         )
     rows = [
         (
@@ -225,7 +225,7 @@ def _probe(out: Path, found: Findings) -> str:
         for i, m in enumerate(METHODS)
     }
     chart = _chart(
-        out, "bars", lambda path, theme: figures.bars(path, names, values, spans, x_label="accuracy, %", theme=theme)
+        out, "bars", lambda path, theme: plots.bars(path, names, values, spans, x_label="accuracy, %", theme=theme)
     )
     rows = []
     for p in found.probed:
@@ -331,7 +331,7 @@ def _chart(out: Path, name: str, draw: Any) -> str:
 
 
 def _image(picture: Picture, enlarge: int = 1) -> str:
-    data = base64.b64encode(figures.png_bytes(picture, enlarge)).decode()
+    data = base64.b64encode(plots.png_bytes(picture, enlarge)).decode()
     return f'<img class=pixels alt="" src="data:image/png;base64,{data}">'
 
 

@@ -17,14 +17,14 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from dofa.corpus.store import SensorStore, open_stores
+from dofa.datasets.opening import read_labelled_store
 from dofa.demo import corpora, pictures
 from dofa.demo.report import METHODS, Findings, Probed, write_report
 from dofa.errors import ConfigError, DataError
+from dofa.evaluation.probe import probe
+from dofa.evaluation.probe_result import ProbeResult
 from dofa.model import checkpoint
 from dofa.model.mae import MaskedAutoencoder
-from dofa.tasks.datasets import read_labelled_store
-from dofa.tasks.probe import probe
-from dofa.tasks.result import ProbeResult
 from dofa.train.config import PretrainConfig
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log

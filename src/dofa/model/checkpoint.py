@@ -9,7 +9,7 @@ from dofa.model.config import PRESETS, preset
 from dofa.model.convert import convert, from_released, mae_from_released
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
-from dofa.model.native import encoder_sha256, load_autoencoder, load_encoder, save
+from dofa.model.model_folder import encoder_sha256, load_autoencoder, load_encoder, save
 from dofa.model.released import RELEASED
 
 __all__ = [

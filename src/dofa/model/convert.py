@@ -23,7 +23,7 @@ from dofa.errors import CheckpointError, short
 from dofa.model.config import SAR_WAVELENGTH_V1, SAR_WAVELENGTH_V2, DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
-from dofa.model.native import CONFIG, build_autoencoder, build_encoder, file_sha256, fill, read_safetensors, save
+from dofa.model.model_folder import CONFIG, build_autoencoder, build_encoder, file_sha256, fill, read_safetensors, save
 from dofa.model.released import ATTRIBUTION, DECODER_HEADS, HEADS, LICENCE, RELEASED, trained_sensors
 
 Fate = Literal["kept", "renamed", "dropped", "created"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dofa.errors import ConfigError
 from dofa.model.config import DistillConfig
-from dofa.model.kernels import pad_to_patch, patchify
+from dofa.model.patch_embed import pad_to_patch, patchify
 
 
 class Distillation(nn.Module):

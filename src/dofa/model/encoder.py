@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.model.config import POLARISATIONS, EncoderConfig, Origin, TrainedSensor
-from dofa.model.kernels import DynamicPatchEmbedding, embed_patches, encode_wavelengths
 from dofa.model.lora import require_merged
+from dofa.model.patch_embed import DynamicPatchEmbedding, embed_patches, encode_wavelengths
 from dofa.model.separate import SeparatePatchEmbedding
 from dofa.model.vit import Grid, Intermediates, VisionTransformer, interpolate_positions
 from dofa.sensors import Band, Sensor, check_wavelength_um

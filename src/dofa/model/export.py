@@ -24,11 +24,9 @@ from dofa.addresses import shown_in
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import encoder_sha256, load
 from dofa.model.encoder import DOFA
-from dofa.model.exported import Exported, Normalisation, Numbers
-from dofa.model.heads import Block, Head, load_head
-from dofa.model.levels import level_features, level_name
-from dofa.model.native import file_sha256
-from dofa.model.programs import compare, quiet, write_onnx, write_program
+from dofa.model.exported_program import Exported, Normalisation, Numbers, compare, quiet, write_onnx, write_program
+from dofa.model.heads import Block, Head, level_features, level_name, load_head
+from dofa.model.model_folder import file_sha256
 from dofa.model.vit import block_indices
 from dofa.pixels import Float, Scaling, resolve_stats
 from dofa.sensors import Sensor

@@ -9,7 +9,7 @@ of band statistics reads the bands themselves and belongs to no encoder.
 import colorsys
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,13 +24,13 @@ from torch import Tensor
 from dofa.addresses import shown, shown_in
 from dofa.documents import read_bytes
 from dofa.errors import CONTROLS, CheckpointError, ConfigError, nearest, short
-from dofa.files import write_atomically
+from dofa.io import write_atomically
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.decoders import DPTDecoder, UPerNet
-from dofa.model.encoder import DOFA
-from dofa.model.native import read_record
-from dofa.model.split_record import FILE as SPLIT
-from dofa.model.split_record import SplitRecord, read_split
+from dofa.model.encoder import DOFA, StaticViT
+from dofa.model.head_split import FILE as SPLIT
+from dofa.model.head_split import SplitRecord, read_split
+from dofa.model.model_folder import read_record
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 from dofa.settings import check_keys, check_types, each, whole
@@ -42,7 +42,7 @@ Task = Literal["classification", "multilabel", "segmentation", "regression"]
 Kind = Literal["upernet", "dpt"]
 Block = int | Literal["pooled"]
 Colour = tuple[int, int, int]
-BAND_STATISTICS = "band statistics"  # features without an encoder (dofa.scene.band_statistics)
+BAND_STATISTICS = "band statistics"  # features without an encoder (dofa.inference.band_statistics)
 _KEYS = (
     "format_version", "task", "class_names", "colours", "ignore", "nodata", "encoder_sha256", "levels", "sensor",
     "scaling", "patch_offset", "tile_size", "gsd_m", "validation", "weights_sha256",
@@ -411,3 +411,39 @@ def palette(classes: int) -> tuple[Colour, ...]:
     """Colours far apart for any number of classes: hues by the golden ratio, three brightnesses in turn."""
     rgb = (colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, (0.95, 0.7, 0.5)[i % 3]) for i in range(classes))
     return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in rgb)
+
+
+# -- Features of levels: blocks of an encoder, and `pooled`, the last one with the norm of the pooled vector.
+
+
+def level_features(
+    vit: DOFA | StaticViT, intermediates: Callable[..., Any], image: Tensor, levels: Sequence[Block], maps: bool
+) -> dict[str, Tensor]:
+    """Features of levels by name: of whole images (B, D), or of single patches (B, D, h, w).
+
+    Args:
+        vit: whose pool and norm are used.
+        intermediates: its `forward_intermediates`, the bands filled in.
+        image: (B, C, H, W) normalised.
+        levels: block numbers, whose patch tokens are averaged, and `pooled`.
+        maps: of single patches.
+    """
+    last = len(vit.blocks) - 1
+    wanted = sorted({last if level == "pooled" else level for level in levels})
+    found = dict(zip(wanted, intermediates(image, indices=wanted, return_prefix_tokens=True), strict=True))
+    out = {}
+    for level in levels:
+        grid, cls = found[last if level == "pooled" else level]
+        if level != "pooled":
+            features = grid if maps else grid.float().mean((2, 3))
+        elif maps:
+            features = vit.fc_norm(grid.movedim(1, -1)).movedim(-1, 1)
+        else:
+            features = vit.forward_head(torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1), pre_logits=True)
+        out[level_name(level)] = features
+    return out
+
+
+def level_name(level: Block) -> str:
+    """`pooled`, or `block` and its number."""
+    return level if level == "pooled" else f"block{level}"

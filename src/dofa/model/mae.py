@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from dofa.errors import DataError
 from dofa.model.config import DecoderConfig, MaskConfig
 from dofa.model.encoder import DOFA, Wavelengths, patch_grid
-from dofa.model.kernels import DynamicPatchPrediction, pad_to_patch, patch_runs, patchify, take_runs, unpatchify
+from dofa.model.patch_embed import DynamicPatchPrediction, pad_to_patch, patch_runs, patchify, take_runs, unpatchify
 from dofa.model.separate import SeparatePatchEmbedding, SeparatePatchPrediction
 from dofa.model.vit import NORM_EPS, Block, Grid, init_linear, interpolate_positions, run_block, sincos_positions
 

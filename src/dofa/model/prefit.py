@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dofa.errors import CheckpointError, ConfigError
+from dofa.model.checkpoint import create, load, save
+from dofa.model.config import Origin
 from dofa.model.convert import unpickle
 from dofa.model.encoder import DOFA, Wavelengths
-from dofa.model.kernels import KERNEL_SCALE, WEIGHT_TOKENS, DynamicPatchEmbedding
-from dofa.model.native import fill
-from dofa.model.teacher import Teacher
+from dofa.model.model_folder import CONFIG, fill
+from dofa.model.patch_embed import KERNEL_SCALE, WEIGHT_TOKENS, DynamicPatchEmbedding
+from dofa.model.teacher import Teacher, load_teacher
+from dofa.model.vit import interpolate_positions
 from dofa.sensors import Sensor
 
 Method = Literal["closed-form", "iterative"]
@@ -268,3 +272,151 @@ def _train(model: DOFA, wavelengths: Wavelengths, target_weight: Tensor, target_
     with torch.enable_grad():
         optimiser.step(relative_error)  # type: ignore[no-untyped-call]
     optimiser.zero_grad()
+
+
+# -- A student that starts from an ordinary ViT: everything behind the patch embedding is the teacher's.
+
+
+@torch.no_grad()
+def initialise(model: DOFA, teacher: Teacher) -> None:
+    """Copies CLS, positions (interpolated to the model's grid), blocks and norm from a teacher.
+
+    The patch embedding stays as it is: `prefit` makes it the teacher's at the RGB wavelengths. The model's origin tells
+    the teacher, its digest and its licence from here on.
+
+    Args:
+        model: the student.
+        teacher: an ordinary ViT of the same width, depth, heads, patch and LayerScale.
+
+    Raises:
+        CheckpointError: something differs; all of it is named.
+
+    Source: arXiv 2403.15356, section 3.4.
+    """
+    own, its = model.config, teacher.config
+    faults = [
+        f"{what} {getattr(its, what)} instead of {getattr(own, what)}"
+        for what in ("width", "depth", "heads", "patch")
+        if getattr(its, what) != getattr(own, what)
+    ]
+    if (own.layer_scale is None) != (its.layer_scale is None):
+        faults.append(
+            "no LayerScale (build the model without layer_scale)"
+            if its.layer_scale is None
+            else "LayerScale (build the model with layer_scale: 1e-5)"
+        )
+    if faults:
+        raise CheckpointError(
+            f"{teacher.name} cannot start this model: it has {', '.join(faults)}; "
+            "as a distillation teacher it is welcome"
+        )
+    state = teacher.vit.state_dict()
+    state["pos_embed"] = interpolate_positions(teacher.vit.pos_embed, teacher.vit.grid, model.grid)
+    for name, tensor in model.state_dict().items():
+        if name in ("cls_token", "pos_embed") or name.startswith(("blocks.", "norm.")):
+            tensor.copy_(state[name])
+    before = model.origin
+    licences = {teacher.licence, before.licence} if before.provenance else {teacher.licence}
+    model.origin = Origin(
+        "" if "" in licences else " AND ".join(sorted(licences)),
+        before.attribution,
+        {"teacher": teacher.name, "teacher_sha256": teacher.sha256}
+        | ({"generator_from": before.provenance} if before.provenance else {}),
+    )
+
+
+# -- `dofa prefit`: a model folder that starts from an ordinary RGB Vision Transformer.
+
+IMITATES = 0.1  # a kernel further from the teacher's than this is another kernel
+
+
+@dataclass(frozen=True)
+class Prefitted:
+    """What `dofa prefit` made.
+
+    Attributes:
+        folder: of the model.
+        teacher: what it starts from, with what was assumed or dropped while loading.
+        notes: on the teacher and the fit.
+        fit: of the generator; None where one was loaded.
+        residual: |generated − teacher's| / |teacher's| patch embedding at the RGB wavelengths.
+        difference: the largest relative difference of RGB features, over all blocks.
+    """
+
+    folder: Path
+    teacher: str
+    notes: tuple[str, ...]
+    fit: Fit | None
+    residual: float
+    difference: float
+
+    def print(self) -> None:
+        """One fact a line."""
+        lines = [f"teacher {self.teacher}", *(f"  {note}" for note in self.notes)]
+        how = "" if self.fit is None else f", {self.fit.before:.2g} before; {self.fit.seconds:.1f} s"
+        lines.append(f"patch kernel at the RGB wavelengths: relative residual {self.residual:.1e}{how}")
+        lines.append(f"RGB features: largest relative difference of a block {self.difference:.1e}")
+        if self.residual > IMITATES:
+            lines.append("this generator does not imitate this teacher: RGB features are not the teacher's")
+        lines.append(f"written {self.folder}")
+        for line in lines:
+            Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def prefit_command(
+    teacher: str,
+    out: Path,
+    size: str | None = None,
+    init: str | None = None,
+    *,
+    image_size: int | None = None,
+    method: Method = "closed-form",
+    generator: Path | None = None,
+    wavelengths: Sequence[float] = RGB_UM,
+) -> Prefitted:
+    """Start a model from an RGB teacher: its blocks copied, its patch kernel imitated at the RGB wavelengths.
+
+    Args:
+        teacher: a file (timm, DINOv2 or MAE layout), a folder with config.json and model.safetensors, or owner/model
+            on the hub.
+        out: model folder to create.
+        size: of the new model: small, base, large, huge, plus-small, plus-base or plus-large.
+        init: instead of a size, a model folder or name whose architecture, sensors and generator are taken.
+        image_size: side in pixels of the new model's position table, by default 224.
+        method: closed-form is exact and takes a second; iterative trains the whole generator, as the paper does.
+        generator: the authors' file of a fitted generator, taken instead of a fit.
+        wavelengths: of red, green and blue in µm.
+
+    Returns:
+        What was made, and how close it is to the teacher.
+
+    Raises:
+        ConfigError: options that contradict each other, a size or image size that does not exist, patch_offset 1.
+        CheckpointError: files that cannot be read or do not fit each other, or `out` already holds a model.
+    """
+    if (out / CONFIG).exists():
+        raise CheckpointError(f"{out} already holds a model: choose another folder")
+    if (size is None) == (init is None):
+        raise ConfigError("say either --size (plus-small, base, …) for a new model or --init for a model folder")
+    if init is not None and image_size is not None:
+        raise ConfigError("--image-size belongs to a new model; the one of --init has its own")
+    if generator is not None and method != "closed-form":
+        raise ConfigError(f"--generator takes the place of a fit: leave out --method {method}")
+    if size is not None:
+        model = create(size, **({} if image_size is None else {"image_size": image_size})).eval()
+    else:
+        model = load(str(init))
+    source = load_teacher(teacher, image_size=model.config.image_size)
+    initialise(model, source)
+    numbers, fit = list(wavelengths), None
+    if generator is None:
+        fit = prefit(model, source, numbers, method=method)
+    else:
+        load_generator(model, generator)
+    left = residual(model, source, numbers)
+    difference = feature_difference(model, source, numbers)
+    how = method if generator is None else generator.name
+    save(model, out, provenance={"prefit": how, "prefit_wavelength_um": numbers, "prefit_residual": left})
+    licence = f"licence: {source.licence or 'unknown, the source says none; mind it before you share the model'}"
+    name = f"{source.name}, sha256 {source.sha256[:12]}…"
+    return Prefitted(out, name, (*source.notes, licence), fit, left, difference)

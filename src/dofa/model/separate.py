@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dofa.errors import ConfigError
 from dofa.model.config import TrainedSensor
-from dofa.model.kernels import embed_patches
+from dofa.model.patch_embed import embed_patches
 from dofa.sensors import Sensor
 
 

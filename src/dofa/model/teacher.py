@@ -21,8 +21,8 @@ from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.model.config import EncoderConfig
 from dofa.model.convert import read_released
 from dofa.model.encoder import StaticViT, check_finite, patch_grid
-from dofa.model.kernels import embed_patches
-from dofa.model.native import CONFIG, WEIGHTS, file_sha256, fill
+from dofa.model.model_folder import CONFIG, WEIGHTS, file_sha256, fill
+from dofa.model.patch_embed import embed_patches
 from dofa.model.released import HEADS
 from dofa.model.vit import Grid, block_indices, interpolate_positions
 from dofa.pixels import IMAGENET_MEAN, IMAGENET_STD

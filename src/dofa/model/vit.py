@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dofa.errors import ConfigError
 from dofa.model.attention import Attention
 from dofa.model.config import EncoderConfig
-from dofa.model.kernels import infers_on_cpu
+from dofa.model.patch_embed import infers_on_cpu
 
 Grid = tuple[int, int]
 NORM_EPS = 1e-6

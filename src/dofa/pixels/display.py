@@ -1,6 +1,6 @@
 """Physical values as a picture in [0, 1], the input of a teacher that knows photographs; every range is named here.
 
-The maps are affine and alike for all images of a sensor, unlike the stretches of `dofa.figures`: what is dark stays
+The maps are affine and alike for all images of a sensor, unlike the stretches of `dofa.plots`: what is dark stays
 dark.
 """
 

@@ -17,8 +17,8 @@ from rasterio.errors import RasterioError
 from dofa.documents import read_json
 from dofa.errors import DataError
 from dofa.raster import remote
+from dofa.raster.band_descriptions import FileBand, Said
 from dofa.raster.band_names import A_WAVELENGTH, LONGEST
-from dofa.raster.file_bands import FileBand, Said
 
 WAVELENGTH = r"(?:cent(?:ral|er|re)_)?wavelengths?|wl|lambda"
 WAVELENGTH_UNIT = re.compile(r"\s*(nm|nanom\w*|[uµμ]m|microm\w*|microns?)\s*", re.IGNORECASE)

@@ -8,9 +8,16 @@ from dataclasses import replace
 
 from dofa import sensors
 from dofa.errors import DataError, listed
+from dofa.raster.band_descriptions import (
+    IN_ORDER,
+    FileBand,
+    Recognised,
+    by_descriptions,
+    refuse_twice,
+    says_nothing,
+    tolerance_um,
+)
 from dofa.raster.band_names import AUXILIARY, LONGEST, key, match, plain_text, read_name
-from dofa.raster.descriptions import by_descriptions, says_nothing
-from dofa.raster.file_bands import IN_ORDER, FileBand, Recognised, refuse_twice, tolerance_um
 from dofa.sensors import Band, Sensor, check_wavelength_um
 
 COLOURS = {"red": {"red", "r"}, "green": {"green", "g"}, "blue": {"blue", "b"}, "nir": {"nir", "n", "nearinfrared"}}

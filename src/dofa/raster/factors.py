@@ -1,8 +1,9 @@
 """The unit and the factor of a file's numbers: by its tags, by the user's word, or by the values themselves."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, get_args
 
 import numpy as np
@@ -10,10 +11,86 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling, Unit, resolve_physical
-from dofa.raster.file_bands import Said
-from dofa.raster.numbers import FileNumbers, UserNumbers
-from dofa.raster.units import KNOWN, TaggedUnit, unit_of
+from dofa.raster.band_descriptions import Said
+from dofa.raster.unit_tags import KNOWN, TaggedUnit, unit_of
 from dofa.sensors import Sensor
+
+Tags = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class FileNumbers:
+    """What a file says of the numbers in the bands that are read, one entry a band.
+
+    Attributes:
+        scales: GDAL scale, 1 where nothing is said.
+        offsets: GDAL offset, 0 where nothing is said.
+        units: GDAL unit, empty where nothing is said.
+        tags: of the data set, keys in upper case.
+        band_tags: of each band, keys in upper case.
+        envi: the header of an ENVI file, keys in lower case.
+        amplitude: a name says that they are amplitudes.
+    """
+
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    units: tuple[str, ...]
+    tags: Tags
+    band_tags: tuple[Tags, ...]
+    envi: Tags
+    amplitude: bool = False
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a scale or an offset is said of any band."""
+        return set(self.scales) != {1.0} or any(self.offsets)
+
+    def select(self, places: Sequence[int]) -> "FileNumbers":
+        """What is said of some of the bands."""
+        return FileNumbers(
+            scales=tuple(self.scales[i] for i in places),
+            offsets=tuple(self.offsets[i] for i in places),
+            units=tuple(self.units[i] for i in places),
+            tags=self.tags,
+            band_tags=tuple(self.band_tags[i] for i in places),
+            envi=self.envi,
+            amplitude=self.amplitude,
+        )
+
+
+@dataclass(frozen=True)
+class UserNumbers:
+    """What the user says of the numbers; None for nothing.
+
+    Attributes:
+        scaling: everything.
+        dn_offset: added to the numbers before the factor.
+        dn_scale: the factor from numbers to the unit.
+        unit: as a unit tag would say it; see `units.unit_of`.
+    """
+
+    scaling: Scaling | None = None
+    dn_offset: float | None = None
+    dn_scale: float | None = None
+    unit: str | None = None
+
+    @property
+    def said(self) -> bool:
+        """Whether the user says anything."""
+        return any(v is not None for v in (self.scaling, self.dn_offset, self.dn_scale, self.unit))
+
+    def __post_init__(self) -> None:
+        if self.scaling is not None and (self.dn_offset, self.dn_scale, self.unit) != (None, None, None):
+            raise ConfigError(
+                "scaling already says offset, factor and unit: give scaling, or some of dn_offset, dn_scale and unit"
+            )
+        if self.dn_scale is not None and not (np.isfinite(self.dn_scale) and self.dn_scale):
+            raise ConfigError(f"--dn-scale {self.dn_scale:g}: the factor from the file's numbers to their unit, not 0")
+        if self.unit is not None and unit_of(self.unit) is None:
+            raise ConfigError(f"--unit {self.unit}: known are {KNOWN}")
+
+
+# -- The unit and the factor of a file's numbers: by its tags, by the user's word, or by the values themselves.
 
 UNIT_KEYS = ("UNIT", "UNITS", "UNITTYPE", "UNIT_TYPE", "DATA_UNITS", "DATA UNITS")  # of tags, in upper case
 AMPLITUDE = (
@@ -215,3 +292,102 @@ def number(text: str | None) -> float | None:
     except ValueError:
         return None
     return values.pop() if len(values) == 1 else None
+
+
+# -- `--dn-offset`, for all files or by file: processing baselines differ within a time series.
+
+
+def dn_offsets(text: str | float | None) -> list[tuple[str, float]]:
+    """Patterns of file names and what is added to the numbers of those files.
+
+    Args:
+        text: `-1000` for all files, or `PATTERN=NUMBER` entries with commas between them, the first that fits counts:
+            `S2B*=-1000,*=0`.
+
+    Raises:
+        ConfigError: an entry that is no number.
+    """
+    if text is None:
+        return []
+    out = []
+    for entry in str(text).split(","):
+        pattern, equals, number = entry.rpartition("=")
+        try:
+            out.append((pattern.strip() if equals else "*", float(number)))
+        except ValueError:
+            raise ConfigError(
+                f"--dn-offset {text}: a number such as -1000, or one by file, such as --dn-offset 'S2B*=-1000,*=0'"
+            ) from None
+    return out
+
+
+def dn_offset_of(text: str | float | None, sources: Sequence[str]) -> float | None:
+    """The offset of a scene.
+
+    Args:
+        text: as for `dn_offsets`.
+        sources: files of the scene; the last part of a path, or all of it, is compared with the patterns.
+
+    Returns:
+        None where nothing fits.
+    """
+    names = [name for source in sources for name in (source, source.rstrip("/").rsplit("/", 1)[-1])]
+    fitting = (value for pattern, value in dn_offsets(text) if any(fnmatchcase(name, pattern) for name in names))
+    return next(fitting, None)
+
+
+def check_dn_offsets(text: str | float | None, sources: Sequence[Sequence[str]]) -> None:
+    """Refuse a pattern that fits none of the files: it is a slip, and its files would be read without the offset.
+
+    Args:
+        text: as for `dn_offsets`.
+        sources: files of each scene.
+
+    Raises:
+        ConfigError: such a pattern.
+    """
+    for pattern, value in dn_offsets(text):
+        if pattern != "*" and all(dn_offset_of(f"{pattern}={value}", one) is None for one in sources):
+            raise ConfigError(f"--dn-offset {text}: no file given is named like {pattern}")
+
+
+# -- What radar backscatter is in, by its values: decibels, decibels × 100 in integers, or linear power.
+
+UNITS: tuple[Unit, ...] = ("db", "linear_power")
+FAINTEST_DB, BRIGHTEST_DB = -60.0, 40.0  # what 98 % of any image lies in: noise lies near −35, few targets above 20
+
+
+def backscatter(product: Scaling, sensor: str, raw: NDArray[Any], by_tag: bool) -> tuple[Scaling, Said | None]:
+    """The unit and factor of backscatter of which nobody says them, decided by its values, and what is said of that.
+
+    Nearly all ground sends back less than it receives: decibels are negative there, and linear power lies between 0 and
+    1. What is neither stays what the product has.
+
+    Args:
+        product: the sensor's own scaling, in decibels or linear power.
+        sensor: its name.
+        raw: valid numbers of any shape.
+        by_tag: whether a unit tag says that the values are in the product's unit.
+    """
+    own = product.without_stats()
+    values = raw[np.isfinite(raw)] if raw.dtype.kind == "f" else raw.ravel()
+    if not values.size:
+        return own, None
+    low, middle, high = np.percentile(values.ravel()[:: max(1, values.size // 200_000)].astype(np.float64), (1, 50, 99))
+    if low >= FAINTEST_DB and low < -0.1 and middle <= 0 and high <= BRIGHTEST_DB:
+        unit, scale, flags = "db", 1.0, "--unit db"
+    elif low / 100 >= FAINTEST_DB and low < FAINTEST_DB and middle <= 0 and high / 100 <= BRIGHTEST_DB:
+        unit, scale, flags = "db", 0.01, "--unit db --dn-scale 0.01"
+    elif low >= -0.1 and 0 < middle < 10 and raw.dtype.kind == "f":  # a little below 0 where noise was subtracted
+        unit, scale, flags = "linear_power", 1.0, "--unit linear_power"
+    else:
+        return own, None
+    if (unit == product.unit and scale == 1.0) or (by_tag and unit != product.unit):
+        return own, None
+    chosen = Scaling.uniform(unit, product.bands, scale, physical_source="values")  # type: ignore[arg-type]
+    what = "linear power" if unit == "linear_power" else "decibels" if scale == 1 else "decibels × 100"
+    text = (
+        f"nothing says the unit of its {raw.dtype} numbers, 98 % of which lie in {low:.4g} … {high:.4g}: taken as "
+        f"{what}, not as {sensor} has it; say {flags} if that is right, else --unit and --dn-scale"
+    )
+    return chosen, ("unit-assumed", text)

@@ -13,13 +13,13 @@ from rasterio.windows import Window
 from dofa.addresses import shown
 from dofa.errors import ConfigError, DataError, listed
 from dofa.pixels import Float, Scaling
-from dofa.raster import band_metadata, fill, gdal, parts, planet, words
+from dofa.raster import band_metadata, gdal, nodata, physical_values, planet, subdatasets
+from dofa.raster.band_descriptions import FileBand, Said
 from dofa.raster.bands import recognise
-from dofa.raster.file_bands import FileBand, Said
-from dofa.raster.handles import Handles
-from dofa.raster.numbers import FileNumbers, UserNumbers
-from dofa.raster.sampling import corner_windows, sample_windows
-from dofa.raster.validity import Header, Mask, Validity
+from dofa.raster.factors import FileNumbers, UserNumbers
+from dofa.raster.gdal import Handles
+from dofa.raster.masks import Header, Mask, Validity
+from dofa.raster.nodata import corner_windows, sample_windows
 from dofa.sensors import Sensor
 
 SAMPLE_PIXELS = 20_000  # enough for the 0.1 percentile of a band
@@ -33,9 +33,9 @@ class Raster:
 
     A pixel is valid where every band read has a measurement: by its nodata value and its mask as GDAL sees them, the
     file's alpha bands, and, for floating-point numbers, by being finite. A nodata value of 0, and any of an 8-bit
-    picture, counts only where all bands have it (`dofa.raster.validity`). A fill value that nobody declared is found on
-    opening, named in `warnings`, and counts as nodata (`dofa.raster.fill`). Bands without one measurement in the whole
-    file are left out on opening, and named in `warnings`.
+    picture, counts only where all bands have it (`dofa.raster.masks`). A fill value that nobody declared is found on
+    opening, named in `warnings`, and counts as nodata (`dofa.raster.nodata`). Bands without one measurement in the
+    whole file are left out on opening, and named in `warnings`.
 
     Attributes:
         path: as given.
@@ -101,7 +101,7 @@ class Raster:
     ) -> None:
         """Recognise the bands, leave out the empty ones, and settle what the numbers mean."""
         dataset = self._handles.dataset()
-        pages = parts.pages(dataset)
+        pages = subdatasets.pages(dataset)
         try:
             found = recognise(
                 band_metadata.file_bands(dataset),
@@ -113,9 +113,9 @@ class Raster:
                 alpha_is_mask=self._alpha_is_mask,
             )
         except DataError as error:
-            raise DataError(f"{error}; {parts.described(pages)}") if pages else error from None
+            raise DataError(f"{error}; {subdatasets.described(pages)}") if pages else error from None
         if pages:
-            self._assume(("pages-left-out", parts.described(pages)))
+            self._assume(("pages-left-out", subdatasets.described(pages)))
         for said in found.notes:
             self._note(said)
         if bands is None:
@@ -128,7 +128,7 @@ class Raster:
         windows = sample_windows(self.height, self.width)
         raw = [self._decode(self._numbers, window) for window in windows]
         if self.dtype.itemsize > 1:
-            for doubt in self.take_fill(fill.undeclared(*self._fill_sample(raw, windows))):
+            for doubt in self.take_fill(nodata.undeclared(*self._fill_sample(raw, windows))):
                 (self._assume if self._nodata is None else self._note)(doubt)
         raw = self._leave_out_empty(raw)
         valid = [self._valid(r, w) for r, w in zip(raw, windows, strict=True)]
@@ -157,7 +157,7 @@ class Raster:
         # A product whose offset makes 0 a reflectance far below 0 has no such measurement: Sentinel-2 from processing
         # baseline 04.00 and Landsat's Collection 2 write 0 where a band has none.
         integers = self.dtype.kind in "iu" and self.dtype.itemsize > 1
-        zero_alone = integers and self._nodata in (None, 0) and self._offset < words.NEGATIVE
+        zero_alone = integers and self._nodata in (None, 0) and self._offset < physical_values.NEGATIVE
         self._validity = Validity(self._header, numbers, self._nodata, self.fill_values, self.alpha, zero_alone)
 
     def set_nodata(self, nodata: float) -> None:
@@ -174,7 +174,7 @@ class Raster:
         windows = sample_windows(self.height, self.width)
         return self._fill_sample([self._decode(self._numbers, window) for window in windows], windows)
 
-    def take_fill(self, found: Sequence[fill.Fill]) -> list[Said]:
+    def take_fill(self, found: Sequence[nodata.Fill]) -> list[Said]:
         """Count fill values that nobody declared as nodata from now on; where the user told one, they are only named.
 
         Args:
@@ -199,7 +199,7 @@ class Raster:
         def corner(top: int, left: int, height: int, width: int) -> NDArray[Any]:
             return self._decode(self._numbers, Window(left, top, width, height))
 
-        found = fill.zero_border(corner, self.height, self.width)
+        found = nodata.zero_border(corner, self.height, self.width)
         if found:
             self.fill_values = (*self.fill_values, 0.0)
             self._take(self.sensor, self._numbers)
@@ -244,8 +244,8 @@ class Raster:
         if by_name is not None and not user.said:
             settled = by_name
         else:
-            settled = words.settle(self.sensor, numbers, self.dtype.name, user, self._name)
-        settled = words.assumed(settled, self.sensor, numbers, sample)
+            settled = physical_values.settle(self.sensor, numbers, self.dtype.name, user, self._name)
+        settled = physical_values.assumed(settled, self.sensor, numbers, sample)
         self.tell(self.sensor, settled.scaling, self._numbers)
         for said in settled.notes:
             self._note(said)
@@ -338,7 +338,7 @@ class Raster:
         measured = self._validity.measured(raw, numbers)
         if self._validity.masked:
             measured &= self._masked(window, numbers)
-        if self._nodata is None and fill.may_hold(raw, self._validity.values):
+        if self._nodata is None and nodata.may_hold(raw, self._validity.values):
             self._leave_out_fill(raw, measured, numbers)
         drawn = self._validity.drawn(raw, numbers)
         others = [n for n in self._validity.by_all_bands if n not in numbers]
@@ -349,7 +349,7 @@ class Raster:
 
     def _leave_out_fill(self, raw: NDArray[Any], measured: Mask, numbers: Sequence[int]) -> None:
         """Fill values where nobody looked on opening: in the midst of a large file."""
-        for found in fill.leave_out(raw, measured, self._validity.each(raw, numbers)):
+        for found in nodata.leave_out(raw, measured, self._validity.each(raw, numbers)):
             if found.value not in self._seen_fill:
                 self._seen_fill.add(found.value)
                 text = f"undeclared-nodata: {self._name}: some of its pixels are {found.text}"

@@ -1,10 +1,27 @@
 """Why a file was not opened: formats and compressions that builds of GDAL leave out, and what is no image at all."""
 
+import io
 import re
+import struct
+import warnings
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import rasterio
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 
+from dofa.addresses import shown
+from dofa.documents import parse_xml, read_bytes
+from dofa.errors import DataError, short
 from dofa.raster import remote
 
 # Formats that builds of GDAL may leave out: by the first bytes of a file, and by its ending.
@@ -93,3 +110,144 @@ def _no_image(path: str, head: bytes) -> str | None:
     if text.startswith(b"<?xml") or name.endswith(".xml"):
         return "it holds metadata: name the product's folder (of Sentinel-2 the .SAFE), or the image itself"
     return None
+
+
+# -- Formats that name other files or services: read only where they are meant.
+
+# Descriptions of services, and lists of files elsewhere: they fetch, and some write a cache into the working directory.
+_SERVICES = frozenset(
+    {"WMS", "WMTS", "WCS", "OGCAPI", "EEDA", "EEDAI", "PLMOSAIC", "DAAS", "NGW", "HTTP", "STACIT", "STACTA", "GTI",
+     "MRF", "RPFTOC", "ECRGTOC", "PLSCENES", "RASTERLITE", "PostGISRaster", "GeoRaster"}
+)  # fmt: skip
+# Over a network only what holds its pixels itself.
+_FROM_NETWORK = (
+    "GTiff", "COG", "LIBERTIFF", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "PNG", "JPEG", "WEBP", "GIF", "BMP",
+    "netCDF", "HDF5", "HDF5Image", "BAG", "HDF4", "HDF4Image", "Zarr", "ENVI", "EHdr", "HFA", "GRIB", "NITF", "AAIGrid",
+    "SRTMHGT", "JPEGXL",
+)  # fmt: skip
+
+
+def drivers_for(path: str) -> list[str]:
+    """GDAL's drivers that may open a file, by their short names.
+
+    Args:
+        path: as the user or an item names it.
+    """
+    if remote.is_remote(path):
+        return [name for name in _FROM_NETWORK if name in _all()]
+    virtual = path.lower().endswith(".vrt") or path.lower().startswith("vrt://")
+    return [name for name in _all() if name not in _SERVICES and (virtual or name != "VRT")]
+
+
+@cache
+def _all() -> tuple[str, ...]:
+    with rasterio.Env() as env:
+        return tuple(env.drivers())
+
+
+def check_virtual(path: str) -> list[str]:
+    """Refuse a virtual file (VRT) that comes over a network, and one here that leads to such a file.
+
+    Args:
+        path: as the user or an item names it.
+
+    Returns:
+        What of the network it names, each once. Whether those are images their content tells, not their names: open
+        them with `drivers_for` first.
+
+    Raises:
+        DataError: it, or a source in it, is a VRT from the network, which may name any file of this machine; or it is
+            no XML.
+    """
+    cure = "download it, look which files it names, and open it here"
+    if remote.is_remote(path) and (remote.suffix(path) == ".vrt" or path.lower().startswith("vrt:")):
+        raise DataError(f"{shown(path)} is a virtual file from the network, which may read files here: {cure}")
+    if remote.is_remote(path) or not path.lower().endswith(".vrt") or not Path(path).is_file():
+        return []
+    far: dict[str, None] = {}
+    for element in parse_xml(read_bytes(Path(path)), path).iter():
+        named = (element.text or "").strip()
+        if not remote.is_remote(named):
+            continue
+        if remote.suffix(named) == ".vrt" or "vrt://" in named.lower():
+            raise DataError(f"{path} names a virtual file from the network, {short(shown(named))}: {cure}")
+        far[named] = None
+    return list(far)
+
+
+# -- GeoTIFFs and pictures that lie in memory or in an archive, decoded only where their size is what one expects.
+
+LARGEST = 2**30  # bytes of pixels; the largest part of a published set, a year of Sentinel-2, has 150 MB
+
+
+@contextmanager
+def decoding(what: str, kind: str) -> Iterator[None]:
+    """Whatever GDAL or Pillow says of a damaged file, told as a DataError with its name.
+
+    Args:
+        what: name of the file.
+        kind: of file that it should be.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    # GDAL's and Pillow's words for files that are cut off, overwritten or larger than they decode, tags that are no
+    # text, types that NumPy does not have, sizes beyond a machine's.
+    except (RasterioError, CPLE_BaseError, OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError,
+            MemoryError, struct.error, zlib.error, Image.DecompressionBombError) as error:  # fmt: skip
+        raise DataError(f"{what} is no whole {kind} ({error}): fetch it again") from None
+
+
+def read_geotiff(data: bytes, what: str, largest: int = LARGEST) -> NDArray[Any]:
+    """The bands of a GeoTIFF.
+
+    Args:
+        data: the file.
+        what: its name, for messages.
+        largest: bytes of pixels that are decoded.
+
+    Returns:
+        (C, H, W) in the file's type.
+
+    Raises:
+        DataError: no whole GeoTIFF, or a header that promises more pixels than are expected.
+    """
+    with decoding(what, "GeoTIFF"):
+        if not data:
+            raise DataError(f"{what} is empty: fetch it again")
+        with warnings.catch_warnings(), MemoryFile(data) as memory:
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with memory.open(driver="GTiff") as dataset:
+                pixels = dataset.count * dataset.height * dataset.width
+                if pixels * max((np.dtype(kind).itemsize for kind in dataset.dtypes), default=1) > largest:
+                    size = f"{dataset.count} × {dataset.height} × {dataset.width}"
+                    raise DataError(f"{what} claims {size} pixels, more than it can be: fetch it again")
+                array: NDArray[Any] = dataset.read()
+    return array
+
+
+def read_picture(
+    data: bytes, what: str, formats: Collection[str], modes: Collection[str] = ("RGB",), largest: int = LARGEST
+) -> NDArray[np.uint8]:
+    """A JPEG or PNG as Pillow decodes it.
+
+    Args:
+        data: the file.
+        what: its name, for messages.
+        formats: Pillow's names of those it may be of.
+        modes: Pillow's names of the pixels it may have.
+        largest: bytes of pixels that are decoded.
+
+    Returns:
+        (H, W) or (H, W, C).
+
+    Raises:
+        DataError: no whole picture, of other pixels, or with a header that promises more than are expected.
+    """
+    with decoding(what, " or ".join(formats)), Image.open(io.BytesIO(data), formats=[*formats]) as image:
+        if image.mode not in modes:
+            raise DataError(f"{what} has mode {image.mode}; {' or '.join(modes)} is expected")
+        if image.width * image.height * len(image.getbands()) > largest:
+            raise DataError(f"{what} claims {image.height} × {image.width} pixels: fetch it again")
+        return np.asarray(image)

@@ -3,13 +3,15 @@
 import math
 import os
 import re
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
@@ -17,11 +19,10 @@ from rasterio.warp import transform, transform_bounds
 
 from dofa.addresses import shown
 from dofa.errors import DataError
-from dofa.raster import parts, remote
-from dofa.raster.file_bands import Said
-from dofa.raster.formats import why_unopened
-from dofa.raster.numbers import FileNumbers
-from dofa.raster.virtual import check_virtual, drivers_for
+from dofa.raster import gdal, remote, subdatasets
+from dofa.raster.band_descriptions import Said
+from dofa.raster.factors import FileNumbers
+from dofa.raster.formats import check_virtual, drivers_for, why_unopened
 
 # How GDAL behaves over a network; a variable of that name in the environment wins. docs/scenes-remote.md
 HTTP: dict[str, str] = {
@@ -83,7 +84,7 @@ def open_dataset(path: str) -> Any:
                     DatasetReader(remote.gdal_name(named), driver=drivers_for(named), sharing=False).close()
                 # rasterio.open takes one driver, its class any number of them
                 dataset = DatasetReader(remote.gdal_name(path), driver=drivers_for(path), sharing=False)
-                return parts.open_only_image(dataset)
+                return subdatasets.open_only_image(dataset)
             except UnicodeDecodeError:  # of GDAL's own error, which names what stands in the file
                 raise RasterioIOError("a name in it is no text in UTF-8") from None
             except CRSError as error:
@@ -137,8 +138,8 @@ def check_kind(dataset: Any) -> None:
         DataError: no bands, complex numbers, a colour table, inks or a bit mask.
     """
     if dataset.count == 0:
-        found = parts.images(dataset)
-        if not found and (why := parts.unreadable(dataset)):
+        found = subdatasets.images(dataset)
+        if not found and (why := subdatasets.unreadable(dataset)):
             raise DataError(why_unopened(dataset.name, why, driver_names()))
         found = found or dataset.subdatasets
         some = ", ".join(found[:4]) + (", …" if len(found) > 4 else "")
@@ -383,3 +384,86 @@ def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float
     except (CRSError, RasterioError, CPLE_BaseError):
         return None
     return west, south, east, north
+
+
+# -- A file's open GDAL datasets: one for each thread, opened again where a network lost an answer.
+
+
+class Handles:
+    """Datasets of one file; any thread may ask, each gets its own.
+
+    Args:
+        path: anything GDAL opens.
+        name: of the file, for messages.
+    """
+
+    def __init__(self, path: str, name: str) -> None:
+        self._path, self._name = path, name
+        self._open: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        # A virtual file may be made of others that come over a network.
+        try:
+            parts = self.dataset().files if path.lower().endswith(".vrt") else ()
+        except UnicodeDecodeError:
+            raise DataError(f"{name}: the name of a file in it is no text in UTF-8") from None
+        self._fetched = next((part for part in parts if remote.is_remote(part)), path)
+
+    def dataset(self) -> Any:
+        """This thread's. A forked child opens its own: a shared file position would mix up their reads.
+
+        Raises:
+            DataError: the file cannot be opened, or is closed.
+        """
+        key = (os.getpid(), threading.get_ident())
+        with self._lock:
+            if self._closed:
+                raise DataError(f"{self._name}: the raster is closed")
+            found = self._open.get(key)
+        if found is None:
+            found = gdal.open_dataset(self._path)
+            with self._lock:
+                self._open[key] = found
+        return found
+
+    def read(self, ask: Callable[[Any], NDArray[Any]], what: str) -> NDArray[Any]:
+        """What this thread's dataset answers; over a network a new one is asked when an answer was lost.
+
+        Args:
+            ask: a dataset for its numbers.
+            what: they are, for messages.
+
+        Raises:
+            DataError: they cannot be decoded, or the network gave none.
+        """
+
+        def act() -> NDArray[Any]:
+            dataset = self.dataset()
+            with rasterio.Env(**gdal.options(self._path)):
+                return ask(dataset)
+
+        try:
+            return remote.persistently(self._fetched, act, self._forget, lost=RasterioError)
+        except RasterioError as error:
+            far = remote.is_remote(self._fetched)
+            why = f"its {what} cannot be decoded: {remote.reason(error, 'the server sent' if far else 'the file has')}"
+            if far:
+                raise DataError(f"{shown(self._path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
+            raise DataError(f"{self._name}: truncated or damaged, {why}: copy or download it again") from None
+
+    def _forget(self) -> None:
+        """Close this thread's dataset; the next look opens another."""
+        with self._lock:
+            found = self._open.pop((os.getpid(), threading.get_ident()), None)
+        if found is not None:
+            with rasterio.Env(**gdal.options(self._path)):
+                found.close()
+
+    def close(self) -> None:
+        """Close all of this process; asking afterwards is an error."""
+        with self._lock:
+            self._closed = True
+            closing, self._open = self._open, {}
+        for (pid, _), dataset in closing.items():
+            if pid == os.getpid():
+                dataset.close()

@@ -6,8 +6,8 @@ from pathlib import Path
 from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
+from dofa.raster.factors import UserNumbers
 from dofa.raster.file import Raster
-from dofa.raster.numbers import UserNumbers
 from dofa.sensors import Sensor
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from dofa.documents import LARGEST, parse_json, parse_xml
 from dofa.errors import DataError
 from dofa.pixels import Scaling
-from dofa.raster.numbers import FileNumbers
-from dofa.raster.words import Settled
+from dofa.raster.factors import FileNumbers
+from dofa.raster.physical_values import Settled
 from dofa.sensors import Sensor
 
 RADIANCE_SCALE = 0.01  # radiometricScaleFactor of every analytic product: counts to W m-2 sr-1 um-1

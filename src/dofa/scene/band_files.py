@@ -7,11 +7,11 @@ from pathlib import Path
 
 from dofa import sensors
 from dofa.errors import DataError, listed
-from dofa.raster import Raster, gdal, parts, remote
+from dofa.raster import Raster, gdal, remote, subdatasets
+from dofa.raster.band_descriptions import FileBand
 from dofa.raster.band_names import AUXILIARY, COUNTED, match
-from dofa.raster.file_bands import FileBand
 from dofa.scene.masks import legend_of
-from dofa.scene.names import LEVEL_1C, basename, product_sensor, tokens
+from dofa.scene.metadata import LEVEL_1C, basename, product_sensor, tokens
 from dofa.sensors import Sensor
 
 VARIABLE = re.compile(r"(netcdf|hdf5|zarr):", re.IGNORECASE)
@@ -30,10 +30,10 @@ def bands_in_parts(source: str, sensor: Sensor | None) -> list[str]:
     if remote.is_remote(source):
         return []
     with gdal.open_dataset(source) as dataset:
-        images = parts.pages_of_one_band(dataset) if dataset.count else parts.images(dataset)
+        images = subdatasets.pages_of_one_band(dataset) if dataset.count else subdatasets.images(dataset)
         paged = dataset.count > 0
     images = [name.replace(source, absolute(source), 1) for name in images]
-    names = [parts.variable(name) for name in images]
+    names = [subdatasets.variable(name) for name in images]
     if paged or (len(names) > 1 and all(COUNTED.fullmatch(name) for name in names)):
         return images
     known = [sensor] if sensor is not None else list(sensors.catalogue().values())
@@ -59,9 +59,9 @@ def described_bands(file: Raster, sensor: Sensor | None) -> list[FileBand]:
     if VARIABLE.match(file.path):
         numbers = file.file_numbers([1])
         texts.append(numbers.band_tags[0].get("LONG_NAME") or numbers.tags.get("LONG_NAME") or "")
-        name = parts.variable(file.path)
+        name = subdatasets.variable(file.path)
         texts += [] if COUNTED.fullmatch(name) else tokens(name)
-    elif not parts.PAGE.match(file.path):
+    elif not subdatasets.PAGE.match(file.path):
         texts += tokens(file.path)
     known = [sensor] if sensor is not None else list(sensors.catalogue().values())
     said = (text for text in texts if text and any(match(text, s) for s in known))
@@ -95,7 +95,7 @@ def without_auxiliary(
     kept, left_out = [], []
     for file, bands in zip(files, said, strict=True):
         name = basename(file.path)
-        legend = legend_of(name) or legend_of(parts.variable(name))
+        legend = legend_of(name) or legend_of(subdatasets.variable(name))
         if legend is not None:
             classes[legend.band] = absolute(file.path), 1
         if legend is not None or (

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.figures import composite, stretch_limits
+from dofa.inference.panels import Panel
+from dofa.inference.tiles import Window
 from dofa.pixels import Float
-from dofa.scene.panels import Panel
+from dofa.plots import composite, stretch_limits
 from dofa.scene.scene import Scene
-from dofa.scene.tiles import Window
 from dofa.sensors import Band, Sensor
 
 VISIBLE_UM = (0.66, 0.56, 0.48)

@@ -9,7 +9,7 @@ from dofa import sensors
 from dofa.errors import ConfigError, DataError
 from dofa.raster import Raster
 from dofa.scene.masks import legend_of
-from dofa.scene.names import tokens
+from dofa.scene.metadata import tokens
 from dofa.scene.sources import images_in, is_product, one_dataset
 
 # Files of metadata that a provider puts beside the images of one product (Landsat, EnMAP, PlanetScope, Pléiades, ESA).

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 
 from dofa.errors import DataError
+from dofa.inference.tiles import Window
 from dofa.raster import gdal
-from dofa.scene.tiles import Window
 
 NOT_SQUARE = 0.02  # difference of a pixel's sides on the ground that is said and made even by --gsd
 FINEST = 100  # times finer than its own pixels --gsd may make a scene: beyond it only memory is spent

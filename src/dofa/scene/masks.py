@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError, nearest
+from dofa.inference.tiles import Window
 from dofa.raster import Raster
-from dofa.raster.file_bands import Said
-from dofa.raster.sampling import sample_windows
+from dofa.raster.band_descriptions import Said
+from dofa.raster.nodata import sample_windows
 from dofa.scene.grid import Grid, Mask, Placement, place
-from dofa.scene.names import basename
-from dofa.scene.tiles import Window
+from dofa.scene.metadata import basename
 
 
 @dataclass(frozen=True)

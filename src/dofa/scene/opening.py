@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dofa.options import SceneOptions
-from dofa.raster.offsets import dn_offset_of
+from dofa.raster.factors import dn_offset_of
 from dofa.scene.scene import Scene, open_scene
 
 

@@ -15,7 +15,7 @@ from dofa import sensors
 from dofa.documents import LARGEST, parse_xml
 from dofa.errors import DataError, short
 from dofa.pixels import Scaling
-from dofa.scene.files import BandFile, Part, Product
+from dofa.scene.layers import BandFile, Part, Product
 from dofa.sensors import Sensor
 
 METADATA = {"MTD_MSIL1C.xml": "sentinel-2-l1c", "MTD_MSIL2A.xml": "sentinel-2-l2a"}

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from dofa.addresses import shown_in
 from dofa.errors import ConfigError, DataError
+from dofa.inference.tiles import Window
 from dofa.pixels import Float, Scaling
 from dofa.raster import Raster, gdal, open_told, remote
-from dofa.raster.file_bands import Said
+from dofa.raster.band_descriptions import Said
 from dofa.scene.band_files import absolute
-from dofa.scene.files import Part, Stack, identity, open_files
+from dofa.scene.first_look import check_measured, has_zero_border, sample
 from dofa.scene.grid import Grid, Mask, finest
-from dofa.scene.look import check_measured, has_zero_border, sample
+from dofa.scene.layers import Part, Stack, identity, open_files
 from dofa.scene.masks import ClassMask, MaskLayer, class_mask, legend_of
-from dofa.scene.names import basename
+from dofa.scene.metadata import basename
 from dofa.scene.sources import Opened, Words, grouped, open_group, share
-from dofa.scene.tiles import Window
 from dofa.sensors import Band, Sensor
 
 VERSION = 1  # of the recipe

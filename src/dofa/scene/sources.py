@@ -11,16 +11,15 @@ import numpy as np
 from dofa import sensors
 from dofa.errors import ConfigError, DataError, listed
 from dofa.pixels import Scaling
-from dofa.raster import Raster, fill, gdal, open_raster, words
+from dofa.raster import Raster, gdal, nodata, open_raster, physical_values
+from dofa.raster.band_descriptions import Said
 from dofa.raster.band_names import match
 from dofa.raster.bands import recognise
-from dofa.raster.factors import user_scaling
-from dofa.raster.file_bands import Said
-from dofa.raster.numbers import FileNumbers, UserNumbers
+from dofa.raster.factors import FileNumbers, UserNumbers, user_scaling
 from dofa.scene.band_files import absolute, bands_in_parts, by_product_name, described_bands, without_auxiliary
-from dofa.scene.files import BandFile, Part, Product, open_files
+from dofa.scene.layers import BandFile, Part, Product, open_files
 from dofa.scene.masks import legend_of
-from dofa.scene.names import band_by_name, basename, product_sensor
+from dofa.scene.metadata import band_by_name, basename, product_sensor
 from dofa.scene.safe import is_safe, read_safe
 from dofa.scene.stac import is_item, read_item
 from dofa.sensors import Sensor
@@ -66,7 +65,7 @@ class Opened:
     rasters: list[Raster]
     classes: dict[str, tuple[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    settled: words.Settled | None = None
+    settled: physical_values.Settled | None = None
     said: FileNumbers | None = None
     name: str | None = None
 
@@ -333,7 +332,7 @@ def _undeclared(rasters: Sequence[Raster], say: Words) -> list[str]:
         DataError: there is one, and what looks wrong is an error.
     """
     looked = [raster for raster in rasters if raster.dtype.itemsize > 1]
-    fills = fill.undeclared_of_files([(*r.fill_sample(), (r.height, r.width)) for r in looked])
+    fills = nodata.undeclared_of_files([(*r.fill_sample(), (r.height, r.width)) for r in looked])
     found: dict[str, tuple[str, Said, int]] = {}
     for raster, fill_values in zip(looked, fills, strict=True):
         for one, doubt in zip(fill_values, raster.take_fill(fill_values), strict=True):
@@ -367,7 +366,7 @@ def _settle(
         amplitude=any(n.amplitude for n in numbers),
     )
     used = [files[i] for i in dict.fromkeys(i for i, _ in chosen.values())]
-    settled = words.settle(sensor, said, _dtype(used), say.numbers, name)
+    settled = physical_values.settle(sensor, said, _dtype(used), say.numbers, name)
     band_files = []
     for file in used:
         held = {band: n for band, (i, n) in chosen.items() if files[i] is file}
@@ -391,7 +390,7 @@ def _by_values(opened: Opened) -> None:
     if opened.settled is None or opened.said is None or not opened.settled.scale_open:
         return
     values = np.concatenate([file.sample() for file in opened.rasters])
-    opened.settled = words.assumed(opened.settled, opened.part.sensor, opened.said, values)
+    opened.settled = physical_values.assumed(opened.settled, opened.part.sensor, opened.said, values)
     opened.part = replace(opened.part, scaling=opened.settled.scaling)
     for file in opened.rasters:
         file.tell(file.sensor, opened.settled.scaling.select(file.sensor.band_names), file.numbers)

@@ -14,12 +14,12 @@ from urllib.parse import unquote, urljoin, urlsplit
 from dofa import addresses, sensors
 from dofa.documents import parse_json
 from dofa.errors import ConfigError, DataError, short
-from dofa.raster import remote, words
+from dofa.raster import physical_values, remote
+from dofa.raster.band_descriptions import FileBand
 from dofa.raster.band_names import AUXILIARY, match
 from dofa.raster.bands import recognise
-from dofa.raster.file_bands import FileBand
-from dofa.raster.numbers import FileNumbers, UserNumbers
-from dofa.scene.files import BandFile, Part, Product
+from dofa.raster.factors import FileNumbers, UserNumbers
+from dofa.scene.layers import BandFile, Part, Product
 from dofa.scene.masks import legend_of
 from dofa.sensors import Sensor
 
@@ -145,7 +145,7 @@ def read_item(source: str | Path, sensor: Sensor | None = None) -> Product:
         sensor = whole.select([band for band in whole.band_names if band in held])
         said = _numbers(item, sensor, held)
         dtype = str(held[sensor.band_names[0]].said.get("data_type", ""))
-        settled = words.settle(sensor, said, dtype, UserNumbers(), name)
+        settled = physical_values.settle(sensor, said, dtype, UserNumbers(), name)
     except DataError as error:
         text = str(error)
         raise DataError(text if name in text else f"{short(name)}: {text}") from None
@@ -370,7 +370,7 @@ def _numbers(item: Mapping[str, Any], sensor: Sensor, held: Mapping[str, AssetBa
     properties = item.get("properties", {})
     tags: dict[str, str] = {}
     band_tags: list[dict[str, str]] = [{} for _ in bands]
-    if words.is_sentinel2(sensor, str(bands[0].said.get("data_type", ""))):
+    if physical_values.is_sentinel2(sensor, str(bands[0].said.get("data_type", ""))):
         tags, band_tags = _sentinel2_words(properties, bands, scales)
         offsets = [0.0] * len(bands)
     return FileNumbers(
@@ -393,11 +393,11 @@ def _sentinel2_words(
     tags = {"PROCESSING_BASELINE": baseline} if baseline else {}
     if applied is True:
         return {**tags, "BOA_OFFSET_APPLIED": "true"}, [{} for _ in bands]
-    number = words.baseline_number(baseline)
+    number = physical_values.baseline_number(baseline)
     if number is not None and number < 4:
         return tags, [{} for _ in bands]
     if applied is False and number is not None and all(b.offset is None for b in bands):
-        return {**tags, "BOA_ADD_OFFSET": f"{words.SENTINEL2_OFFSET_DN:g}"}, [{} for _ in bands]
+        return {**tags, "BOA_ADD_OFFSET": f"{physical_values.SENTINEL2_OFFSET_DN:g}"}, [{} for _ in bands]
     dn = [None if b.offset is None else round(b.offset / s, 6) for b, s in zip(bands, scales, strict=True)]
     return tags, [{} if value is None else {"BOA_ADD_OFFSET": repr(value)} for value in dn]
 

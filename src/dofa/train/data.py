@@ -22,7 +22,7 @@ from dofa.pixels import Scaling
 from dofa.sensors import Sensor, catalogue
 from dofa.train.augment import draw_bands, draw_window, flip, generator, jitter_basis, resize, spectral_jitter
 from dofa.train.config import DataConfig, PretrainConfig
-from dofa.train.views import View
+from dofa.train.teacher_inputs import View
 
 Float = NDArray[np.float32]
 

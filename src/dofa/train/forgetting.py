@@ -18,7 +18,7 @@ from dofa.corpus.mixture import Mixture
 from dofa.corpus.store import SensorStore
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, DataError
-from dofa.files import write_atomically
+from dofa.io import write_atomically
 from dofa.model.mae import MaskedAutoencoder
 from dofa.settings import whole
 from dofa.train.config import PretrainConfig

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dofa.documents import parse_json, read_bytes
 from dofa.errors import CheckpointError, DataError
-from dofa.files import naming, write_atomically
+from dofa.io import naming, write_atomically
 from dofa.train.loop import Step
 
 LARGEST = 2**30  # bytes of log.jsonl; a line has some hundred

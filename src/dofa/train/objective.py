@@ -20,16 +20,15 @@ from dofa.model.checkpoint import create, load, load_mae, save
 from dofa.model.config import DistillConfig, TrainedSensor, preset
 from dofa.model.distill import Distillation, patch_validity, reduce_tokens
 from dofa.model.encoder import Wavelengths
-from dofa.model.initialise import initialise
 from dofa.model.mae import MaskedAutoencoder, split_patches
-from dofa.model.prefit import RGB_UM, prefit
+from dofa.model.prefit import RGB_UM, initialise, prefit
 from dofa.model.separate import SeparatePatchEmbedding
 from dofa.model.teacher import Teacher
 from dofa.model.vit import block_indices, recompute_activations
 from dofa.pixels import Scaling, resolve_stats
 from dofa.sensors import Sensor
 from dofa.train.config import ModelConfig
-from dofa.train.views import display_scaling
+from dofa.train.teacher_inputs import display_scaling
 
 MANY_BANDS = 64  # from here on memory is shorter than time
 

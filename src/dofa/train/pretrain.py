@@ -14,18 +14,19 @@ from torch import nn
 from dofa.addresses import shown_in
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
-from dofa.files import write_atomically
+from dofa.io import write_atomically
 from dofa.model.checkpoint import load_mae
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.prefit import patch_kernel
 from dofa.model.teacher import Teacher, load_teacher
 from dofa.train import forgetting
-from dofa.train.answers import teacher_answers
+from dofa.train.checkpoint import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
 from dofa.train.config import PretrainConfig
 from dofa.train.data import MicroBatches, Source, describe_sources, make_mixture
 from dofa.train.launch import launch
 from dofa.train.log import RunLog, Window, columns
 from dofa.train.loop import stop_signal, train
+from dofa.train.monitor import can_draw, draw, measure, verdict
 from dofa.train.objective import (
     Pretraining,
     brings_decoder,
@@ -37,9 +38,8 @@ from dofa.train.objective import (
 )
 from dofa.train.optim import adamw, learning_rate
 from dofa.train.recipes import LENGTH, differences, from_dict, to_yaml
-from dofa.train.state import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
-from dofa.train.views import plan_views
-from dofa.train.watch import can_draw, draw, measure, verdict
+from dofa.train.teacher_features import teacher_answers
+from dofa.train.teacher_inputs import plan_views
 from dofa.version import code_version
 
 STANDARD_BATCHES = 32  # micro-batches whose teacher's features are standardised by

@@ -1,0 +1,1 @@
+"""How good a model's features are: frozen features, probes, metrics with intervals, benches."""

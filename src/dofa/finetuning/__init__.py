@@ -1,0 +1,1 @@
+"""Adapting a model to labelled images, and judging what was learned."""

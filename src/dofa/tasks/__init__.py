@@ -1,1 +1,0 @@
-"""Downstream tasks: data sets in their published form, probes and their heads."""
