@@ -27,8 +27,9 @@ from real_five_sensors import CROPS, items, pack_all, reading, tiles
 from dofa.corpus.items import Item, Reading, Sample
 from dofa.corpus.pack import pack
 from dofa.corpus.store import open_stores
+from dofa.datasets.folds import split_folds
 from dofa.datasets.opening import LabelledImages, open_labelled
-from dofa.evaluation.cross_validation import bootstrap, choose_penalty, fit_logistic, split_folds
+from dofa.evaluation.cross_validation import bootstrap, choose_penalty, fit_logistic
 from dofa.evaluation.frozen_features import band_statistics, encode
 from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA

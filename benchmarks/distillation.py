@@ -30,8 +30,9 @@ from real_five_sensors import enmap, items, naip, on_one_grid, read, reading, se
 from dofa import sensors
 from dofa.corpus.items import Item, Reading
 from dofa.corpus.pack import pack
+from dofa.datasets.folds import split_folds
 from dofa.datasets.opening import LabelledImages, open_labelled
-from dofa.evaluation.cross_validation import bootstrap, choose_penalty, fit_logistic, knn_predict, split_folds
+from dofa.evaluation.cross_validation import bootstrap, choose_penalty, fit_logistic, knn_predict
 from dofa.evaluation.frozen_features import band_statistics, encode, prepare
 from dofa.model.checkpoint import create, load
 from dofa.model.encoder import DOFA

@@ -40,9 +40,10 @@ from real_five_sensors import naip, sentinel_2
 from dofa import sensors
 from dofa.corpus.pack import pack
 from dofa.corpus.store import open_stores
+from dofa.datasets.folds import split_folds
 from dofa.datasets.opening import LabelledImages, open_labelled
 from dofa.evaluation.backbones import open_backbone, random_encoder
-from dofa.evaluation.cross_validation import PENALTIES, choose_penalty, knn_predict, split_folds
+from dofa.evaluation.cross_validation import PENALTIES, choose_penalty, knn_predict
 from dofa.evaluation.frozen_features import band_statistics, encode
 from dofa.evaluation.linear import fit_logistic
 from dofa.model.checkpoint import load, load_mae

@@ -315,7 +315,7 @@ def test_a_class_layer_of_a_whole_image_masks_in_whatever_type_it_was_written(tm
     array[3, :5] = 9  # clouds
     path = write(tmp_path / "x.tif", array, names=["B4", "B3", "AOT", "SCL"])
     with open_scene(path, S2, mask="SCL", dn_offset=0) as scene:
-        from dofa.inference.tiles import Window
+        from dofa.scene.grid import Window
 
         (raw,), valid = scene.read(Window(0, 0, 20, 30))
         assert np.array_equal(raw, array[:2])
@@ -414,7 +414,7 @@ def test_a_data_set_with_a_variable_a_band_is_one_scene(tmp_path, kind, monkeypa
     with open_scene(path.name, S2, dn_offset=0, mask="SCL") as scene:
         (part,) = scene.parts
         assert set(part.sensor.band_names) == set(NAMES)
-        from dofa.inference.tiles import Window
+        from dofa.scene.grid import Window
 
         (raw,), valid = scene.read(Window(0, 0, 20, 30))
         assert valid.all()
@@ -500,7 +500,7 @@ def test_a_long_name_tells_the_band_of_a_numbered_variable(tmp_path, kind):
     for i, name in enumerate(NAMES, 1):  # rioxarray's band_as_variable
         apart[f"band_{i}"].attrs = {"long_name": name}
     with open_scene(saved(tmp_path, apart, kind), S2, dn_offset=0) as scene:
-        from dofa.inference.tiles import Window
+        from dofa.scene.grid import Window
 
         (raw,), _ = scene.read(Window(0, 0, 20, 30))
         assert np.array_equal(raw, array[[NAMES.index(n) for n in scene.parts[0].sensor.band_names]])

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import dofa
 from dofa.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCE = Path(dofa.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -83,3 +85,25 @@ def test_the_quickstart_s_commands_lead_from_pictures_to_a_model(tmp_path, monke
     exec(example, names)
     assert names["scaling"].bands == ("R", "G", "B", "NIR")
     assert names["scaling"].stats_source == "corpus"
+
+
+def there(name: str) -> bool:
+    """Whether a path below the package, or a dotted name in it, is there."""
+    if "/" in name:
+        path = SOURCE / name
+        return path.exists() or path.with_suffix(".py").exists()
+    *module, last = name.split(".")
+    path = SOURCE.joinpath(*module)
+    if (path / last).exists() or (path / f"{last}.py").exists():
+        return True
+    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    return bool(re.search(rf"\b{last}\b", text))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "log.md"], ids=lambda p: p.name)
+def test_every_module_that_a_page_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    rooms = "|".join(p.name for p in SOURCE.iterdir() if (p / "__init__.py").exists())
+    named = re.findall(rf"`(?:src/)?(?:dofa/)?((?:{rooms})/[a-z0-9_/.]+)`", text)
+    named += re.findall(r"`dofa\.((?!(?:git|json)\b)[a-z][A-Za-z0-9_.]+)[`(]", text)
+    assert [name for name in named if not there(name)] == []

@@ -14,9 +14,8 @@ from rasterio.warp import transform  # noqa: E402
 
 from dofa.errors import DataError  # noqa: E402
 from dofa.inference.info import describe  # noqa: E402
-from dofa.inference.tiles import Window  # noqa: E402
 from dofa.raster import gdal, open_raster  # noqa: E402
-from dofa.scene.grid import Grid  # noqa: E402
+from dofa.scene.grid import Grid, Window  # noqa: E402
 from dofa.scene.scene import open_scene  # noqa: E402
 
 pytestmark = [

@@ -15,9 +15,9 @@ from dofa import open_scene
 from dofa.cli import main
 from dofa.errors import ConfigError, DataError
 from dofa.inference.cluster import _connected as connected
-from dofa.inference.tiles import Window
 from dofa.raster import open_raster
 from dofa.raster.remote import fetch
+from dofa.scene.grid import Window
 
 SIDE = 96
 S2 = ("B02", "B03", "B04", "B08")

@@ -11,9 +11,9 @@ from rasterio.transform import from_origin
 from dofa import open_scene, sensors
 from dofa.cli import main
 from dofa.errors import DataError
-from dofa.inference.tiles import Window
 from dofa.pixels import Scaling
 from dofa.pixels.scaling import ConstantBandWarning
+from dofa.scene.grid import Window
 from dofa.scene.scene import open_recipe
 
 SIDE = 96

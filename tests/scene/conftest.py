@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dofa.inference.inputs import Inputs
-from dofa.inference.tiles import Window
 from dofa.pixels import Scaling
+from dofa.scene.grid import Window
 from dofa.sensors import Band, Sensor
 
 

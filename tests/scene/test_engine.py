@@ -14,10 +14,11 @@ from dofa.errors import DataError
 from dofa.inference.chunks import Chunks
 from dofa.inference.engine import Job, Room, run
 from dofa.inference.tile_encoder import EncoderTiles, specialised
-from dofa.inference.tiles import Plan, Window
+from dofa.inference.tiles import Plan
 from dofa.inference.workers import Streams, answer
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
+from dofa.scene.grid import Window
 
 from .conftest import ArrayScene, LocalModel, array_inputs
 

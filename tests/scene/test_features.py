@@ -40,7 +40,7 @@ def forward(model, one, image, block=-1):
 
 
 def whole_input(one):
-    from dofa.inference.tiles import Window
+    from dofa.scene.grid import Window
 
     return one.inputs.normalised(Window(0, 0, 88, 117))[0]
 

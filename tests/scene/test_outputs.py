@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.inference import cog
 from dofa.inference.outputs import Layout, Work, open_features
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 
 from .conftest import small_disk, tree
 

@@ -17,14 +17,14 @@ import dofa
 from dofa import sensors
 from dofa.cli import main
 from dofa.errors import ConfigError, DataError
-from dofa.inference.panels import GAP, HEAD, RED, SIDE, TITLE, Panel, draw, fitted, round_length
+from dofa.inference.panels import GAP, HEAD, RED, SIDE, TITLE, Panel, colour_panel, draw, fitted, round_length
 from dofa.inference.preview import fine_stride, part_of, picture
-from dofa.inference.tiles import Window
 from dofa.model.checkpoint import save
 from dofa.model.config import EncoderConfig
 from dofa.plots import NODATA_GREY
-from dofa.scene.colours import colour_panel, colours, of_sensor, shown_bands
+from dofa.scene.colours import colours, of_sensor, shown_bands
 from dofa.scene.coordinates import Pixel, ground, lonlat, pixel_at, pixels
+from dofa.scene.grid import Window
 from dofa.scene.scene import Scene, open_scene
 
 from .conftest import write_tiff

@@ -19,11 +19,11 @@ from dofa.cli import main
 from dofa.inference.features import embed, embed_all
 from dofa.inference.inputs import OwnStatisticsWarning, settle
 from dofa.inference.reading import open_features
-from dofa.inference.tiles import Window
 from dofa.model.checkpoint import load, save
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.released import trained_sensors
+from dofa.scene.grid import Window
 from dofa.scene.scene import open_scene
 
 from .conftest import write_tiff

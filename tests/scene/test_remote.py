@@ -19,13 +19,13 @@ rasterio = pytest.importorskip("rasterio")
 
 from rasterio.shutil import copy as copy_raster  # noqa: E402
 
-from dofa.inference.tiles import Window  # noqa: E402
 from dofa.raster import (  # noqa: E402
     gdal,
     open_raster,
     open_told,
     remote,
 )
+from dofa.scene.grid import Window  # noqa: E402
 from dofa.scene.scene import open_scene  # noqa: E402
 from dofa.scene.stac import read_item  # noqa: E402
 

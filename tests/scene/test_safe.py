@@ -10,7 +10,7 @@ from rasterio.transform import from_origin
 
 from dofa.documents import parse_xml
 from dofa.errors import ConfigError, DataError
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 from dofa.scene.safe import read_safe
 from dofa.scene.scene import open_scene
 

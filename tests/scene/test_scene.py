@@ -20,10 +20,9 @@ from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
-from dofa.inference.tiles import Window
 from dofa.raster import Raster
 from dofa.scene import layers
-from dofa.scene.grid import Axis, resample
+from dofa.scene.grid import Axis, Window, resample
 from dofa.scene.scene import Scene, open_recipe, open_scene
 
 from .conftest import write_tiff

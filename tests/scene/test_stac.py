@@ -13,7 +13,7 @@ from dofa.errors import DataError, DofaError
 pytest.importorskip("rasterio")
 
 from dofa.inference.many import output_paths
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 from dofa.scene.scene import open_scene
 from dofa.scene.stac import is_item, read_item
 

@@ -14,7 +14,7 @@ from dofa.pixels import Scaling
 pytest.importorskip("rasterio")
 
 from dofa.inference.scene_statistics import scene_statistics
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 from dofa.scene.scene import Scene, open_scene
 
 from .conftest import write_tiff

@@ -12,7 +12,7 @@ import rasterio
 from dofa.errors import DataError, DofaError
 from dofa.inference.info import describe
 from dofa.inference.scene_statistics import scene_statistics
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 from dofa.scene.scene import open_recipe, open_scene
 
 from .conftest import write_tiff

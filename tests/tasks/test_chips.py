@@ -27,12 +27,12 @@ from dofa.datasets import chips as command
 from dofa.datasets.blocks import SPLITS, Blocks, deal
 from dofa.datasets.chips import chips, read_chips
 from dofa.errors import ConfigError, DataError, DofaError
-from dofa.inference.tiles import Window
 from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import load_head
 from dofa.options import ScenesOptions
+from dofa.scene.grid import Window
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "src" / "dofa" / "samples" / "naip-rgbn"

@@ -14,10 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import jaccard_score
 from sklearn.preprocessing import StandardScaler
 
+from dofa.datasets.folds import Fold
 from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation.backbones import open_backbone
-from dofa.evaluation.cross_validation import Fold
 from dofa.evaluation.pixel_features import BandPixels, EncoderPixels
 from dofa.evaluation.pixel_probe import NONE, Ground, PixelTask, Sample, cut_blocks, draw_sample, gather, label_map
 from dofa.evaluation.probe import probe

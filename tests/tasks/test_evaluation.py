@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
+from dofa.datasets.folds import split_folds
 from dofa.datasets.opening import read_eurosat_rgb
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation.cross_validation import (
@@ -20,7 +21,6 @@ from dofa.evaluation.cross_validation import (
     fit_logistic,
     knn_predict,
     softmax,
-    split_folds,
 )
 from dofa.evaluation.frozen_features import band_statistics
 

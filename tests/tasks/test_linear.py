@@ -5,8 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from dofa.datasets.folds import deal_folds, fewer_labels
 from dofa.errors import ConfigError
-from dofa.evaluation.cross_validation import choose_penalty, deal_folds, fewer_labels, knn_scores
+from dofa.evaluation.cross_validation import choose_penalty, knn_scores
 from dofa.evaluation.linear import fit_lars, fit_logistic, sigmoid
 
 

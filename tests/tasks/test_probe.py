@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from dofa.datasets.folds import split_folds
 from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation import probe as room
 from dofa.evaluation.bootstrap import Classes, judge_images
-from dofa.evaluation.cross_validation import fit_logistic, split_folds
+from dofa.evaluation.cross_validation import fit_logistic
 from dofa.evaluation.frozen_features import encode
 from dofa.evaluation.probe import probe
 from dofa.model import checkpoint

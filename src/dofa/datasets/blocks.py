@@ -11,9 +11,8 @@ from rasterio.warp import transform
 
 from dofa.corpus.items import Split
 from dofa.errors import ConfigError, DataError
-from dofa.inference.tiles import Window
 from dofa.raster import gdal
-from dofa.scene.grid import Grid
+from dofa.scene.grid import Grid, Window
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DRAWS = 512  # ways to deal blocks out, of which the one nearest to the shares is taken

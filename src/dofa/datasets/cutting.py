@@ -11,9 +11,9 @@ from dofa.datasets.blocks import Blocks
 from dofa.datasets.chip_folder import ChipWriter
 from dofa.datasets.labelled import IGNORE
 from dofa.datasets.labels import UNLABELLED, Codes, Placed
-from dofa.inference.tiles import Window
 from dofa.pixels import Scaling
 from dofa.progress import Progress
+from dofa.scene.grid import Window
 from dofa.scene.scene import Scene
 
 Task = Literal["classification", "segmentation"]

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.datasets.labelled import LabelledImages, Raw
-from dofa.evaluation.linear import Ints
+from dofa.datasets.labelled import Ints, LabelledImages, Raw
 
 Hashes = NDArray[np.uint64]
 SIDE = 4  # pixels of a window

@@ -15,6 +15,9 @@ from dofa.errors import CONTROLS, ConfigError, DataError, nearest
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
+Ints = NDArray[np.int64]
+
+
 Raw = tuple[NDArray[Any], NDArray[np.bool_] | None]
 Task = Literal["classification", "multilabel", "segmentation"]
 IGNORE = 255  # what masks hold where nothing is to be learned or judged

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from dofa.addresses import shown
 from dofa.datasets.labelled import IGNORE
 from dofa.errors import CONTROLS, ConfigError, DataError, nearest, short
-from dofa.inference.tiles import Window
 from dofa.model.heads import Colour, palette
-from dofa.scene.grid import Grid
+from dofa.scene.grid import Grid, Window
 
 Codes = NDArray[np.int16]
 Bounds = tuple[float, float, float, float]

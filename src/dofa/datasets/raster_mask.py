@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from dofa.datasets.labelled import IGNORE
 from dofa.datasets.labels import UNLABELLED, Bounds, Classes, Codes, Labels, Placed
 from dofa.errors import ConfigError, DataError
-from dofa.inference.tiles import Window
 from dofa.raster import gdal
-from dofa.scene.grid import Grid
+from dofa.scene.grid import Grid, Window
 
 
 @dataclass(frozen=True)

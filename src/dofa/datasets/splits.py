@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.folds import Fold, deal_folds, fewer_labels, split_folds
+from dofa.datasets.labelled import Ints, LabelledImages
 from dofa.errors import DataError
-from dofa.evaluation.cross_validation import Fold, deal_folds, fewer_labels, split_folds
-from dofa.evaluation.linear import Ints
 
 By = Literal["auto", "image", "place", "split"]
 Unit = Literal["image", "block"]

@@ -25,10 +25,9 @@ from dofa.datasets.labels import (
     parse_colour,
 )
 from dofa.errors import ConfigError, DataError, DofaError, nearest, short
-from dofa.inference.tiles import Window
 from dofa.model.heads import Colour
 from dofa.raster import gdal
-from dofa.scene.grid import Grid
+from dofa.scene.grid import Grid, Window
 
 COLOUR_FIELDS = ("fill", "marker-color", "color", "colour")  # the first two: simplestyle 1.1, as GeoJSON carries it
 LONGITUDE, LATITUDE = ("lon", "lng", "long", "longitude"), ("lat", "latitude")

@@ -7,10 +7,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dofa.datasets.folds import Fold
+from dofa.datasets.labelled import Ints
 from dofa.errors import ConfigError
 from dofa.evaluation.cross_validation import (
     PENALTIES,
-    Fold,
     Interval,
     Optimizer,
     bootstrap_score,
@@ -18,7 +19,7 @@ from dofa.evaluation.cross_validation import (
     fit,
     knn_scores,
 )
-from dofa.evaluation.linear import Floats, Ints, sigmoid
+from dofa.evaluation.linear import Floats, sigmoid
 from dofa.evaluation.metrics import Counts, binary_counts, confusion, mean_iou, micro_average_precision
 
 

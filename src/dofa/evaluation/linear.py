@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from dofa.datasets.labelled import Ints
 from dofa.errors import DataError
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 TOLERANCE = 1e-7  # largest entry of the gradient of the mean loss; 1e-4 moved accuracy by up to 0.3 points
 ROUNDS, STEPS = 40, 500  # of the optimiser, which takes new scales each round

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.labelled import Ints, LabelledImages
 from dofa.datasets.splits import Parts
 from dofa.errors import ConfigError
 from dofa.evaluation.backbones import Backbone
 from dofa.evaluation.cross_validation import Interval, bootstrap, choose_penalty, fit_logistic
 from dofa.evaluation.frozen_features import Floats
-from dofa.evaluation.linear import Ints
 from dofa.model.heads import Block
 from dofa.sensors import Sensor
 

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.labelled import Ints, LabelledImages
 from dofa.evaluation.backbones import Backbone
 from dofa.evaluation.frozen_features import Precision, Progress, prepare
-from dofa.evaluation.linear import Ints
 from dofa.inference import engine
 from dofa.inference.band_statistics import local_statistics
 from dofa.inference.inputs import Inputs
-from dofa.inference.tiles import Plan, Window
+from dofa.inference.tiles import Plan
 from dofa.inference.workers import TileModel
 from dofa.model.devices import choose
 from dofa.pixels import Scaling
+from dofa.scene.grid import Window
 from dofa.sensors import Sensor
 
 Floats = NDArray[np.float32]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.datasets.labelled import LabelledImages, Raw, digest
+from dofa.datasets.folds import Fold
+from dofa.datasets.labelled import Ints, LabelledImages, Raw, digest
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation.bootstrap import Pixels, Run
-from dofa.evaluation.cross_validation import Fold, Optimizer, choose_penalty, fit
-from dofa.evaluation.linear import Ints, LinearModel
+from dofa.evaluation.cross_validation import Optimizer, choose_penalty, fit
+from dofa.evaluation.linear import LinearModel
 from dofa.evaluation.metrics import Counts, confusion, mean_iou, require_classes
 from dofa.evaluation.pixel_features import Floats, PixelFeatures
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dofa.addresses import shown_in
+from dofa.datasets.labelled import Ints
 from dofa.datasets.opening import LabelledImages, open_labelled
 from dofa.datasets.splits import By, Parts, share_out
 from dofa.errors import ConfigError
@@ -24,7 +25,6 @@ from dofa.evaluation.bootstrap import Run, interval, judge_images
 from dofa.evaluation.cross_validation import PENALTIES, RATES, LinearModel, Optimizer, check_features
 from dofa.evaluation.frozen_features import Floats, Precision, band_statistics, block_number, encode
 from dofa.evaluation.judged_images import choose, make_panels
-from dofa.evaluation.linear import Ints
 from dofa.evaluation.metrics import class_scores
 from dofa.evaluation.pixel_features import BandPixels, EncoderPixels, plan_of
 from dofa.evaluation.pixel_probe import Ground, PixelTask, cut_blocks, draw_sample, gather, label_map

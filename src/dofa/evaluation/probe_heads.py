@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.labelled import Ints, LabelledImages
 from dofa.datasets.splits import Parts
 from dofa.evaluation.cross_validation import LinearModel, Optimizer, choose_penalty, fit
 from dofa.evaluation.frozen_features import Floats
-from dofa.evaluation.linear import Ints
 from dofa.evaluation.overlap import record_split
 from dofa.inference.band_statistics import TILE
 from dofa.model.encoder import DOFA

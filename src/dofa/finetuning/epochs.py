@@ -14,10 +14,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from dofa.datasets.labelled import Ints
 from dofa.datasets.splits import Split
 from dofa.errors import CheckpointError
 from dofa.evaluation.frozen_features import encode
-from dofa.evaluation.linear import Ints
 from dofa.evaluation.scores import METRICS, Score, judge, logits_of
 from dofa.finetuning.learner import Learner
 from dofa.finetuning.samples import Samples, micro_batch, order, training_batches

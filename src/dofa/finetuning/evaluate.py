@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError
+from dofa.evaluation.overlap import Part
 from dofa.finetuning.settings import Precision
 from dofa.version import code_version
 
@@ -20,7 +21,6 @@ else:
 
 FORMAT_VERSION = 1
 OTHERS = ("random", "teacher", "timm", "torchgeo")  # weights of `dofa finetune` that no head belongs to
-Part = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dofa.datasets.opening import open_labelled
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation.backbones import DofaBackbone
 from dofa.evaluation.judged_images import draw_panels
-from dofa.evaluation.overlap import as_blocks, choose_judged
+from dofa.evaluation.overlap import Part, as_blocks, choose_judged
 from dofa.evaluation.pixel_features import TilePixels, plan_of
 from dofa.evaluation.scores import ANSWERED, draw_confusion, judge, logits_of
-from dofa.finetuning.evaluate import Evaluation, Part
+from dofa.finetuning.evaluate import Evaluation
 from dofa.finetuning.samples import Samples
 from dofa.finetuning.settings import Precision
 from dofa.inference.band_statistics import head_logits, in_unit

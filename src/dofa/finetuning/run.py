@@ -16,15 +16,14 @@ import torch
 from lightning_fabric import Fabric
 
 from dofa.addresses import shown_in
-from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.folds import fewer_labels
+from dofa.datasets.labelled import Ints, LabelledImages
 from dofa.datasets.opening import open_labelled
 from dofa.datasets.splits import split, unseen
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.evaluation.backbones import DATASET, Backbone, DofaBackbone, open_backbone
-from dofa.evaluation.cross_validation import fewer_labels
 from dofa.evaluation.frozen_features import band_statistics
-from dofa.evaluation.linear import Ints
 from dofa.evaluation.overlap import record_split, split_table
 from dofa.evaluation.pixel_probe import cut_blocks
 from dofa.evaluation.scores import Score

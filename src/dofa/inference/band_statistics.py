@@ -16,9 +16,10 @@ import dofa
 from dofa.errors import ConfigError, DataError
 from dofa.inference import engine
 from dofa.inference.inputs import Inputs, bands_for_head
-from dofa.inference.tiles import Plan, Window
+from dofa.inference.tiles import Plan
 from dofa.model.heads import BAND_STATISTICS, Head
 from dofa.pixels import Float, Scaling, convert_units, unit_path
+from dofa.scene.grid import Window
 from dofa.scene.metadata import iso_date
 from dofa.sensors import Sensor
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 
 SIDE = 256  # pixels a side of a chunk, at least
 LARGEST = 48 * 2**20  # bytes of one chunk, where the file's blocks allow it

@@ -31,13 +31,13 @@ from dofa.errors import ConfigError, DataError, DofaError
 from dofa.inference import engine
 from dofa.inference.engine import Block, Item, Job, Joint
 from dofa.inference.inputs import Inputs
-from dofa.inference.tiles import Window
 from dofa.inference.workers import Streams, TileModel, answer, in_bf16
 from dofa.model.compiled import compiled
 from dofa.model.devices import choose
 from dofa.model.vit import VisionTransformer
 from dofa.options import Precision
 from dofa.pixels import Float
+from dofa.scene.grid import Window
 
 AHEAD = 3  # batches a worker: one that is run, one that is read, one whose answer is fetched
 SCENES = 4  # that a worker keeps open

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 
 from dofa.inference.layout import Layout, pieces
-from dofa.inference.tiles import Window
 from dofa.io import free_bytes, in_words
 from dofa.raster.gdal import OPTIONS
+from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
     from dofa.inference.outputs import Values

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.inference.inputs import Inputs
-from dofa.inference.tiles import Plan, Tile, Window
+from dofa.inference.tiles import Plan, Tile
 from dofa.inference.workers import Streams, TileModel, answer, in_bf16
 from dofa.model.devices import choose
 from dofa.options import Precision
 from dofa.pixels import Float
+from dofa.scene.grid import Window
 
 BUDGET = 64 * 2**20  # bytes for decoded pixels and unfinished rows together; wider scenes are cut into swaths
 AHEAD = 1  # batches that are read while others run: those of a hyperspectral sensor are over half a gigabyte each

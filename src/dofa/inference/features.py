@@ -23,7 +23,7 @@ from dofa.inference.many import OnError, without_failing
 from dofa.inference.principal_components import Projection
 from dofa.inference.scene_statistics import measure
 from dofa.inference.tile_encoder import EncoderTiles, What, plan_of, specialised, tile_side
-from dofa.inference.tiles import Plan, Window
+from dofa.inference.tiles import Plan
 from dofa.inference.value_checks import check_values
 from dofa.inference.workers import in_bf16
 from dofa.model.checkpoint import encoder_sha256, load
@@ -32,6 +32,7 @@ from dofa.model.heads import Block as Level
 from dofa.model.heads import level_name
 from dofa.options import Precision
 from dofa.pixels import Float
+from dofa.scene.grid import Window
 from dofa.scene.metadata import iso_date
 from dofa.scene.scene import Scene, open_scene
 

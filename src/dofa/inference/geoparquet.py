@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 
 from dofa.errors import DataError
 from dofa.inference.layout import PIECE_BYTES, Layout, parse_meta
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
     from dofa.inference.outputs import Values

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.inference.chunks import Chunks
 from dofa.inference.scene_statistics import measure, scene_statistics
-from dofa.inference.tiles import Window
 from dofa.model.config import EncoderConfig
 from dofa.model.heads import Head
 from dofa.model.sensor_matching import Match, known_statistics, match_sensor, own_statistics
 from dofa.pixels import Float, Scaling, convert_units, resolve_stats, unit_path
+from dofa.scene.grid import Window
 from dofa.sensors import Sensor
 
 if TYPE_CHECKING:

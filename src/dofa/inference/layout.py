@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from dofa.addresses import shown_in
 from dofa.documents import parse_json
 from dofa.errors import ConfigError, DataError, short
-from dofa.inference.tiles import Window
 from dofa.options import Format
+from dofa.scene.grid import Window
 
 Dtype: TypeAlias = Literal["float32", "float16", "int8", "uint8"]
 Affine: TypeAlias = tuple[float, float, float, float, float, float]

@@ -27,9 +27,9 @@ from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, short
 from dofa.inference.layout import FORMATS, Dtype, Layout
 from dofa.inference.reading import Features, open_features
-from dofa.inference.tiles import Window
 from dofa.io import FileLock, allocate, flush, free_bytes, in_words, lock_folder, reason, remove, write_atomically
 from dofa.options import Format
+from dofa.scene.grid import Window
 from dofa.settings import check_keys, whole
 
 __all__ = ["Dtype", "Features", "Format", "Layout", "Values", "Work", "format_of", "open_features"]

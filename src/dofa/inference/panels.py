@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dofa.inference.tiles import Window
-from dofa.plots import NODATA_GREY, Picture, canvas
+from dofa.plots import NODATA_GREY, Picture, canvas, composite, stretch_limits
+from dofa.scene.colours import LEAST_SPAN, colours, shown_bands
 from dofa.scene.coordinates import Ground, Pixel
+from dofa.scene.grid import Window
+from dofa.scene.scene import Scene
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -241,3 +243,15 @@ def ramp_picture(values: "np.ndarray[Any, Any]", ramp: Ramp) -> Picture:
     share = np.clip((np.nan_to_num(values) - ramp.low) / (ramp.high - ramp.low), 0, 1)
     colours = np.asarray(colormaps[ramp.name](share), np.float32)[..., :3]
     return np.where(np.isfinite(values)[..., None], colours, np.float32(NODATA_GREY)).astype(np.float32)
+
+
+def colour_panel(scene: Scene) -> Panel:
+    """A small scene as people look at it, each colour stretched between its 2nd and 98th percentile."""
+    how = colours(scene)
+    values, valid = shown_bands(scene, how)
+    limits = stretch_limits(values, (0, 1, 2), valid_hw=valid)
+    if scene.parts[how.part].scaling.unit == "reflectance":
+        # Dark water stretched further would show nothing but the noise of the detector.
+        limits[:, 1] = np.maximum(limits[:, 1], limits[:, 0] + LEAST_SPAN)
+    picture = composite(values, (0, 1, 2), valid_hw=valid, limits=limits)
+    return Panel(picture, how.title, channels=how.channels, missing=not valid.all())

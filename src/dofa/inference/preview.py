@@ -10,16 +10,15 @@ from dofa.errors import ConfigError
 from dofa.inference.features import embed
 from dofa.inference.inputs import say
 from dofa.inference.many import Written
-from dofa.inference.panels import Panel, draw
-from dofa.inference.tiles import Window
+from dofa.inference.panels import Panel, colour_panel, draw
 from dofa.model.checkpoint import load
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.options import RunOptions, SceneOptions
 from dofa.plots import composite
-from dofa.scene.colours import colour_panel
 from dofa.scene.coordinates import Pixel, ground, lonlat, pixels
 from dofa.scene.first_look import sample_windows
+from dofa.scene.grid import Window
 from dofa.scene.opening import open_with
 from dofa.scene.scene import Scene
 

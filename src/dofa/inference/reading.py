@@ -13,10 +13,10 @@ from rasterio.errors import RasterioError
 
 from dofa.errors import DataError
 from dofa.inference.layout import FORMATS, Affine, Layout, parse_meta
-from dofa.inference.tiles import Window
 from dofa.io import reason
 from dofa.pixels import Float
 from dofa.raster.gdal import OPTIONS
+from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
     import xarray

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from dofa.errors import DataError
 from dofa.inference.chunks import chunk_side
-from dofa.inference.tiles import Window
 from dofa.model.config import EncoderConfig
 from dofa.model.sensor_matching import match_sensor
 from dofa.pixels import RunningStats, Scaling
 from dofa.raster import nodata
+from dofa.scene.grid import Window
 from dofa.scene.scene import Scene
 
 SAMPLE_PIXELS = 2**23  # of all scenes together: 128 windows of 256 × 256

@@ -20,16 +20,15 @@ from dofa.inference.inputs import say
 from dofa.inference.layout import FORMATS
 from dofa.inference.many import Written
 from dofa.inference.outputs import Layout
-from dofa.inference.panels import Panel, Ramp, draw, ramp_picture
+from dofa.inference.panels import Panel, Ramp, colour_panel, draw, ramp_picture
 from dofa.inference.preview import captions, check_out, fine_stride, part_note, part_of
 from dofa.inference.saving import Output, digest, write_all
-from dofa.inference.tiles import Window
 from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA
 from dofa.options import RunOptions, SceneOptions
 from dofa.pixels import Float
-from dofa.scene.colours import colour_panel
 from dofa.scene.coordinates import Pixel, pixels
+from dofa.scene.grid import Window
 from dofa.scene.opening import open_with
 from dofa.scene.scene import Scene
 

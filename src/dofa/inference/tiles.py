@@ -17,38 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError
+from dofa.scene.grid import Window
 
 WHOLE = 256  # the sum of weights: small integers, exact in any order of summation
 
 
 ControlPoints: TypeAlias = tuple[str, tuple[tuple[float, ...], ...]]  # WKT; row, column, x, y, z of each point
-
-
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of pixels or cells.
-
-    Attributes:
-        row: of its upper edge; negative above the scene.
-        col: of its left edge.
-        height: rows.
-        width: columns.
-    """
-
-    row: int
-    col: int
-    height: int
-    width: int
-
-    @property
-    def rows(self) -> slice:
-        """Its rows, for an array that begins at the same origin."""
-        return slice(self.row, self.row + self.height)
-
-    @property
-    def cols(self) -> slice:
-        """Its columns, for an array that begins at the same origin."""
-        return slice(self.col, self.col + self.width)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import DataError, listed
-from dofa.inference.tiles import Window
 from dofa.pixels import Scaling
 from dofa.scene.first_look import sample_windows
+from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
     from dofa.inference.inputs import Inputs

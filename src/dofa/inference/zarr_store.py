@@ -12,7 +12,7 @@ from zarr.codecs import ZstdCodec
 
 from dofa.errors import DataError
 from dofa.inference.layout import Layout, parse_meta, pieces
-from dofa.inference.tiles import Window
+from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
     from dofa.inference.outputs import Values

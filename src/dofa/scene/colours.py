@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.inference.panels import Panel
-from dofa.inference.tiles import Window
 from dofa.pixels import Float
-from dofa.plots import composite, stretch_limits
+from dofa.scene.grid import Window
 from dofa.scene.scene import Scene
 from dofa.sensors import Band, Sensor
 
@@ -115,15 +113,3 @@ def shown_bands(scene: Scene, how: Colours) -> tuple[Float, NDArray[np.bool_]]:
         out = (10 * np.log10(np.maximum(out, 1e-6))).astype(np.float32)
     three = how.bands if len(how.bands) == 3 else how.bands * 3
     return out[[read.index(i) for i in three]], valid
-
-
-def colour_panel(scene: Scene) -> Panel:
-    """A small scene as people look at it, each colour stretched between its 2nd and 98th percentile."""
-    how = colours(scene)
-    values, valid = shown_bands(scene, how)
-    limits = stretch_limits(values, (0, 1, 2), valid_hw=valid)
-    if scene.parts[how.part].scaling.unit == "reflectance":
-        # Dark water stretched further would show nothing but the noise of the detector.
-        limits[:, 1] = np.maximum(limits[:, 1], limits[:, 0] + LEAST_SPAN)
-    picture = composite(values, (0, 1, 2), valid_hw=valid, limits=limits)
-    return Panel(picture, how.title, channels=how.channels, missing=not valid.all())

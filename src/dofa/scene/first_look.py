@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import DataError, listed
-from dofa.inference.tiles import Window
 from dofa.raster import Raster, nodata
 from dofa.raster.nodata import sample_windows as raster_windows
-from dofa.scene.grid import Mask
+from dofa.scene.grid import Mask, Window
 from dofa.scene.layers import Stack
 
 if TYPE_CHECKING:

@@ -16,8 +16,35 @@ from numpy.typing import NDArray
 from rasterio.transform import Affine
 
 from dofa.errors import DataError
-from dofa.inference.tiles import Window
 from dofa.raster import gdal
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels or cells.
+
+    Attributes:
+        row: of its upper edge; negative above the scene.
+        col: of its left edge.
+        height: rows.
+        width: columns.
+    """
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows, for an array that begins at the same origin."""
+        return slice(self.row, self.row + self.height)
+
+    @property
+    def cols(self) -> slice:
+        """Its columns, for an array that begins at the same origin."""
+        return slice(self.col, self.col + self.width)
+
 
 NOT_SQUARE = 0.02  # difference of a pixel's sides on the ground that is said and made even by --gsd
 FINEST = 100  # times finer than its own pixels --gsd may make a scene: beyond it only memory is spent

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import DataError
-from dofa.inference.tiles import Window
 from dofa.pixels import Scaling
 from dofa.raster import Raster, open_told, physical_values, remote
 from dofa.raster.factors import FileNumbers
 from dofa.raster.physical_values import Settled
-from dofa.scene.grid import Grid, Mask, place, resample, span
+from dofa.scene.grid import Grid, Mask, Window, place, resample, span
 from dofa.scene.metadata import basename
 from dofa.sensors import Sensor
 

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DataError, nearest
-from dofa.inference.tiles import Window
 from dofa.raster import Raster
 from dofa.raster.band_descriptions import Said
 from dofa.raster.nodata import sample_windows
-from dofa.scene.grid import Grid, Mask, Placement, place
+from dofa.scene.grid import Grid, Mask, Placement, Window, place
 from dofa.scene.metadata import basename
 
 

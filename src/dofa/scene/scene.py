@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from dofa.addresses import shown_in
 from dofa.errors import ConfigError, DataError
-from dofa.inference.tiles import Window
 from dofa.pixels import Float, Scaling
 from dofa.raster import Raster, gdal, open_told, remote
 from dofa.raster.band_descriptions import Said
 from dofa.scene.band_files import absolute
 from dofa.scene.first_look import check_measured, has_zero_border, sample
-from dofa.scene.grid import Grid, Mask, finest
+from dofa.scene.grid import Grid, Mask, Window, finest
 from dofa.scene.layers import Part, Stack, identity, open_files
 from dofa.scene.masks import ClassMask, MaskLayer, class_mask, legend_of
 from dofa.scene.metadata import basename
