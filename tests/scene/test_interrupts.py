@@ -48,8 +48,9 @@ def command(verb, folder, out):
 def begun(words, out):
     """The command in a process, with some blocks on the disk."""
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+        [sys.executable, "-c", COMMAND, *words], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )  # fmt: skip
     journal = out.with_name(f".{out.name}.part") / "journal.json"
     for _ in range(1200):
         if process.poll() is not None or (journal.exists() and json.loads(journal.read_bytes())["done"]):

@@ -567,7 +567,7 @@ BAD = {
     "nanometres": (two, {"wavelengths_um": [490, 560], "sensor": None}, r"wavelength 490 µm.*nanometres"),
     "twice": (lambda t: one_more(t, "other_B03.tif"), {}, r"both B03"),
     "sensors for sources": (two, {"sensor": ["sentinel-2-l2a"]}, r"1 sensors for 2 sources"),
-    "mask values without mask": (two, {"mask_values": [1]}, r"no mask is named"),
+    "mask values without mask": (two, {"mask_values": [1]}, r"no --mask is named"),
     "mask elsewhere": (two, {"mask": "SCL.tif"}, r"SCL\.tif shows other ground than the scene"),
     "mask of no legend": (two, {"mask": "clouds.tif"}, r"clouds\.tif: its classes are not known.*--mask-values"),
     "mask of fractions": (two, {"mask": "float_SCL.tif"}, r"float_SCL\.tif: its numbers are float32 with fractions"),
