@@ -17,7 +17,7 @@ from dofa.io import FileLock
 
 HOLD = """
 import sys, time
-from dofa import locks
+from dofa import io as locks
 import fcntl, errno
 def refuse(*_):
     raise OSError(int(sys.argv[2]), "no locks")

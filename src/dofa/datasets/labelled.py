@@ -15,6 +15,9 @@ from dofa.errors import CONTROLS, ConfigError, DataError, nearest
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
 
+Part = Literal["train", "val", "test", "all"]
+
+
 Ints = NDArray[np.int64]
 
 

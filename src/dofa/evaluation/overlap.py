@@ -4,19 +4,16 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dofa.addresses import shown
 from dofa.datasets.fingerprints import image_digest, image_digests, known_ground, window_hashes, window_rate
-from dofa.datasets.labelled import Ints, LabelledImages
+from dofa.datasets.labelled import Ints, LabelledImages, Part
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation.pixel_probe import cut_blocks
 from dofa.model.head_split import ROLES, UNKNOWN, Role, SplitRecord
-
-Part = Literal["train", "val", "test", "all"]
-
 
 TRAIN, VAL, TEST, UNUSED = range(len(ROLES))
 

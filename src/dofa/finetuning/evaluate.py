@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.labelled import LabelledImages, Part
 from dofa.errors import ConfigError
-from dofa.evaluation.overlap import Part
 from dofa.finetuning.settings import Precision
 from dofa.version import code_version
 

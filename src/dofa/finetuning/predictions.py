@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dofa.addresses import shown_in
-from dofa.datasets.labelled import LabelledImages
+from dofa.datasets.labelled import LabelledImages, Part
 from dofa.datasets.opening import open_labelled
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation.backbones import DofaBackbone
 from dofa.evaluation.judged_images import draw_panels
-from dofa.evaluation.overlap import Part, as_blocks, choose_judged
+from dofa.evaluation.overlap import as_blocks, choose_judged
 from dofa.evaluation.pixel_features import TilePixels, plan_of
 from dofa.evaluation.scores import ANSWERED, draw_confusion, judge, logits_of
 from dofa.finetuning.evaluate import Evaluation
