@@ -72,8 +72,6 @@ def parse_json(data: bytes | str, what: str, error: Raises = DataError, largest:
     """The value of a JSON document. Numbers may be NaN or infinite, as Python writes them: whoever uses one checks it.
 
     Args:
-        data: the document.
-        what: its name, for messages.
         error: raised for what is wrong, with its message.
         largest: bytes that it may have.
 
@@ -100,8 +98,6 @@ def parse_yaml(data: bytes | str, what: str, error: Raises = ConfigError) -> Any
     Dates stay text, and whole numbers as keys become text.
 
     Args:
-        data: the document.
-        what: its name, for messages.
         error: raised for what is wrong, with its message.
 
     Raises:
@@ -128,8 +124,6 @@ def parse_xml(data: bytes, what: str, error: Raises = DataError) -> Element:
     """An XML document as a tree, tags without their namespace; one that declares entities is refused, unread.
 
     Args:
-        data: the document.
-        what: its name, for messages.
         error: raised for what is wrong, with its message.
 
     Raises:
@@ -277,11 +271,6 @@ def _text_keys(mapping: dict[Any, Any], what: str, error: Raises) -> None:
 
 def as_mapping(value: Any, what: str, error: Raises = ConfigError) -> Mapping[str, Any]:
     """A document that is a mapping; an empty one counts as such.
-
-    Args:
-        value: of a document.
-        what: its name, for messages.
-        error: raised for anything else.
 
     Raises:
         DofaError: `error`.

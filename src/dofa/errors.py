@@ -48,7 +48,6 @@ def short(text: str, limit: int = 80) -> str:
 
     Args:
         text: of a file or a user.
-        limit: characters.
     """
     text = "".join(c if c.isprintable() else " " for c in text[: 2 * limit])
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
@@ -59,7 +58,6 @@ def listed(items: Iterable[object], most: int = 8) -> str:
 
     Args:
         items: anything with a text.
-        most: shown.
     """
     words = [str(i) for i in items]
     return ", ".join(words[:most]) + (f", … ({len(words)})" if len(words) > most else "")
@@ -70,7 +68,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     Args:
         name: as the user wrote it.
-        known: what there is.
     """
     name = name[:80]  # finding close names takes time by the square of their length
     names = {known_name.lower(): known_name for known_name in sorted(known)}

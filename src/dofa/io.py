@@ -161,7 +161,6 @@ def write_atomically(file: Path, data: bytes) -> None:
 
     Args:
         file: to write; its folder is made.
-        data: all of it.
 
     Raises:
         OSError: the disk refuses it; the file is named.
@@ -271,8 +270,6 @@ def place_folder(new: Path, out: Path, previous: Path) -> None:
     `restore_folder` brings it back after a kill.
 
     Args:
-        new: the finished folder.
-        out: where it belongs.
         previous: a free name on the same disk.
 
     Raises:
@@ -289,12 +286,7 @@ def place_folder(new: Path, out: Path, previous: Path) -> None:
 
 
 def restore_folder(out: Path, previous: Path) -> None:
-    """Bring back what a kill within `place_folder` left aside.
-
-    Args:
-        out: where it belongs.
-        previous: where it may lie.
-    """
+    """Bring back what a kill within `place_folder` left aside."""
     if previous.exists() and not out.exists():
         os.replace(previous, out)
 

@@ -167,7 +167,6 @@ def reconstruction_panel(path: str | Path, rows: Sequence[Row], title: str = "",
     Args:
         path: of the PNG; its folder is made.
         rows: at least one; rows may have different numbers of pictures and sizes.
-        title: above everything.
         theme: light or dark page.
     """
     if not rows or not all(row.pictures for row in rows):
@@ -202,9 +201,7 @@ def pca_features(
     """Composites above their token features in false colour (`pca_colours` over all of them), written as PNG.
 
     Args:
-        path: of the PNG.
         examples: (title, (H, W, 3) composite, (D, h, w) features) each.
-        title: above everything.
         theme: light or dark page.
     """
     colours = pca_colours([features for _, _, features in examples])
@@ -225,11 +222,9 @@ def curves(
     """Lines over a common axis, each named at its end, written as PNG.
 
     Args:
-        path: of the PNG.
         series: name to (x, y).
         x_label: under the axis.
         y_label: above the axis, at its left.
-        title: above everything.
         levels: dashed levels in the colour of the line of the same name (a floor to beat), or grey.
         theme: light or dark page.
     """
@@ -265,12 +260,10 @@ def bars(
     """Horizontal bars with intervals, one group a name, one colour a series, written as PNG.
 
     Args:
-        path: of the PNG.
         names: of the groups, from top to bottom.
         values: one a group, or series name to one a group.
         intervals: (low, high) one a value, in the same form as `values`.
         x_label: under the axis.
-        title: above everything.
         theme: light or dark page.
 
     Raises:

@@ -11,11 +11,8 @@ class Progress:
     """A bar on a terminal, a line every ten seconds elsewhere; nothing for less, or where it is not wanted.
 
     Args:
-        title: of the job.
         total: images, tiles or whatever is counted.
-        done: of them before it began.
         wanted: whether anything is said.
-        things: what is counted.
     """
 
     def __init__(self, title: str, total: int, done: int, wanted: bool, things: str = "images") -> None:
@@ -39,7 +36,6 @@ class Progress:
 
         Args:
             count: things done.
-            nbytes: of all of them.
         """
         self.done, self.fresh, self.bytes = self.done + count, self.fresh + count, self.bytes + nbytes
         now = time.monotonic()

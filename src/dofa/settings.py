@@ -18,8 +18,6 @@ def check_types(owner: Any, where: str, *, skip: Collection[str] = ()) -> None:
     """Check the fields of a dataclass against their annotations; floats are finite, bool is no number.
 
     Args:
-        owner: an instance.
-        where: what it is, for messages.
         skip: fields that are not checked.
 
     Raises:
@@ -36,11 +34,8 @@ def check_keys(
     """Check that a value of a file is a mapping with these keys.
 
     Args:
-        data: of a file.
         known: keys that it may have.
-        where: what it is, for messages.
         required: keys that it must have.
-        error: raised for what is wrong.
 
     Returns:
         The mapping.
@@ -69,11 +64,7 @@ def whole(value: Any, what: str, low: int = 0, high: int = HUGE, error: type[Dof
     """A whole number of a file, checked.
 
     Args:
-        value: of a file.
         what: it is, for messages.
-        low: the least it may be.
-        high: the most.
-        error: raised for what is wrong.
 
     Raises:
         DofaError: `error`.
@@ -88,10 +79,8 @@ def number(value: Any, what: str, *, finite: bool = True, error: type[DofaError]
     """A number of a file, checked; so is a text that is one, since YAML reads 1e-4 (no dot) as a text.
 
     Args:
-        value: of a file.
         what: it is, for messages.
         finite: whether infinity is refused; NaN always is.
-        error: raised for what is wrong.
 
     Raises:
         DofaError: `error`.
@@ -109,9 +98,7 @@ def numbers(value: Any, what: str, error: type[DofaError] = ConfigError) -> tupl
     """A list of finite numbers of a file, checked as `number`.
 
     Args:
-        value: of a file.
         what: it is, for messages.
-        error: raised for what is wrong.
 
     Raises:
         DofaError: `error`.
@@ -123,9 +110,7 @@ def positive(value: Any, what: str, error: type[DofaError] = ConfigError) -> flo
     """A finite number above 0 of a file, checked.
 
     Args:
-        value: of a file.
         what: it is, for messages.
-        error: raised for what is wrong.
 
     Raises:
         DofaError: `error`.
@@ -140,10 +125,8 @@ def each(value: Any, kind: Any, what: str, error: type[DofaError] = ConfigError)
     """A list of a file whose entries are all of one type.
 
     Args:
-        value: of a file.
         kind: of every entry, an annotation such as `str` or `int | None`.
         what: it is, for messages.
-        error: raised for what is wrong.
 
     Raises:
         DofaError: `error`.

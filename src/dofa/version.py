@@ -20,11 +20,7 @@ def code_version() -> str:
 
 
 def commit_of(package: Path) -> str:
-    """`+g` and the commit of the checkout that a package lies in as `src/NAME`; empty without one or without git.
-
-    Args:
-        package: its folder.
-    """
+    """`+g` and the commit of the checkout that a package lies in as `src/NAME`; empty without one or without git."""
     root = package.parents[1]
     # An installed package may lie in somebody else's repository, so that only our own layout counts.
     if package.parent.name != "src" or not (root / ".git").exists():

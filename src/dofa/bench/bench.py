@@ -140,8 +140,6 @@ def run_cell(cell: Cell, folder: Path, target: Path) -> dict[str, Any]:
     """Compute one cell.
 
     Args:
-        cell: which.
-        folder: of the data sets.
         target: of the bench; the feature cache and what fine-tuning writes lie in it.
 
     Returns:
@@ -206,9 +204,6 @@ def _finetune(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]
 def check_settings(cells: Iterable[Cell]) -> None:
     """Refuse keywords that the functions do not have and recipes that do not hold together, before any computing.
 
-    Args:
-        cells: of a suite.
-
     Raises:
         ConfigError: the nearest keywords are named.
     """
@@ -244,7 +239,6 @@ def check_weights(weights: Sequence[str], plan: Suite) -> None:
 
     Args:
         weights: given on the command line.
-        plan: the suite.
 
     Raises:
         ConfigError: which, and why.

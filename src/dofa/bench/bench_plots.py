@@ -24,7 +24,6 @@ def draw(tables: Sequence[Table], folder: Path, cells: Path) -> dict[str, list[P
     """Every picture that the tables have numbers for, as PNG.
 
     Args:
-        tables: of the bench.
         folder: for the files.
         cells: folder of the results, with judged images beside them.
 
@@ -56,12 +55,7 @@ def slug(name: str) -> str:
 
 
 def bars(table: Table, path: Path) -> Path:
-    """One panel a data set: a bar a model with its interval, published numbers as diamonds.
-
-    Args:
-        table: of a suite.
-        path: of the picture.
-    """
+    """One panel a data set: a bar a model with its interval, published numbers as diamonds."""
     columns = [c for c in table.columns if any(table.entry(row, c) for row in table.rows)]
     theirs = [(row, scores) for row, scores in table.beside() if scores.keys() & {*columns}]
     names = [*table.rows, *(f"{row.model} ({row.source})" for row, _ in theirs)]
@@ -114,7 +108,6 @@ def against_labels(table: Table, path: Path) -> Path:
 
     Args:
         table: of a suite with several shares of labels.
-        path: of the picture.
     """
     columns = [c for c in table.columns if any(table.entry(r, c, f) for r in table.rows for f in table.fractions)]
     legend = 0.24 * -(-len(table.rows) // 2) + 0.1
@@ -152,13 +145,7 @@ def against_labels(table: Table, path: Path) -> Path:
 
 
 def confusions(table: Table, column: str, path: Path) -> Path:
-    """One matrix a model: shares of each true class (rows) by what was answered (columns).
-
-    Args:
-        table: of a suite.
-        column: its data set.
-        path: of the picture.
-    """
+    """One matrix a model: shares of each true class (rows) by what was answered (columns)."""
     known = [(row, counts) for row in table.rows if (counts := _counts(table, row, column)) is not None]
     classes = _classes(table, column, len(known[0][1]))
     named = len(classes) <= NAMED

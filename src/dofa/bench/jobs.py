@@ -34,12 +34,7 @@ _PROCESS = uuid4().hex  # tells this process from an earlier one of the same num
 
 
 def panels_file(folder: Path, name: str) -> Path:
-    """Where the pictures of a cell lie.
-
-    Args:
-        folder: of the cells.
-        name: of the cell.
-    """
+    """Where the pictures of a cell lie."""
     return folder / f"{name}.npz"
 
 
@@ -141,7 +136,6 @@ class Cells:
         """Keep what came of a cell: all of it, or nothing.
 
         Args:
-            name: of the cell.
             record: what a table needs of it, plain JSON.
         """
         complete = {"format_version": FORMAT_VERSION, "name": name, **record, "host": _host(), "finished": _now()}

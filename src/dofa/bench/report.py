@@ -24,10 +24,8 @@ def render(suite: Suite, weights: Sequence[str], records: Records, target: Path)
     """Write results.csv, table.md, table.html and the pictures.
 
     Args:
-        suite: what was asked.
         weights: given on the command line.
         records: of each cell by name, None while there is none.
-        target: the folder.
 
     Returns:
         table.html.

@@ -250,9 +250,6 @@ def _asked_for(model: Model) -> list[str]:
 def tuning_of(settings: Mapping[str, Any]) -> Tuning:
     """What the keywords of a `finetune` come to: its recipe with what is said over it.
 
-    Args:
-        settings: of a cell.
-
     Raises:
         ConfigError: no such recipe, or values that do not hold together.
     """
@@ -262,9 +259,6 @@ def tuning_of(settings: Mapping[str, Any]) -> Tuning:
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of a `finetune` with the recipe's own numbers in place of the recipe.
-
-    Args:
-        settings: of a cell.
 
     Raises:
         ConfigError: as `tuning_of`; or the recipe takes a share of the labels, which a protocol decides.

@@ -93,8 +93,6 @@ def found_in(suite: Suite, cell: Cell, record: dict[str, Any] | None) -> list[Fo
     """The rows of a record that its table shows: of a probe those of one classifier, one for each kind of features.
 
     Args:
-        suite: with its protocols.
-        cell: of the table.
         record: what came of it, None where it is not there yet.
     """
     if record is None or record["status"] != "done":
@@ -111,7 +109,6 @@ class Table:
 
     Args:
         suite: it belongs to.
-        protocol: its name.
         found: everything under that protocol.
     """
 
@@ -127,13 +124,7 @@ class Table:
         self.rows = [row for row in self.rows if row in told or not any(name.startswith(f"{row}, ") for name in told)]
 
     def entry(self, row: str, column: str, fraction: float | None = None) -> Entry | None:
-        """Seeds together, at the largest share of labels unless another is named.
-
-        Args:
-            row: a model.
-            column: a data set.
-            fraction: of the labels.
-        """
+        """Seeds together, at the largest share of labels unless another is named."""
         share = self.fractions[-1] if fraction is None else fraction
         scores = [f.score for f in self._at(row, column, share) if f.score is not None]
         if not scores:
@@ -148,9 +139,7 @@ class Table:
         """Mean paired difference of two rows and its 95 % interval, None unless both were judged on the same draws.
 
         Args:
-            row: a model.
             other: the model it is compared with.
-            column: a data set.
         """
         pairs = []
         theirs = {f.cell.seed: f for f in self._at(other, column, self.fractions[-1])}
@@ -172,8 +161,6 @@ class Table:
         """What stands where there is no number.
 
         Args:
-            row: a model.
-            column: a data set.
             fraction: of the labels, None for the largest.
         """
         share = self.fractions[-1] if fraction is None else fraction

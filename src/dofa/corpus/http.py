@@ -23,7 +23,6 @@ class HTTPStore(HTTPFileSystem):  # type: ignore[misc]
 
     Args:
         query: of a signed address (`sv=…&sig=…`), put behind the address of every file.
-        options: of fsspec.
     """
 
     def __init__(self, query: str = "", **options: Any) -> None:

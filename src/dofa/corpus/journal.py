@@ -33,9 +33,7 @@ class Line:
         """One more image.
 
         Args:
-            item: that was loaded.
             split: it goes to.
-            loaded: what came of it.
         """
         self.source.append(item.source)
         self.place.append(item.place)
@@ -51,7 +49,6 @@ class Journal:
 
     Args:
         path: of the file; made where it is not there.
-        bands: of the images.
 
     Raises:
         DataError: it was damaged.
@@ -94,7 +91,6 @@ class Journal:
         """Say that a shard is on disk.
 
         Args:
-            line: the shard's images.
             shard: what they hold, in order.
         """
         for piece in shard:  # in order, so that the sums do not depend on the workers

@@ -36,9 +36,6 @@ def local_path(url: str) -> Path | None:
 def zarr_store(url: str) -> str | FsspecStore:
     """What Zarr opens: a local path as it is, anything else through fsspec.
 
-    Args:
-        url: of the store.
-
     Raises:
         DataError: a package for this kind of address is missing, or there is no such kind.
     """
@@ -59,8 +56,6 @@ def fetch(url: str, path: str, end: int | None = None) -> bytes | None:
     """A file of a store; None where it is not there.
 
     Args:
-        url: of the store.
-        path: of the file in it.
         end: how many of its bytes; all where absent.
 
     Raises:
@@ -87,21 +82,13 @@ def fetch(url: str, path: str, end: int | None = None) -> bytes | None:
 
 
 def in_line(error: BaseException) -> str:
-    """What an error says, on one line; its kind where it says nothing.
-
-    Args:
-        error: of any library.
-    """
+    """What an error says, on one line; its kind where it says nothing."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__} {text}".strip() if isinstance(error, KeyError) or not text else text
 
 
 def read_json(url: str, path: str) -> dict[str, Any] | None:
     """A JSON mapping of a store; None where the file is not there.
-
-    Args:
-        url: of the store.
-        path: of the file in it.
 
     Raises:
         DataError: no JSON, no mapping, or it cannot be read.
@@ -139,7 +126,6 @@ def check_format(attributes: dict[str, Any], url: str, sensor: str = "") -> None
 
     Args:
         attributes: of the root, or of a sensor's group.
-        url: of the store.
         sensor: of the group; empty for the root.
 
     Raises:

@@ -45,7 +45,6 @@ class Mixture:
         batch: images of a micro-batch of each sensor.
         micro_batches_per_update: ranks × accumulation steps.
         weights: share of the micro-batches of each sensor, in any unit; None gives every sample the same chance.
-        seed: of the permutations.
 
     Attributes:
         sensors: those with a weight above 0, in the order of `counts`.

@@ -94,7 +94,6 @@ def pack(
     """Write the images of one sensor into a store, beside the sensors it already holds.
 
     Args:
-        reading: the images.
         out: the store's folder, made where it does not exist.
         split: what is held out; by default a tenth of the places.
         workers: threads that load, check and compress images, by default one a processor; the result is the same.

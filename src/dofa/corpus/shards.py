@@ -111,12 +111,7 @@ class Cut:
     shard: int
 
     def create(self, folder: Path, count: int) -> None:
-        """Make the arrays `images` and `valid`, sized for so many images, where they are not there.
-
-        Args:
-            folder: of the sensor's group.
-            count: of images.
-        """
+        """Make the arrays `images` and `valid`, sized for so many images, where they are not there."""
         for name, codec in (("images", self._codec), ("valid", MASKS)):
             layout = self.layout(name, count)
             middle, tile = layout.shape[1:-2], layout.shape[-2:]
@@ -132,12 +127,7 @@ class Cut:
                 )
 
     def layout(self, name: str, count: int) -> Layout:
-        """How `images` or `valid` lies in its files.
-
-        Args:
-            name: of the array.
-            count: of images.
-        """
+        """How `images` or `valid` lies in its files."""
         bands, *tile = self.shape
         if name == "images":
             return Layout((count, bands, *tile), self.dtype, self.chunk, self.shard, 0, True)
@@ -157,7 +147,6 @@ class Cut:
 
         Args:
             array: folder of `images` or `valid`.
-            number: of the shard.
             images: compressed chunks of each image, None where a chunk holds nothing but the fill value.
         """
         present = [chunk for chunks in images for chunk in chunks]
@@ -195,12 +184,7 @@ class Cut:
 
 
 class ShardFiles:
-    """The shards of one local array, read without Zarr; nothing stays open, so threads and processes may share it.
-
-    Args:
-        folder: of the array.
-        layout: of its files.
-    """
+    """The shards of one local array, read without Zarr; nothing stays open, so threads and processes may share it."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder, self.layout = folder, layout
@@ -215,9 +199,7 @@ class ShardFiles:
         """A window of an image.
 
         Args:
-            image: its number.
             rows: start and stop, within the image.
-            columns: likewise.
             bands: positions of the bands wanted, in the order wanted; all where absent.
 
         Returns:

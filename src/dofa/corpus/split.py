@@ -40,7 +40,6 @@ def assign(items: Sequence[Item], config: SplitConfig) -> list[Split | None]:
 
     Args:
         items: to deal out; a pure function of their places, bounds and the seed, not of their order.
-        config: how.
 
     Raises:
         DataError: blocks of items without position, or a place too small to be cut.
@@ -66,7 +65,6 @@ def held_out_places(places: set[str], config: SplitConfig) -> set[str]:
     """The fraction of places that the seed holds out: one at least, and one at least is left, where there are two.
 
     Args:
-        places: all of them.
         config: seed and fraction.
     """
     ranked = sorted(places, key=lambda place: _hash(config.seed, place))

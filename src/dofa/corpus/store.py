@@ -107,7 +107,6 @@ class SensorStore:
         """Part of one image; little more than that part is read from disk or network.
 
         Args:
-            index: of the image.
             top: first row.
             left: first column.
             height: rows, to the bottom where absent.

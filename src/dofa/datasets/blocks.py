@@ -66,9 +66,6 @@ class Blocks:
         """A window around a point, moved as far as its block and the raster ask.
 
         Args:
-            row: of the point.
-            col: of the point.
-            size: of the window.
             shape: rows and columns of the raster.
 
         Returns:
@@ -90,8 +87,6 @@ def lay_blocks(grids: Sequence[Grid], names: Sequence[str], side: int) -> list[B
     """Blocks for every scene; scenes of one reference system and pixel size share theirs.
 
     Args:
-        grids: of the scenes.
-        names: of the scenes.
         side: of a block in pixels.
     """
     frames: list[Grid] = []
@@ -126,8 +121,6 @@ def check_frames(scenes: Sequence[Grid], blocks: Sequence[Blocks], chips: Sequen
     """Refuse chips of one ground in two frames, which blocks cannot keep together.
 
     Args:
-        scenes: their grids.
-        blocks: of each.
         chips: (scene, window).
 
     Raises:
@@ -189,8 +182,6 @@ def deal(counts: NDArray[Any], val: float, test: float, seed: int, names: Sequen
         counts: (U, K) how much of each class a unit holds.
         val: share of validation, 0 for none.
         test: share of test, 0 for none.
-        seed: of the draws.
-        names: of the classes.
 
     Returns:
         (U,) numbers of `SPLITS`.

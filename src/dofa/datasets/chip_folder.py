@@ -42,13 +42,7 @@ AGAIN = "copy the folder or make the chips again"
 
 
 class ArrayFile:
-    """An .npy file that grows by one entry at a time.
-
-    Args:
-        path: of the file.
-        shape: of an entry.
-        dtype: of the numbers.
-    """
+    """An .npy file that grows by one entry at a time."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any) -> None:
         self.path, self._shape, self._dtype, self.count = path, shape, np.dtype(dtype), 0
@@ -85,9 +79,7 @@ class ChipWriter:
     One process at a time writes to a place. What a killed one left is removed by the next.
 
     Args:
-        out: the finished folder.
         shape: (C, H, W) of the images.
-        dtype: of their numbers.
         masks: whether each chip has one.
         overwrite: whether chips that are there are replaced, once the new ones are finished.
 
@@ -179,7 +171,6 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Refuse to write where something is that must not be replaced.
 
     Args:
-        out: the folder.
         overwrite: whether chips there may be replaced.
 
     Raises:
@@ -195,9 +186,6 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 def read_chips(path: str | Path) -> LabelledImages:
     """A folder that `dofa chips` wrote.
-
-    Args:
-        path: of the folder.
 
     Returns:
         Classification: one class a chip. Segmentation: `read_mask` gives (H, W) classes, 255 for none. Places are the
@@ -300,9 +288,6 @@ class _Entries:
     """An array of one entry a chip, each compared with its checksum when it is read.
 
     Args:
-        folder: of the chips.
-        name: of the file.
-        shape: of the array.
         record: chips.json; one without checksums has the digest of the whole file, which is then compared at once.
 
     Raises:

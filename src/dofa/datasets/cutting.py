@@ -40,12 +40,7 @@ class Chip(NamedTuple):
 
 
 class Reader:
-    """Pixels of chips: raw numbers where all scenes mean the same by them, else physical values.
-
-    Args:
-        scenes: open.
-        scaling: of the chips.
-    """
+    """Pixels of chips: raw numbers where all scenes mean the same by them, else physical values."""
 
     def __init__(self, scenes: Sequence[Scene], scaling: Scaling) -> None:
         self._scenes = scenes
@@ -72,8 +67,6 @@ class Cutter:
 
     Args:
         reader: of the pixels.
-        writer: of the chips.
-        task: what is learned.
         classes: how many there are.
     """
 
@@ -85,8 +78,6 @@ class Cutter:
         """The chips of one scene.
 
         Args:
-            number: of the scene among all.
-            scene: opened.
             labels: placed on its pixels.
             ground: which block each place belongs to.
             size: of a chip, in pixels.

@@ -53,7 +53,6 @@ def image_digests(data: LabelledImages, rows: Ints) -> Hashes:
     """`image_digest` of several images.
 
     Args:
-        data: read once.
         rows: (n,) which images.
 
     Returns:
@@ -108,7 +107,6 @@ def known_ground(data: LabelledImages, rows: Sequence[int], windows: Hashes, rat
     """(n,) which images show ground whose windows are known.
 
     Args:
-        data: read once.
         rows: (n,) which images.
         windows: ascending: `window_hashes` of known images together.
         rate: they were kept at.

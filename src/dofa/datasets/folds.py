@@ -26,7 +26,6 @@ def split_folds(
     Args:
         labels: (N,).
         folds: how many, at least 2.
-        seed: of the shuffle.
         places: (N,) place of each image; no place is then in two folds.
         names: of the classes by label, for messages.
 
@@ -54,7 +53,6 @@ def deal_folds(units: Iterable[Hashable], folds: int, seed: int) -> list[Fold]:
     Args:
         units: (N,) the unit of each image.
         folds: how many, at least 2.
-        seed: of the shuffle.
 
     Raises:
         ConfigError: fewer than 2 folds, or more than there are units.
@@ -75,7 +73,6 @@ def fewer_labels(labels: Ints, rows: Ints, fraction: float, seed: int) -> Ints:
         labels: (N,) or (N, K) of all images; several classes at once are not told apart.
         rows: to choose from.
         fraction: of them to keep, above 0 and at most 1.
-        seed: of the choice.
 
     Raises:
         ConfigError: another fraction.

@@ -100,7 +100,6 @@ class Labels(ABC):
         Args:
             grid: size, place and reference system of the scene.
             classes: which values are classes, in their order.
-            scene: its name, for messages.
 
         Raises:
             DataError: they cannot be placed on it.
@@ -117,7 +116,6 @@ def read_labels(
         path: GeoJSON, GeoPackage, Shapefile or another vector file; a .csv of coordinates; anything else is a raster
             mask.
         class_field: attribute or column with the class; `class`, `label` or the only one there is unless given.
-        layer: of a file with several.
         crs: what the coordinates are measured in, over the word of the file.
 
     Raises:
@@ -153,7 +151,6 @@ def settle(
     """Which classes are learned from several files of labels.
 
     Args:
-        sources: the labels.
         declared: `VALUE`, `VALUE=NAME` or `VALUE=NAME=#RRGGBB`, in the order of the classes; all values unless given.
         ignored: values that stand for no class.
         background: name of the class outside all polygons.
@@ -233,8 +230,6 @@ def class_column(name: str, fields: Sequence[str], wanted: str | None) -> str:
     """The field with the class: the one named, `class`, `label`, or the only one.
 
     Args:
-        name: of the file, for messages.
-        fields: of the file.
         wanted: as the user said, whatever the case; None where nothing was said.
 
     Raises:
@@ -258,8 +253,6 @@ def class_value(value: Any, name: str, column: str) -> str | None:
 
     Args:
         value: of a feature or a row.
-        name: of the file, for messages.
-        column: the field, for messages.
 
     Raises:
         DataError: a number with a fraction.

@@ -24,9 +24,6 @@ MEMORY, GROWTH = 2**32, 24  # bytes, and how many times its size a compressed fi
 def load_mat(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of a .mat file of any version, by name; structures and cells are left out.
 
-    Args:
-        path: of the file.
-
     Raises:
         OSError: it cannot be read, with the reason: damaged, too large once unpacked, or slow without end.
         ModuleNotFoundError: SciPy or h5py is not installed.

@@ -33,7 +33,6 @@ class MaskLabels(Labels):
         """Look through a mask once for the classes it holds.
 
         Args:
-            path: of the mask.
             told: reference system the user named, None for the file's own.
 
         Raises:

@@ -134,10 +134,6 @@ class _Unpickler(pickle._Unpickler):
 def read_inert_pickle(data: bytes, what: str) -> Any:
     """What a pickle holds: plain values, `Inert` records for GEO-Bench's objects, `InertArray` for arrays.
 
-    Args:
-        data: the pickle.
-        what: its name, for messages.
-
     Raises:
         ForeignNameError: it names anything but the classes that GEO-Bench v1 writes.
         DataError: it is too large, damaged, or not of a known form.

@@ -46,10 +46,8 @@ def share_out(
     """Folds of a data set.
 
     Args:
-        images: of any task.
         folds: how many.
         by: see `probe`.
-        seed: of the shuffle.
         fraction: of the training images to keep.
         blocks: whether the images are blocks of one.
 
@@ -168,7 +166,6 @@ def split(images: LabelledImages, seed: int) -> Split:
 
     Args:
         images: with their published split, if there is one.
-        seed: of what is drawn.
 
     Returns:
         Three parts that share no image.

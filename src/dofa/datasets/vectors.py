@@ -62,12 +62,10 @@ class VectorLabels(Labels):
         """From the shapes of a file and their values, whatever has no class or place left out with a note.
 
         Args:
-            name: of the file, for messages.
             shapes: (N,) geometries of shapely.
             values: (N,) class as text, None where there is none.
             crs: reference system of the shapes.
             column: where the class stands, for messages.
-            colours: by class.
 
         Raises:
             DataError: lines, or nothing that is left.
@@ -141,7 +139,6 @@ class PlacedVectors:
 
     Args:
         geometries: polygons and points, x the column and y the row.
-        codes: of each.
         background: code of what lies outside all polygons, or None.
         features: which of the file's shapes they are.
     """
@@ -204,7 +201,6 @@ def read_vectors(path: Path, class_field: str | None, layer: str | None, told: A
     """Features of GeoJSON, GeoPackage, Shapefile and whatever else GDAL reads.
 
     Args:
-        path: of the file.
         class_field: attribute with the class, or None to find it.
         layer: of several, or None.
         told: reference system over the file's own, or None.

@@ -220,7 +220,6 @@ class FrozenFeatures:
     """Features of one model from any of the bands, normalised alike whatever the bands.
 
     Args:
-        backbone: the model.
         data: the images as it takes them.
         stats: see `analyse`.
         told: how to encode.

@@ -17,12 +17,7 @@ LEFT = 0.45  # inches
 
 
 def similarity(path: Path, models: Mapping[str, Spectra]) -> Path:
-    """Cosine of every pair of wavelengths: encoded, corrected by the model, and of the kernels; one row a model.
-
-    Args:
-        path: of the picture.
-        models: by the name shown.
-    """
+    """Cosine of every pair of wavelengths: encoded, corrected by the model, and of the kernels; one row a model."""
     side, gap, top = 2.1, 0.42, 0.62
     width, height = LEFT + 0.35 + 3 * (side + gap) + 0.55, top + len(models) * (side + 0.5)
     with canvas(path, (width, height)) as figure:
@@ -57,10 +52,6 @@ def kernels(path: Path, models: Mapping[str, Spectra]) -> Path:
     """The channels of the kernels that change most along the axis; one block of rows a model, one column a wavelength.
 
     Each channel has one colour scale for all its wavelengths: what fades has less to say there.
-
-    Args:
-        path: of the picture.
-        models: by the name shown.
     """
     cell, top, gap, left = 0.42, 0.65, 0.3, LEFT + 0.2
     rows = {name: min(CHANNELS, s.kernel.shape[-1]) for name, s in models.items()}
@@ -94,10 +85,8 @@ def scatter(
     """Points of each model's map in the colour and shape of their class, side by side.
 
     Args:
-        path: of the picture.
         maps: (N, 2) a model, by the name shown.
         labels: (N,) class of each point.
-        classes: names by label.
     """
     side, gap, top, key = 2.9, 0.15, 0.55, 1.6
     width, height = 0.1 + len(maps) * (side + gap) + key, top + side + 0.1
@@ -142,9 +131,7 @@ def lines(
     Lines of one model have one colour, and are dashed where bands were zeroed.
 
     Args:
-        path: of the picture.
         found: scores from few bands to all, by the name shown.
-        title: above the picture.
         x_label: under the axis.
         ticks: names for the numbers of bands; none for the numbers themselves.
     """

@@ -56,7 +56,6 @@ class Backbone(ABC):
         """The images with the bands that the model reads, in its order; all of them unless it says otherwise.
 
         Args:
-            data: labelled images.
             stats: as for `scaling`; bands without statistics are left out.
 
         Raises:
@@ -87,7 +86,6 @@ class Backbone(ABC):
 
         Args:
             images: (B, C, H, W), normalised.
-            sensor: whose bands they are.
             blocks: numbers from 0.
 
         Returns:
@@ -100,7 +98,6 @@ class Backbone(ABC):
 
         Args:
             images: (B, C, H, W), normalised.
-            sensor: whose bands they are.
             levels: numbers of blocks from 0, or `pooled`.
         """
 
@@ -109,7 +106,6 @@ class Backbone(ABC):
 
         Args:
             images: (B, C, H, W), normalised.
-            sensor: whose bands they are.
         """
         return self.vectors(images, sensor, ["pooled"])["pooled"]
 
@@ -119,7 +115,6 @@ class DofaBackbone(Backbone):
 
     Args:
         model: without a classifier.
-        name: what tables call it.
     """
 
     module: DOFA
@@ -134,7 +129,6 @@ class DofaBackbone(Backbone):
         """The bands that the checkpoint has statistics of; with --stats dataset, or where nothing fits, all.
 
         Args:
-            data: labelled images.
             stats: as for `scaling`.
         """
         found = _match(data, self.module.config, stats)
@@ -182,7 +176,6 @@ class PictureBackbone(Backbone):
         """Red, green and blue by the sensor's own rendering; a single band, as of radar, three times in `maps`.
 
         Args:
-            data: labelled images.
             stats: as for `scaling`; changes nothing here.
 
         Raises:
@@ -213,10 +206,6 @@ class TeacherBackbone(PictureBackbone):
     """An ordinary RGB ViT.
 
     Its pooled vector is the mean of the last block's patch tokens.
-
-    Args:
-        teacher: the network.
-        name: what tables call it.
     """
 
     module: Teacher
@@ -286,7 +275,6 @@ def input_scaling(
     the scaling returned is then in their unit and starts from values already mapped.
 
     Args:
-        data: the images.
         config: of the encoder, with the statistics it was trained with.
         stats: None for the encoder's (of this sensor, of its platform), then the store's, then those of the nearest
             trained bands (`dofa.model.sensor_matching`); `dataset`; or the name of a sensor the encoder knows.
@@ -326,7 +314,6 @@ def random_encoder(config: EncoderConfig, seed: int) -> DOFA:
 
     Args:
         config: of the encoder to stand beside; its classifier is left out.
-        seed: of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -122,7 +122,6 @@ def interval(runs: Sequence[Judged], seed: int, against: Sequence[Judged] = ()) 
 
     Args:
         runs: of one method, a seed each.
-        seed: of the draws.
         against: runs of another method on the same units; none for the score itself.
 
     Raises:
@@ -145,7 +144,6 @@ def drawn_scores(runs: Sequence[Judged], seed: int) -> list[float]:
 
     Args:
         runs: to average.
-        seed: of the draws.
 
     Returns:
         A score a draw, rounded to six digits; empty where there are too few units for an interval.
@@ -206,12 +204,9 @@ def judge_images(
         classifier: logistic, LARS or k-NN.
         of_folds: (N, D) features for each fold.
         labels: (N,) classes, or (N, K) of 0 and 1.
-        parts: the folds.
         unit: (M,) number of each judged image's unit, from 0, in the order of the folds.
-        classes: K.
         places: (N,), which inner folds keep together.
         candidates: for C or the rate.
-        neighbours: of k-NN.
         seed: of inner folds, and of LARS.
     """
     optimizer: Optimizer = "lars" if classifier == "LARS" else "lbfgs"

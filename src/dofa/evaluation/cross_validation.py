@@ -62,7 +62,6 @@ def check_features(features: NDArray[np.floating], labels: Ints, sources: Sequen
         features: (N, D).
         labels: (N,) or (N, K).
         sources: (N,) where each row comes from.
-        what: the features' name, for messages.
 
     Raises:
         DataError: another number of rows than labels, or a NaN or infinity.
@@ -149,7 +148,6 @@ def fit(
         features: (N, D).
         labels: (N,) classes, or (N, K) of 0 and 1.
         penalty: inverse strength C, or the rate of LARS.
-        seed: of LARS.
         optimizer: `lbfgs` or `lars`.
 
     Raises:
@@ -222,7 +220,6 @@ def bootstrap(values: NDArray[np.floating], units: NDArray[np.integer], seed: in
         values: (N,), such as 1 for right and 0 for wrong.
         units: (N,) number of the unit each image belongs to.
         seed: of the draws; equal seeds draw equal units, whatever the values.
-        draws: resamplings.
     """
     _, unit = np.unique(units, return_inverse=True)
     sums, counts = np.bincount(unit, values), np.bincount(unit)
@@ -236,7 +233,6 @@ def bootstrap_score(score: Callable[[Floats], Floats], units: int, seed: int, dr
         score: how often each unit counts, (d, U), to (d,) scores; NaN where one is not defined.
         units: U.
         seed: of the draws; equal seeds draw equal units.
-        draws: resamplings.
     """
     value = float(score(np.ones((1, units)))[0])
     if units < MIN_UNITS:

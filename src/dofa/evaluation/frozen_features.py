@@ -68,7 +68,6 @@ def band_statistics(data: LabelledImages, cache: Path | None = None) -> BandStat
     """Reads every image once for its band means and spreads; cached like features.
 
     Args:
-        data: of one sensor.
         cache: folder of the feature cache, None for none.
 
     Returns:
@@ -93,8 +92,6 @@ def prepare(data: LabelledImages, index: int, scaling: Scaling) -> Floats:
     """One image as the encoder takes it, (C, H, W).
 
     Args:
-        data: whose image.
-        index: of the image.
         scaling: what normalises it, in the model's unit.
 
     Raises:
@@ -128,12 +125,10 @@ def encode(
 
     Args:
         model: encoder or any backbone; left in evaluation mode and on the device.
-        data: the images.
         scaling: with statistics, from `Backbone.scaling`.
         blocks: block numbers (negative from the end) for the mean of that block's patch tokens, and `pooled` for the
             model's own pooled vector.
         size: side in pixels the images are resized to, bilinear with antialiasing; None leaves them.
-        batch: images at a time.
         precision: bf16 runs the encoder under autocast; features are float32 either way.
         device: of the computation; None for CUDA where there is one.
         cache: folder of the feature cache, None for none.
@@ -177,7 +172,6 @@ def block_number(block: int | str, depth: int) -> Block:
 
     Args:
         block: as the user wrote it.
-        depth: blocks of the model.
 
     Raises:
         ConfigError: there is none.

@@ -97,12 +97,7 @@ class Panels:
 
 
 def choose(data: LabelledImages, judged: Sequence[int]) -> list[int]:
-    """Which judged images to show: of some spread over all, those with most classes, in their order.
-
-    Args:
-        data: a segmentation.
-        judged: numbers of its images.
-    """
+    """Which judged images to show: of some spread over all, those with most classes, in their order."""
     assert data.read_mask is not None
     rows = sorted(set(judged))
     spread = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).round().astype(int))] if rows else []
@@ -119,7 +114,6 @@ def make_panels(
     """Panels of some images; of blocks of one image the whole of it, put together again.
 
     Args:
-        data: whose they are.
         labels: (h, w) by image, below 0 where nothing is judged.
         answers: by what answered, then by image: classes of the same pixels.
         across: blocks in a row of blocks; 0 where images are no blocks.
@@ -200,9 +194,7 @@ def draw_panels(path: Path, found: Mapping[str, tuple[Panels, str]], title: str 
     What nobody judges is grey in the labels and pale in the maps.
 
     Args:
-        path: of the PNG.
         found: by the name shown: panels of the same images, and which of their answers.
-        title: above all.
     """
     (first, _), *_ = found.values()
     count, height, width = first.labels.shape

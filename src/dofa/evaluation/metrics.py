@@ -26,7 +26,6 @@ def confusion(predicted: ArrayLike, labels: ArrayLike, classes: int, ignore: int
     Args:
         predicted: integers of any shape, 0 to K − 1.
         labels: as many, 0 to K − 1 or `ignore`.
-        classes: K.
         ignore: label that is counted nowhere, whatever was predicted there.
 
     Returns:
@@ -56,8 +55,6 @@ def require_classes(values: NDArray[np.integer], classes: int, what: str, ignore
 
     Args:
         values: of any shape, those to be ignored left out already.
-        classes: K.
-        what: names them in the error.
         ignore: said in the error.
 
     Raises:
@@ -199,9 +196,7 @@ def class_scores(names: Sequence[str], counts: Counts, task: Task) -> tuple[dict
     """A row of scores a class, as scikit-learn's classification_report counts them.
 
     Args:
-        names: of the K classes.
         counts: (K, K) confusion matrix; (K, 2, 2) of several classes at once, from `binary_counts`.
-        task: which scores are shown.
 
     Returns:
         For each class its `name`, `count` (images or pixels that have it), `iou` of a segmentation, `precision`
@@ -225,7 +220,6 @@ def class_table(rows: Sequence[dict[str, Any]], title: str = "") -> Table:
 
     Args:
         rows: of `class_scores`.
-        title: above the table.
     """
     headings = OF_PIXELS if "iou" in rows[0] else HEADINGS
     kinds = [kind for kind in headings if kind in rows[0]]

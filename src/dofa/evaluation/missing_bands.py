@@ -45,7 +45,6 @@ class ZeroedBands(Backbone):
     """A model that is told of all bands and finds zeros (each band's mean) in some of them.
 
     Args:
-        inner: the model.
         zeroed: places of these bands among those of the images.
     """
 
@@ -81,7 +80,6 @@ def order_bands(sensor: Sensor, order: Order) -> tuple[str, ...]:
     """The bands in the order in which they are added.
 
     Args:
-        sensor: whose bands.
         order: `given` is the sensor's own. `spread` begins with its first optical band and goes on with the band whose
             wavelength is farthest from all before it; bands without a wavelength (radar) come last.
     """
@@ -168,10 +166,8 @@ def draw_sets(bands: Sequence[str], missing: int, draws: int, seed: int) -> list
     """Different sets of the bands that are left, each in the order given; fewer where there are not so many sets.
 
     Args:
-        bands: names.
         missing: how many go.
         draws: sets wanted.
-        seed: of the choice.
     """
     rng = np.random.default_rng([seed, missing])
     found: dict[tuple[str, ...], None] = {}
@@ -191,7 +187,6 @@ def judge(learned: Floats, judged: Sequence[Floats], labels: Ints, shared: Parts
         judged: features it answers from, (N, D) each.
         labels: (N,).
         shared: folds and places.
-        seed: of the inner folds.
 
     Returns:
         (M,) share of the entries of `judged` with a right answer, of each judged image in the order of the folds.

@@ -34,7 +34,6 @@ class SeparateBackbone(DofaBackbone):
 
     Args:
         model: trained with `model.changes.embedding: separate`.
-        name: what tables call it.
         sensor: whose embedding; None for the images' own sensor, else the one of its platform with most of its bands.
 
     Raises:
@@ -56,7 +55,6 @@ class SeparateBackbone(DofaBackbone):
         A band is found by its name or an alias, and where the embedding's sensor was named, else by its wavelength.
 
         Args:
-            data: of any sensor.
             stats: as for `scaling`; changes nothing here.
 
         Returns:
@@ -193,7 +191,6 @@ class TimmBackbone(_TimmFeatures, PictureBackbone):
 
     Args:
         model: as `timm.create_model` makes it, without a classifier.
-        name: what tables call it.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -217,7 +214,6 @@ class TorchGeoBackbone(_TimmFeatures):
 
     Args:
         model: as `torchgeo.models.get_model` makes it.
-        name: what tables call it.
         bands: it was trained with, in order.
         divides: whether its own preparation is a division of the product's numbers by 10,000: reflectance as it is.
     """
@@ -230,7 +226,6 @@ class TorchGeoBackbone(_TimmFeatures):
         """The bands the weights name, in their order.
 
         Args:
-            data: labelled images.
             stats: as for `scaling`; changes nothing here.
 
         Raises:
@@ -263,7 +258,6 @@ def open_separate(spec: str, name: str) -> Backbone:
 
     Args:
         spec: what stands behind `separate:`.
-        name: what tables call it.
     """
     folder, _, sensor = spec.partition("#")
     return SeparateBackbone(checkpoint.load(folder), name, sensor or None)
@@ -274,7 +268,6 @@ def open_timm(spec: str, name: str) -> Backbone:
 
     Args:
         spec: what stands behind `timm:`.
-        name: what tables call it.
 
     Raises:
         ConfigError: timm is not installed, or has no such model.
@@ -298,7 +291,6 @@ def open_torchgeo(spec: str, name: str) -> Backbone:
 
     Args:
         spec: what stands behind `torchgeo:`.
-        name: what tables call it.
 
     Raises:
         ConfigError: TorchGeo is not installed, has no such weights, or does not say their bands.

@@ -53,7 +53,6 @@ def split_table(data: LabelledImages, used: Mapping[Role, Ints]) -> bytes:
     """A CSV for people: each image, its part of the split (`unused` where labels were left out), and its place.
 
     Args:
-        data: the images.
         used: rows by what they were used for.
     """
     part = np.full(len(data), "unused", object)
@@ -109,7 +108,6 @@ def as_blocks(data: LabelledImages, record: SplitRecord | None) -> LabelledImage
 
     Args:
         data: images to score, bands in the head's order.
-        record: of the head.
     """
     if record is None or record.block_side is None or len(data) != 1 or data.task != "segmentation":
         return data

@@ -49,11 +49,7 @@ class TilePixels:
     """What a model of tiles answers for every pixel of images: the mean of its passes, as on a map.
 
     Args:
-        tiles: the model, on its device.
         plan: how an image is cut, of the size the model is fed.
-        data: what it reads.
-        scaling: with statistics.
-        batch: tiles at a time.
         precision: float32 or bf16.
         device: None for CUDA where there is one.
         blank: (K,) what stands where fewer than half the pixels of a cell were measured.
@@ -112,13 +108,9 @@ class EncoderPixels(TilePixels):
     """What an encoder says of every pixel; kept in memory as long as there is room.
 
     Args:
-        backbone: the model.
-        data: what it reads.
-        scaling: with statistics.
         blocks: numbers, whose outputs stand side by side.
         stride: pixels between shifted passes.
         size: side in pixels the images are resized to, None for their own.
-        batch: tiles at a time.
         precision: float32 or bf16.
         device: None for CUDA where there is one.
         progress: called with the number of images just encoded.
@@ -221,11 +213,7 @@ class _BackboneTiles:
 
 
 class BandPixels:
-    """No model at all: the spectrum of a pixel, and mean and spread of each band in a small window around it.
-
-    Args:
-        data: the images.
-    """
+    """No model at all: the spectrum of a pixel, and mean and spread of each band in a small window around it."""
 
     def __init__(self, data: LabelledImages) -> None:
         self.data = data

@@ -55,7 +55,6 @@ def label_map(data: LabelledImages, row: int) -> NDArray[np.int64]:
     """(H, W) classes of an image, NONE where nothing is known or nothing was measured.
 
     Args:
-        data: a segmentation.
         row: number of the image.
 
     Raises:
@@ -81,7 +80,6 @@ def draw_sample(data: LabelledImages, groups: Ints, pixels: int, seed: int) -> S
     """Pixels of every class, drawn from each group of images apart, so that any union of groups can be learned from.
 
     Args:
-        data: of task segmentation.
         groups: (N,) number of each image's group; below 0 to leave it out.
         pixels: to learn from, later; a group gives at most so many of a class as all of them would need.
         seed: of the draw; of an image it depends on nothing but its number.
@@ -121,7 +119,6 @@ def gather(features: PixelFeatures, sample: Sample, shape: tuple[int, int]) -> F
     """(n, D) features of a sample's pixels; `shape` is (H, W) of the label maps.
 
     Args:
-        features: of the images.
         sample: the pixels wanted.
     """
     down, across = features.cells(shape[0], 0), features.cells(shape[1], 1)
@@ -275,8 +272,6 @@ class PixelTask:
 
         Args:
             of_folds: features for each fold; levels stand side by side, `width` numbers each.
-            width: of a level.
-            name: of the features, for messages.
 
         Raises:
             DataError: features that are not finite.

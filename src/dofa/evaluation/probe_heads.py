@@ -32,11 +32,7 @@ def fit_images(
 
     Args:
         features: (N, D).
-        images: with their labels.
-        shared: which may be learned from.
         candidates: penalties or rates to choose from.
-        seed: of the inner folds.
-        optimizer: of the layer.
     """
     rows, labels = features[shared.learnt], images.labels[shared.learnt]
     places = None if shared.places is None else [shared.places[row] for row in shared.learnt]
@@ -51,7 +47,6 @@ def split_of(
     Args:
         images: probed, or blocks of a single one.
         shared: folds or the published split.
-        seed: of the folds.
         whole: the image that was cut into blocks, None where images are whole.
         block_side: of the blocks, as the user said it.
     """
@@ -78,15 +73,10 @@ def encoder_head(
 
     Args:
         data: learned from, in the bands that the encoder reads.
-        model: the encoder.
-        sha256: of its weights.
-        level: whose features.
         scaling: that normalised the images.
-        layer: fitted.
         tile: pixels a side that the encoder was fed.
         size: that images were resized to, None for their own.
         validation: the score and how it was measured.
-        split: which images were learned from.
     """
     return replace(
         band_head(data, layer, validation, split, sha256, scaling, (level,)),
@@ -109,12 +99,9 @@ def band_head(
 
     Args:
         data: learned from.
-        layer: fitted.
         validation: the score and how it was measured.
-        split: which images were learned from.
         sha256: of an encoder; None for band statistics.
         scaling: that normalised the images for the encoder; None for the physical values of band statistics.
-        levels: of the encoder.
     """
     classes = [int(label) for label in layer.classes]
     return Head(

@@ -82,9 +82,6 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
     Args:
         answers: logits and targets of batches, in the order of `rows`: (B, K) with (B,) classes or (B, K) of 0 and 1,
             or (B, K, h, w), resized to the masks (B, H, W) where they differ.
-        data: whose they are.
-        rows: images judged.
-        seed: of the bootstrap.
 
     Raises:
         DataError: no image, or answers that are not finite.
@@ -149,9 +146,6 @@ def logits_of(
     Args:
         answer: images to logits, in eval mode.
         read: rows to images and targets.
-        rows: which.
-        batch: images at a time.
-        device: of the model.
         bf16: under autocast.
         progress: called with the number of images just answered.
     """
@@ -164,13 +158,7 @@ def logits_of(
 
 
 def draw_confusion(score: Score, path: Path, title: str) -> Path:
-    """A picture of the confusion matrix: shares of each true class (rows) by what was answered (columns).
-
-    Args:
-        score: with its matrix and classes.
-        path: of the picture.
-        title: above it.
-    """
+    """A picture of the confusion matrix: shares of each true class (rows) by what was answered (columns)."""
     names = [row["name"] for row in score.classes]
     share = score.confusion / np.maximum(score.confusion.sum(1, keepdims=True), 1)
     label = 0.3 + 0.075 * max(map(len, names)) if len(names) <= NAMED else 0.4

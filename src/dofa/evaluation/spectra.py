@@ -45,7 +45,6 @@ def spectra(model: DOFA, wavelength_um: Sequence[float] = AXIS_UM) -> Spectra:
     """Embeddings and generated kernels along the wavelength axis.
 
     Args:
-        model: with generated weights.
         wavelength_um: micrometres; 0.4–2.5 in steps of 0.05 where absent.
 
     Raises:

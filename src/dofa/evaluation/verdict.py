@@ -72,7 +72,6 @@ def verdict(contenders: Mapping[Kind, Row], commands: Mapping[Kind, Sequence[str
     Args:
         contenders: rows of the linear classifier, judged on the same units.
         commands: words that map with a contender, of those that a head was saved of.
-        seed: of the bootstrap.
 
     Returns:
         None where nothing stands beside the model.
@@ -97,8 +96,6 @@ def map_command(head: Path, task: str, weights: str | None = None, stride: int |
     """The words of `dofa predict` with a saved head.
 
     Args:
-        head: its folder.
-        task: of the head.
         weights: of its encoder, None for band statistics.
         stride: that the probe judged with, None for one pass.
     """

@@ -206,7 +206,6 @@ def features_once(
     Pooled vectors are kept in the feature cache, maps in memory.
 
     Args:
-        learner: with a frozen backbone.
         samples: the images as the model takes them.
         tuning: settings of the run.
         rows: images to learn from, to choose by and to test.

@@ -23,13 +23,7 @@ LEVELS = (1 / 3, 1 / 2, 2 / 3, 1)  # of the depth: blocks 3, 5, 7, 11 of 12 and 
 
 
 class Learner(nn.Module):
-    """An encoder and what answers from its features; `train.loop` feeds it micro-batches.
-
-    Args:
-        backbone: the encoder, with its weights.
-        data: whose task it learns.
-        tuning: the settings.
-    """
+    """An encoder and what answers from its features; `train.loop` feeds it micro-batches."""
 
     def __init__(self, backbone: Backbone, data: LabelledImages, tuning: Tuning) -> None:
         super().__init__()
@@ -120,7 +114,6 @@ def levels(depth: int, tuning: Tuning) -> list[int]:
     """The blocks a segmentation reads, from 0.
 
     Args:
-        depth: blocks of the encoder.
         tuning: blocks and decoder as the user said.
 
     Raises:
@@ -142,7 +135,6 @@ def adapt(encoder: nn.Module, name: str, tuning: Tuning) -> None:
 
     Args:
         encoder: changed in place.
-        name: what messages call it.
         tuning: method and its settings.
 
     Raises:
@@ -179,7 +171,6 @@ def freeze_unreached(learner: Learner, images: Tensor, label: Tensor) -> None:
     Args:
         learner: on the CPU, in any mode.
         images: two of the training images.
-        label: their targets.
     """
     was = learner.training
     learner.eval()  # no draw, no batch statistics

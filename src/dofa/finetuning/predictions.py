@@ -107,7 +107,6 @@ def size_for(head: Head, images: LabelledImages) -> tuple[tuple[int, int] | None
 
     Args:
         head: with the pixel size it was trained at.
-        images: with theirs.
     """
     ratio = images.sensor.gsd_m / head.gsd_m
     if abs(ratio - 1) <= 0.01:
@@ -122,9 +121,7 @@ def band_answers(
     """Logits of images with their targets, for `judge`, from a head of band statistics.
 
     Args:
-        head: of band statistics.
         images: in its bands.
-        rows: which.
         progress: called with the number of images just answered.
 
     Raises:
@@ -156,9 +153,7 @@ class Answers:
 
     Args:
         model: the head's encoder, on its device.
-        head: what was learned.
         sensor: the images' bands in the head's order.
-        side: of the images.
     """
 
     def __init__(self, model: DOFA, head: Head, sensor: Sensor, side: int) -> None:
@@ -191,10 +186,7 @@ class Answers:
         """Logits (1, K, H, W) of images with their masks, for `judge`: the mean over passes, as a probe's and a map's.
 
         Args:
-            samples: the images.
-            rows: which.
             stride: pixels between passes.
-            batch: tiles at a time.
             precision: float32 or bf16.
             progress: called with the number of images just answered.
 
@@ -218,7 +210,6 @@ def stride_of(head: Head, said: int | None) -> int | None:
     """Pixels between shifted passes, None for one pass.
 
     Args:
-        head: that answers.
         said: as the user did, None for what the head was judged with.
 
     Raises:
@@ -239,10 +230,6 @@ def stride_of(head: Head, said: int | None) -> int | None:
 
 def matched(images: LabelledImages, head: Head) -> LabelledImages:
     """The images with their labels in the head's order of classes.
-
-    Args:
-        images: with labels.
-        head: with its task and classes.
 
     Raises:
         ConfigError: another task.

@@ -63,7 +63,6 @@ class Samples:
         """The class (), the classes (K,) of 0 and 1, or the mask (H, W), IGNORE where `valid` is False; int64.
 
         Args:
-            index: of the image.
             valid: (H, W) measured pixels, None where all are.
 
         Raises:
@@ -97,8 +96,6 @@ class Samples:
         """Like `read`, with a random crop, flips and a quarter turn; a mask has the size of the image fed.
 
         Args:
-            index: of the image.
-            rng: source of the draws.
             crop: smallest share of the area that is kept; None for the image as it is.
         """
         image, target = self.read(index)
@@ -155,7 +152,6 @@ def training_batches(
     Args:
         samples: to draw from.
         rows: training images.
-        updates: whose micro-batches are wanted.
         batch: images an update, at most as many as there are rows.
         accumulate: micro-batches it comes in, a divisor of `batch`.
         crop: see `Samples.augmented`.
@@ -190,7 +186,6 @@ def micro_batch(data: LabelledImages, images: Tensor, targets: Tensor, rows: Int
     """What `train.loop` takes.
 
     Args:
-        data: the images are of.
         images: (B, C, H, W).
         targets: (B, …) labels or masks.
         rows: (B,) numbers of the images.
@@ -212,7 +207,6 @@ def order(rows: Ints, batch: int, update: int, seed: int) -> Ints:
         rows: (n,) training images.
         batch: images an update, at most n.
         update: number from 0.
-        seed: of the permutations.
     """
     epoch, place = divmod(update, len(rows) // batch)
     shuffled = np.random.default_rng([seed, epoch]).permutation(rows)

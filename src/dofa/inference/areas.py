@@ -94,11 +94,7 @@ def class_areas(path: Path, exclusive: bool = True) -> tuple[ClassArea, ...]:
 
 
 def row_areas(layout: Layout) -> NDArray[np.float64] | None:
-    """(H,) square metres on the ground of a pixel in each row, at its middle column; None without a place.
-
-    Args:
-        layout: of the map.
-    """
+    """(H,) square metres on the ground of a pixel in each row, at its middle column; None without a place."""
     if layout.crs is None:
         return None
     from rasterio.crs import CRS
@@ -112,12 +108,7 @@ def row_areas(layout: Layout) -> NDArray[np.float64] | None:
 
 
 def area_table(areas: Sequence[ClassArea], title: str) -> Table:
-    """For the terminal.
-
-    Args:
-        areas: of a map.
-        title: above the table.
-    """
+    """For the terminal."""
     placed, certain = areas[0].hectares is not None, any(a.certainty is not None for a in areas)
     table = Table("class", "pixels", *(["hectares"] * placed), "%", *(["mean certainty %"] * certain), title=title)
     for a in areas:
@@ -156,7 +147,6 @@ def with_areas(written: Written, task: str) -> Mapped:
 
     Args:
         written: maps, finished.
-        task: of the head.
     """
     found = []
     for path in written.paths if task != "regression" else ():

@@ -99,7 +99,6 @@ def head_logits(head: Head, values: Float, seen: NDArray[np.bool_]) -> NDArray[n
     """What a head of band statistics answers for an image, or for every pixel of it.
 
     Args:
-        head: of band statistics.
         values: (C, H, W) in the head's unit.
         seen: (H, W) measured pixels.
 
@@ -123,7 +122,6 @@ def in_unit(values: Float, seen: NDArray[np.bool_], sensor: Sensor, have: Scalin
     Args:
         values: (C, H, W) in the unit of `have`.
         seen: (H, W) measured pixels.
-        sensor: with these bands.
         have: scaling of the images.
         want: scaling of the head.
 
@@ -143,7 +141,6 @@ class BandInputs(Inputs):
     """A scene in physical values, with a last channel that is 1 where there is a measurement.
 
     Args:
-        scene: open, of one sensor.
         scalings: of the head: names of the bands that are fed, and the unit they are fed in.
     """
 
@@ -174,7 +171,6 @@ class BandTiles:
     """A head of band statistics as the engine runs it: a class for every pixel, or one for a tile.
 
     Args:
-        head: of band statistics.
         side: pixels of a tile.
     """
 
@@ -192,10 +188,6 @@ class BandTiles:
 def band_inputs(scene: "Scene", head: Head) -> BandInputs:
     """A scene as a head of band statistics reads it.
 
-    Args:
-        scene: open.
-        head: of band statistics.
-
     Raises:
         ConfigError: several sensors, a band that the head needs and the scene lacks, or no way between the units.
     """
@@ -209,8 +201,6 @@ def band_plan(inputs: BandInputs, tiles: BandTiles, stride: int | None, tile: in
     """How a scene is cut for a head of band statistics.
 
     Args:
-        inputs: of the scene.
-        tiles: the head.
         stride: pixels between the shifted tiles that are averaged; None for tiles side by side.
         tile: pixels a side; None for the size of the images a classification was trained on.
         overlap: of tiles in pixels; none but the windows of pixels need.
@@ -235,7 +225,6 @@ def describe_bands(inputs: BandInputs, plan: Plan) -> dict[str, Any]:
     """What a map of band statistics says of itself; plain JSON, as `features.describe`.
 
     Args:
-        inputs: of the scene.
         plan: how it is cut.
     """
     return {

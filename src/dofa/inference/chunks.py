@@ -57,7 +57,6 @@ class Chunks:
     """Reads windows through a cache of chunks; threads share it, and no chunk is decoded by two of them at once.
 
     Args:
-        scene: what is read.
         budget: bytes of decoded chunks to keep; those used last stay.
     """
 

@@ -54,7 +54,6 @@ def run(
         jobs: scenes with their plans.
         cluster: see `run_on_cluster`; None for this process.
         compile: whether workers compile the model; here it is compiled, or not, before it becomes part of a job.
-        settings: of either.
     """
     if cluster is None:
         return engine.run(jobs, **settings)

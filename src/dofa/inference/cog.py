@@ -39,7 +39,6 @@ def write_cog(layout: Layout, values: "Values", target: Path) -> None:
     The overviews are ours because GDAL goes through the file once a channel for them: minutes for 768.
 
     Args:
-        layout: of the cells.
         values: in swaths of rows.
         target: file to write.
 
@@ -140,7 +139,6 @@ def halve(layout: Layout, stored: NDArray[Any]) -> NDArray[Any]:
     The mean is of float32 and in one order, so that a file made again is the same file.
 
     Args:
-        layout: of the cells.
         stored: as they lie in the file.
     """
     channels, height, width = stored.shape

@@ -88,7 +88,6 @@ class Bar:
         """So many more tiles, of so many bytes of pixels.
 
         Args:
-            tiles: done.
             nbytes: of their pixels in the files.
         """
         if self._bar is not None:

@@ -89,7 +89,6 @@ class SceneError(DataError):
     """A scene that cannot be run; the others can.
 
     Args:
-        text: the message.
         job: number of the scene among the jobs.
     """
 
@@ -124,7 +123,6 @@ def run(
         batch: tiles the model takes at once.
         threads: that read and normalise ahead of the model.
         precision: autocast to bf16, or not; `auto` does on processors and devices that multiply it fast.
-        device: of the model.
         progress: called with tiles done and bytes of pixels read for them.
 
     Yields:
@@ -186,9 +184,7 @@ def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
     """Pixels across a swath, so that decoded rows and unfinished cells stay within BUDGET, if not too narrow by it.
 
     Args:
-        inputs: of the scene.
         tile: side in pixels.
-        model: with its patch and channels.
         stride: pixels between shifted passes.
     """
     rows = tile + 2 * inputs.chunks.side[0]
@@ -221,7 +217,6 @@ def shape_of(jobs: Sequence[Job], items: Sequence[Item]) -> tuple[int, int, int,
     """(B, C, h, w) of a batch.
 
     Args:
-        jobs: of the run.
         items: tiles of one shape for one model.
     """
     window = items[0].tile.window
@@ -232,7 +227,6 @@ def read(inputs: Inputs, window: Window, into: Float, job: int) -> bool:
     """Write a normalised tile (C, h, w) to its place in a batch; whether it holds a measurement.
 
     Args:
-        inputs: of the scene.
         window: pixels of it.
         into: (C, h, w), written in place.
         job: number of the scene, for the error.
@@ -247,21 +241,13 @@ def read(inputs: Inputs, window: Window, into: Float, job: int) -> bool:
 
 
 def nbytes(jobs: Sequence[Job], items: Sequence[Item]) -> int:
-    """Bytes of pixels that tiles cover in their files.
-
-    Args:
-        jobs: of the run.
-        items: tiles.
-    """
+    """Bytes of pixels that tiles cover in their files."""
     windows = [(i.tile.window, jobs[i.job].inputs.scene.pixel_bytes) for i in items]
     return sum(window.height * window.width * pixel for window, pixel in windows)
 
 
 def batches(jobs: Sequence[Job], size: int) -> Iterator[list[Item]]:
     """Tiles of one shape for one model, at most `size`; always the same ones, whatever is finished already.
-
-    Args:
-        jobs: of the run.
 
     Raises:
         ConfigError: a size below one.

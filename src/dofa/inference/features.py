@@ -140,7 +140,6 @@ def embed(
         overlap: pixels that neighbouring tiles share; None for a third of a tile.
         pca: keep so many principal components, fitted on a sample of the scene.
         stats: see `dofa.inference.inputs.settle`.
-        batch: tiles at a time.
         precision: see `engine.run`.
         device: see `engine.run`.
         compile: run the model through torch.compile.
@@ -238,7 +237,6 @@ def settled(
     """What normalises each scene.
 
     Args:
-        scenes: of one run.
         measure_all: takes the statistics of all scenes, such as `measure`.
         on_error: called for a scene that cannot be used, which is left out; None to let its error through.
         settle_one: makes the inputs of a scene and its measured statistics.
@@ -288,12 +286,8 @@ def describe(inputs: Inputs, model: DOFA, digest: str, plan: Plan, level: What, 
     """What a file of features says of itself; plain JSON.
 
     Args:
-        inputs: of the scene.
-        model: whose features they are.
-        digest: of its weights.
         plan: how the scene is cut.
         level: what has a vector: patch, pixel or tile.
-        tiles: the blocks read.
     """
     return {
         "dofa": dofa.__version__,

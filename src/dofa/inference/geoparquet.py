@@ -29,7 +29,6 @@ def write_geoparquet(layout: Layout, values: "Values", target: Path) -> None:
     """Write the valid cells of (H, W, K) numbers in row-major order, some rows of cells a row group.
 
     Args:
-        layout: of the cells.
         values: in swaths of rows.
         target: file to write.
     """

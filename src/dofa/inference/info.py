@@ -115,11 +115,8 @@ def describe(
     """What is known of a scene, as plain JSON.
 
     Args:
-        scene: open.
         config: of the encoder that will be fed; None to leave statistics out.
         stats: see `dofa.inference.inputs.settle`.
-        measured: likewise.
-        strict: likewise.
 
     Raises:
         DataError: pixels that cannot be decoded.

@@ -35,7 +35,6 @@ class Inputs:
     """A scene and what normalises it.
 
     Args:
-        scene: open.
         scalings: one a part of the scene, with statistics; in another unit than the part's own where a unit map of
             `pixels` stands between. Their bands are those that are fed, in order.
         matches: how the bands and statistics were chosen, one a part where that was done here.
@@ -142,8 +141,6 @@ def settle(
     platform or for the nearest trained bands (`dofa.model.sensor_matching`), and last the scene's own.
 
     Args:
-        scene: open.
-        config: of the encoder.
         stats: None for that order; `scene` or `dataset` for the statistics `measured`; `checkpoint` for the encoder's
             or none, or the name of a sensor it knows, whose statistics are taken.
         measured: one a part of the scene, of this scene or of all that are run together; see `measure`.
@@ -250,10 +247,6 @@ def _with_head(
 
 def bands_for_head(scene: "Scene", head: Head) -> tuple[Sensor, Scaling]:
     """A head's bands in a scene, in the head's order under the scene's names, and how they become physical values.
-
-    Args:
-        scene: open, of one sensor.
-        head: whose bands are wanted.
 
     Raises:
         ConfigError: several sensors, or a band that the head needs and the scene lacks.

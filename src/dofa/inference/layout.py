@@ -254,7 +254,6 @@ def pieces(height: int, width: int, side: int, cell_bytes: int) -> Iterator[Wind
 
     Args:
         height, width: of the grid, in cells.
-        side: of a tile, in cells.
         cell_bytes: of all channels of a cell.
     """
     step = side * max(1, PIECE_BYTES // (side * side * cell_bytes))
@@ -267,7 +266,6 @@ def parse_meta(path: Path, told: Any) -> Layout:
     """The layout in a file's DOFA_META, its text or its JSON.
 
     Args:
-        path: of the file, for messages.
         told: what the file has there, None for nothing.
 
     Raises:

@@ -144,10 +144,6 @@ class Scenes:
     def fail(self, scene: Scene, error: DofaError) -> None:
         """Leave a scene out.
 
-        Args:
-            scene: that failed.
-            error: why.
-
         Raises:
             DofaError: that one, of the only scene; or of all alike.
         """
@@ -210,7 +206,6 @@ def without_failing(
 
     Args:
         scenes: or what stands for them.
-        act: reads them.
         on_error: called for each that fails; None to let its error through.
 
     Returns:
@@ -244,8 +239,6 @@ def output_paths(
 
     Args:
         names: of the scenes: their files' or, of a product, its own (a STAC item's id).
-        out: as told.
-        format: as told.
         sources: a file or folder of each scene.
 
     Raises:

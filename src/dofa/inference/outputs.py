@@ -55,7 +55,6 @@ def check_out(out: Path, scenes: int, overwrite: bool, kind: Format | None) -> N
     """Refuse an output that cannot be written, before anything is opened or loaded.
 
     Args:
-        out: as told.
         scenes: how many there are; of several, files that are there may be those of an earlier run.
         overwrite: whether a file there may be replaced.
         kind: format as told; by the name of `out` unless given.
@@ -136,7 +135,6 @@ class Work:
 
         Args:
             out: the finished file; its folder is made.
-            layout: what it will hold.
             key: JSON that tells this job from any other: scene, weights, settings.
             kind: format; by the name of `out` unless given.
             overwrite: whether a file that is there, and an interrupted run of another job, are replaced.
@@ -238,8 +236,6 @@ class Work:
 
         Args:
             block: its index: the number of blocks written before.
-            row: of its first cell.
-            col: of its first cell.
             stored: (K, h, w) in the layout's type.
 
         Raises:

@@ -81,11 +81,8 @@ def draw(
     """Write pictures of the same ground as one PNG.
 
     Args:
-        path: of the PNG.
         panels: from left to right.
         size: rows and columns of the scene's pixels that every picture shows.
-        title: above all.
-        subtitle: a line under it.
         ground: metres a pixel, for the scale bar and for pixels that are not square; None for neither.
         marks: pixels of the scene to mark in every picture.
         where: which window of a larger scene, of so many rows and columns, is shown; drawn small in the corner.
@@ -232,12 +229,7 @@ def _right_of(figure: "Figure", text: "Text") -> float:
 
 
 def ramp_picture(values: "np.ndarray[Any, Any]", ramp: Ramp) -> Picture:
-    """(h, w) values in the colours of a ramp, grey where they are not finite.
-
-    Args:
-        values: of one thing.
-        ramp: its colours and their ends.
-    """
+    """(h, w) values in the colours of a ramp, grey where they are not finite."""
     from matplotlib import colormaps
 
     share = np.clip((np.nan_to_num(values) - ramp.low) / (ramp.high - ramp.low), 0, 1)

@@ -153,16 +153,13 @@ def predict_all(
     """Maps of scenes through one head.
 
     Args:
-        scenes: open.
         model: the encoder the head was trained on; another is refused. None for a head of band statistics.
-        head: what was learned.
         stride: pixels between shifted passes that are averaged, a divisor of the patch; None for one pass. A head with
             a decoder has its own way from patches to pixels and takes one pass.
         tile: pixels a side; None for the size the head was trained at.
         overlap: pixels that neighbouring tiles share; None for a third of a tile.
         stats: other statistics than the head's, with `force`; see `dofa.inference.inputs.settle`.
         force: take other statistics, and scenes of any pixel size.
-        device: of the model.
         compile: run the encoder through torch.compile.
         precision: the map will be run in; see `engine.run`.
         on_error: called for a scene that cannot be used, which is left out; None to let its error through.
@@ -243,7 +240,6 @@ def check_head(scene: Scene, head: Head, force: bool) -> None:
     Args:
         scene: with its pixels' size, or none.
         head: with the bands and the size it was trained at.
-        force: the user accepts the size.
 
     Raises:
         ConfigError: a band is missing, or the sizes differ by more than 1.5 ×, and nobody accepted that.

@@ -30,7 +30,6 @@ def part_of(scene: Scene, size: int, centre: Pixel | None = None) -> Window:
     """The window of at most `size` pixels a side that is shown.
 
     Args:
-        scene: of any size.
         size: pixels.
         centre: in its middle, unless the border is near; None for the scene's middle, or another place where more of
             the scene is measured.
@@ -54,7 +53,6 @@ def fine_stride(config: EncoderConfig, height: int, width: int) -> int:
     """A stride that shows no grid of patches: a quarter of the patch, where its cells can be seen and cost seconds.
 
     Args:
-        config: of the encoder.
         height, width: of what is shown, in pixels.
     """
     patch = config.patch
@@ -71,9 +69,7 @@ def captions(part: Scene, whole: Scene, window: Window) -> dict[str, Any]:
     """What every picture of a part of a scene says: further arguments of `draw`.
 
     Args:
-        part: what is shown.
         whole: the scene it was cut from.
-        window: of the whole.
     """
     where = None if _size(part) == _size(whole) else (window, _size(whole))
     return {"title": whole.name, "subtitle": describe(part, whole), "ground": ground(part), "where": where}
@@ -83,7 +79,6 @@ def describe(scene: Scene, whole: Scene) -> str:
     """What a picture shows, in a line: sensor, size, place.
 
     Args:
-        scene: what is shown.
         whole: the scene it was cut from.
     """
     words = [" + ".join(part.sensor.name for part in scene.parts)]
@@ -113,9 +108,6 @@ def picture(
     """Draw a scene beside its features.
 
     Args:
-        scene: of any size.
-        model: the encoder.
-        path: of the PNG.
         size: pixels a side that are shown at most.
         centre: what is in the middle; see `part_of`.
         stride: pixels between shifted passes; None for `fine_stride`.
@@ -192,9 +184,7 @@ def check_out(out: Path, overwrite: bool, suffixes: Sequence[str] = (".png",)) -
     """Refuse what cannot be written, before anything is computed.
 
     Args:
-        out: of the picture.
         overwrite: whether a file there may be replaced.
-        suffixes: that are written.
 
     Raises:
         ConfigError: a name of another kind, or a file that is there.
@@ -209,7 +199,6 @@ def part_note(scene: Scene, shown: Window) -> list[str]:
     """What to say where not all of a scene is shown.
 
     Args:
-        scene: the whole.
         shown: window of it.
     """
     if (shown.height, shown.width) == (scene.height, scene.width):

@@ -36,7 +36,6 @@ class Projection(nn.Module):
 
         Args:
             features: (n, D).
-            components: kept.
 
         Raises:
             ConfigError: fewer features or dimensions than components.

@@ -193,9 +193,7 @@ def output_of(
     """The file of one scene's features.
 
     Args:
-        embedding: of the scene.
         path: of the file; its suffix says the form.
-        dtype: of the stored numbers.
         scale, zero: (K,) of 8-bit numbers, None for others.
     """
     plan, scene = embedding.plan, embedding.inputs.scene
@@ -226,7 +224,6 @@ def stored_as(layout: Layout, values: Float, valid: NDArray[np.bool_]) -> NDArra
     """(K, h, w) values to the numbers that are stored, nodata where not valid.
 
     Args:
-        layout: of the file.
         values: (K, h, w).
         valid: (h, w).
     """

@@ -25,7 +25,6 @@ def measure(
     """Statistics of scenes where they are asked for, or where a checkpoint has none that fit.
 
     Args:
-        scenes: of one run.
         stats: `scene` for each scene's, `dataset` for those of all together.
         config: of an encoder, to measure where `stats` is None and it has no statistics for a scene; scenes of the same
             bands are then measured together, so that one run feeds all of them alike.

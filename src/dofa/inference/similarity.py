@@ -57,7 +57,6 @@ class Similarity:
         """(D, h, w) features and validity to (1, h, w) similarity, NaN where not valid.
 
         Args:
-            values: of cells.
             valid: (h, w).
         """
         apart = values - self.mean[:, None, None]
@@ -106,8 +105,6 @@ def similarity(
     """What resembles places of a scene.
 
     Args:
-        scene: open.
-        model: the encoder.
         places: pixels of the scene; of several the mean direction counts.
         settings: further arguments of `embed`.
 
@@ -131,7 +128,6 @@ def feature_at(one: Embedding, place: Pixel) -> Float:
     """(D,) feature of the cell that holds a pixel: the one that the whole run gives, from the tiles it needs.
 
     Args:
-        one: of a scene.
         place: of the pixel.
 
     Raises:
@@ -165,10 +161,7 @@ def picture(
     """Draw the ground around places beside what resembles them.
 
     Args:
-        scene: of any size.
-        model: the encoder.
         places: pixels of the scene, close enough to be seen together.
-        path: of the PNG.
         size: pixels a side that are shown at most.
         stride: pixels between shifted passes; None for `fine_stride`.
         settings: further arguments of `embed`, such as `stats`, which are then those of the part shown.

@@ -79,7 +79,6 @@ def tile_side(inputs: Inputs, model: DOFA, tile: int | None) -> int:
     """Pixels a side of a tile: as told, or as trained; no more than the scene's whole patches.
 
     Args:
-        inputs: of the scene.
         model: with its patch and image size.
         tile: side in pixels as told, None for the model's.
 
@@ -99,7 +98,6 @@ def specialised(
     """The encoder with the kernel of these bands, its matrices in the precision it will run in.
 
     Args:
-        model: an encoder.
         inputs: whose wavelengths it will see.
         device: as told, None for the best there is.
         compile: through torch.compile.
@@ -119,7 +117,6 @@ def plan_of(inputs: Inputs, tiles: TileModel, side: int, stride: int | None, ove
     """How a scene is cut for a model.
 
     Args:
-        inputs: of the scene.
         tiles: the model with its patch and cell.
         side: of a tile, in pixels.
         stride: pixels between shifted passes, None for one pass.

@@ -64,7 +64,6 @@ def without_content(normalised: NDArray[Any], bands: Sequence[str]) -> dict[str,
 
     Args:
         normalised: (C, n) as the model is fed them.
-        bands: names.
     """
     if normalised.shape[1] < LEAST:
         return {}
@@ -150,8 +149,6 @@ def doubts(name: str, count: int, bad: dict[str, str]) -> list[str]:
     """What `dofa info` says of bands with values that cannot be.
 
     Args:
-        name: of the scene.
-        count: of all bands.
         bad: why, by band.
     """
     if not bad:

@@ -42,7 +42,6 @@ class Streams:
     holds up all of them. Of two batches that do not wait for each other it holds up one (docs/scene-speed.md).
 
     Args:
-        device: that computes.
         threads: of a processor, all together; as many as PyTorch takes here unless given.
         count: of streams; two on a processor with an even number of threads unless given.
 

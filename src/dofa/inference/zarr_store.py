@@ -25,7 +25,6 @@ def write_zarr(layout: Layout, values: "Values", target: Path) -> None:
     axis: its place is in the GeoTransform of `spatial_ref` alone.
 
     Args:
-        layout: of the cells.
         values: in swaths of rows.
         target: folder to write.
     """

@@ -52,9 +52,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, recompute: bool = False) -> Tensor:
     half to a quarter of the time (docs/log.md; 37 to 197 tokens).
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
         recompute: where plain products are used, keep no scores for the backward pass.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:

@@ -25,10 +25,6 @@ class LinearDecoder(nn.Module):
     """One linear layer at every place, on the maps laid over each other: a linear probe for segmentation.
 
     The features are standardised by a batch norm without parameters, as block outputs differ much in size.
-
-    Args:
-        widths: of the maps.
-        classes: outputs.
     """
 
     def __init__(self, widths: Sequence[int], classes: int) -> None:
@@ -91,7 +87,6 @@ class PyramidPooling(nn.Module):
     """A map with what lies around every place in four sizes (Zhao et al. 2017, arXiv 1612.01105, section 3.2).
 
     Args:
-        width: of the map.
         channels: of each pooled map, and of the result.
     """
 
@@ -110,8 +105,6 @@ class UPerNet(nn.Module):
     """Unified perceptual parsing on the maps of a plain ViT: pyramid, pyramid pooling, FPN, fusion of all levels.
 
     Args:
-        width: of the maps.
-        classes: outputs.
         channels: of all that follows the pyramid; 512 is the published number.
 
     Source: Xiao et al. 2018 (arXiv 1807.10221), section 3.2.
@@ -158,9 +151,6 @@ class FCNHead(nn.Module):
     reads is a block's own output: with a frozen encoder it trains nothing but itself.
 
     Args:
-        width: of the maps.
-        classes: outputs.
-        channels: of the convolution.
         level: which of the maps it reads.
     """
 
@@ -195,8 +185,6 @@ class DPTDecoder(nn.Module):
     relative to the patch grid; transposed convolutions have kernels as large as their stride.
 
     Args:
-        width: of the maps.
-        classes: outputs.
         channels: of everything behind the maps; 256 is the published number.
 
     Source: Ranftl et al. 2021 (arXiv 2103.13413), section 3.
@@ -268,7 +256,6 @@ def convolution(width: int, channels: int, kernel: int) -> nn.Sequential:
 
     Args:
         width: channels that come in.
-        channels: that go out.
         kernel: side in places, odd.
     """
     conv = nn.Conv2d(width, channels, kernel, padding=kernel // 2, bias=False)  # the norm has a bias

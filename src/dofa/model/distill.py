@@ -18,11 +18,6 @@ from dofa.model.patch_embed import pad_to_patch, patchify
 class Distillation(nn.Module):
     """The distance between a student's and a teacher's blocks, with the projectors that are trained for it.
 
-    Args:
-        config: which blocks, which loss.
-        width: of the student.
-        teacher_width: of the teacher.
-
     Attributes:
         mean: (blocks, 1, D) of the teacher's features, for standardising; zeros until `standardise`.
         std: like mean, ones until then.

@@ -170,9 +170,7 @@ class DOFA(VisionTransformer):
 
         Args:
             x: (B, C, H, W) normalised.
-            wavelengths: of the C bands.
             keep: (B, K) patch indices, row by row.
-            blocks: whose outputs are wanted too.
             no_deeper: leave out the blocks behind the last of these; the tokens are then of that one.
 
         Returns:
@@ -197,7 +195,6 @@ class DOFA(VisionTransformer):
 
         Args:
             x: (B, C, H, W) normalised.
-            wavelengths: of the C bands.
             indices: block numbers from 0 (negative from the end), an integer for the last so many, None for all.
             norm: apply the final `norm` to each.
             output_fmt: NCHW maps (B, D, h, w) or NLC tokens (B, N, D).
@@ -255,7 +252,6 @@ class StaticViT(VisionTransformer):
     Args:
         config: of the model it comes from.
         bands: number of input bands.
-        grid: of the position table.
     """
 
     def __init__(self, config: EncoderConfig, bands: int, grid: Grid | None = None) -> None:
@@ -320,7 +316,6 @@ def patch_grid(x: Tensor, patch: int) -> Grid:
     """The image's size in patches, rounded up.
 
     Args:
-        x: the image.
         patch: side in pixels.
 
     Raises:

@@ -297,7 +297,6 @@ def statistics(model: DOFA, sensor: Sensor) -> Scaling | None:
     """What normalises images of a sensor, with the checkpoint's statistics; None where it has none for these bands.
 
     Args:
-        model: whose config.json says them.
         sensor: with the bands wanted, in order.
     """
     trained = model.config.sensors.get(sensor.name)
@@ -314,10 +313,7 @@ def normalisable(model: DOFA, sensor: Sensor, scaling: Scaling | None, numbers: 
     """The scaling that goes inside.
 
     Args:
-        model: named in messages.
-        sensor: whose images go in.
         scaling: with statistics, None where there are none.
-        numbers: what the images hold.
         dn_offset: added to raw numbers.
 
     Raises:
@@ -347,7 +343,6 @@ def named_blocks(levels: Sequence[int | str], depth: int) -> tuple[Block, ...]:
 
     Args:
         levels: `pooled`, or numbers of blocks (negative from the end).
-        depth: blocks of the model.
 
     Raises:
         ConfigError: there is no such block, or one is named twice.

@@ -25,7 +25,6 @@ class Normalisation(nn.Module):
     """`Scaling.normalise` as a module; NaN says no measurement and gives 0, the mean.
 
     Args:
-        scaling: with statistics.
         numbers: what comes in: raw numbers of the product, or physical values.
     """
 
@@ -53,7 +52,6 @@ class Exported(nn.Module):
 
     Args:
         vit: specialised for the bands at the image size.
-        levels: whose features.
         maps: one answer a patch, else one an image.
         head: that reads the features; None gives them as they are.
         normalisation: None where images come normalised.
@@ -177,10 +175,8 @@ def compare(run: Run, images: Float, expected: dict[str, Tensor], name: str) -> 
     """The largest difference of an output, over the largest value of that output.
 
     Args:
-        run: what was exported, on arrays.
         images: (B, C, H, W).
         expected: the model's own outputs, by name.
-        name: of the file, for messages.
 
     Raises:
         CheckpointError: it is above 1e-4.

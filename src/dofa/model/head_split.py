@@ -61,7 +61,6 @@ class SplitRecord:
         Args:
             digests: (n,) uint64.
             roles: (n,) places in ROLES.
-            seed: of the split.
             block_side: of blocks of a single image.
         """
         order = np.lexsort((roles, digests))
@@ -103,7 +102,6 @@ def read_split(path: Path, weights_sha256: str) -> SplitRecord | None:
     """The record beside a head.
 
     Args:
-        path: of the file.
         weights_sha256: of the head it has to belong to.
 
     Returns:

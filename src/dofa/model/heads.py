@@ -81,8 +81,6 @@ def new_decoder(kind: Kind, width: int, classes: int, channels: int) -> UPerNet 
     Args:
         kind: `upernet` or `dpt`.
         width: D of the encoder's maps.
-        classes: K.
-        channels: of its inner maps.
     """
     return _DECODERS[kind](width, classes, channels)
 
@@ -313,7 +311,6 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
     """Reads a head folder, every key accounted for.
 
     Args:
-        folder: with head.json and head.safetensors.
         model: the encoder it is meant for; another one is refused.
 
     Raises:
@@ -426,7 +423,6 @@ def level_features(
         intermediates: its `forward_intermediates`, the bands filled in.
         image: (B, C, H, W) normalised.
         levels: block numbers, whose patch tokens are averaged, and `pooled`.
-        maps: of single patches.
     """
     last = len(vit.blocks) - 1
     wanted = sorted({last if level == "pooled" else level for level in levels})

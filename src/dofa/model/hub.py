@@ -100,7 +100,6 @@ def fetch_repository(name: str, revision: str | None = None) -> Path:
     """The model folder of a repository in the native format, in the hub's cache.
 
     Args:
-        name: owner/model.
         revision: branch, tag or commit; None for the default branch.
 
     Returns:
@@ -133,8 +132,6 @@ def fetch_file(repo: str, file: str, name: str) -> Path:
     A download that was interrupted, in this process or an earlier one, goes on where it broke.
 
     Args:
-        repo: owner/model.
-        file: its name there.
         name: what the user asked for, for messages.
 
     Raises:
@@ -148,8 +145,6 @@ def download(repo: str, file: str, name: str) -> Path:
     """Like `fetch_file`, without a look at the hub's cache.
 
     Args:
-        repo: owner/model.
-        file: its name there.
         name: what the user asked for, for messages.
     """
     with _in_one_line(repo, file, name), _quiet():
@@ -178,8 +173,6 @@ def fetch_cached(repo: str, file: str, name: str, revision: str | None = None) -
     """A file of a repository, in the hub's own cache.
 
     Args:
-        repo: owner/model.
-        file: its name there.
         name: what the user asked for, for messages.
         revision: branch, tag or commit; None for the default branch.
 

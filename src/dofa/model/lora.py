@@ -62,7 +62,6 @@ def add_lora(
 
     Args:
         model: without adapters.
-        rank: of the change.
         alpha: its scale times the rank; the rank itself where None, a scale of 1.
         targets: which layers of a block: qkv, proj, fc1, fc2.
 

@@ -30,7 +30,6 @@ class MaskedAutoencoder(nn.Module):
     parameter here that stays without a gradient. An encoder taken out for fine-tuning needs `requires_grad_(True)`.
 
     Args:
-        encoder: the model to train.
         decoder: width and depth of the decoder.
         mask: share of hidden patches.
         legacy_layout: the decoder was trained by the published code, whose output vector of a patch means (p, p, C);
@@ -170,7 +169,6 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             image: (B, C, H, W) normalised.
-            wavelengths: of the C bands.
             noise: (B, N) as in `forward`.
             valid: (B, H, W) bool as in `forward`.
 

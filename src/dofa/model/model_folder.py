@@ -167,7 +167,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
 
     Args:
         model: afterwards it holds float32 copies of the tensors.
-        tensors: by the model's own names.
         what: names the source in an error.
 
     Raises:
@@ -214,9 +213,6 @@ def build_autoencoder(
     """Like `build_encoder`, with its decoder.
 
     Args:
-        config: of the encoder.
-        decoder: of the decoder.
-        mask: what is hidden.
         legacy_layout: the order of predicted pixels in released weights.
     """
     with _NoRandomStart():
@@ -308,10 +304,8 @@ def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> d
     """The JSON record of a model or head folder.
 
     Args:
-        path: of the record.
         what: model or head, for the messages.
         version: the newest format version this code reads.
-        keys: that it may have.
 
     Raises:
         CheckpointError: missing, no JSON, without a format version, from the future, or with a key nobody knows.

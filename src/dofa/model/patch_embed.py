@@ -40,7 +40,6 @@ def pad_to_patch(image: Tensor, patch: int) -> Tensor:
     """The image (B, C, H, W) with its last row and column repeated until both sides are multiples of the patch.
 
     Args:
-        image: of any size.
         patch: side in pixels.
     """
     height, width = image.shape[-2:]
@@ -128,7 +127,6 @@ class WeightGenerator(nn.Module):
 
     Args:
         dim: of the encoded wavelengths.
-        out: values of one band's kernel.
         fan_in: how many of them are summed into one output, for the initial scale.
         bias_out: length of the generated bias, None for no bias.
 
@@ -180,7 +178,6 @@ class DynamicPatchEmbedding(nn.Module):
     """Patches of any number of bands to tokens, through a kernel generated from the bands' wavelengths.
 
     Args:
-        width: of the tokens.
         patch: side of a patch in pixels.
         offset: how many pixels up and left of its cell a patch starts; 1 in released weights, whose border patches see
             zeros there and whose visible tokens therefore carry pixels of masked neighbours.
@@ -303,7 +300,6 @@ class DynamicPatchPrediction(nn.Module):
     """Tokens back to the pixels of any number of bands: the decoder's last layer, generated like the embedding.
 
     Args:
-        width: of the decoder's tokens.
         patch: side of a patch in pixels.
         dim: of the encoded wavelengths.
     """

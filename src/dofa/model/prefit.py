@@ -58,8 +58,6 @@ def prefit(
 
     Args:
         model: patch_offset 0, the teacher's width and patch.
-        teacher: whose kernel is imitated.
-        wavelengths: of red, green and blue.
         method: see above.
         updates: L-BFGS steps of the iterative fit.
         sensors: whose bands the closed form starts well, too, as far as that leaves red, green and blue exact: each
@@ -110,8 +108,6 @@ def feature_difference(model: DOFA, teacher: Teacher, wavelengths: Wavelengths =
     taken over all tokens of a block.
 
     Args:
-        model: the student.
-        teacher: of the same depth.
         wavelengths: micrometres of the teacher's three bands, in its order.
 
     Raises:
@@ -178,10 +174,6 @@ def generating(model: DOFA) -> DynamicPatchEmbedding:
 
 def patch_kernel(model: DOFA, teacher: Teacher) -> tuple[Tensor, Tensor]:
     """The teacher's kernel as the generator lays it out, (3, p·p·D) float32, and its bias (D,).
-
-    Args:
-        model: the student.
-        teacher: of its width and patch.
 
     Raises:
         ConfigError: the model's cells begin before their patches.
@@ -285,7 +277,6 @@ def initialise(model: DOFA, teacher: Teacher) -> None:
     the teacher, its digest and its licence from here on.
 
     Args:
-        model: the student.
         teacher: an ordinary ViT of the same width, depth, heads, patch and LayerScale.
 
     Raises:

@@ -106,8 +106,6 @@ def match_by_name(config: EncoderConfig, sensor: Sensor, physical: Scaling, only
     """Like `match_sensor`, of the sensor itself or another product of its platform, whose bands have the same names.
 
     Args:
-        config: of the encoder.
-        sensor: of the image.
         physical: from the image's numbers to physical values.
         only: the one trained sensor that may be taken; None for the best.
     """
@@ -147,8 +145,6 @@ def match_by_wavelength(
     8-bit scale, whose statistics are then brought back to reflectance. At least half of the bands must be met.
 
     Args:
-        config: of the encoder.
-        sensor: of the image.
         physical: from the image's numbers to physical values.
         only: the one trained sensor that may be taken; None for the best.
     """
@@ -176,9 +172,6 @@ def own_statistics(config: EncoderConfig, sensor: Sensor, measured: Scaling, ask
     """The scenes' own statistics.
 
     Args:
-        config: of the encoder.
-        sensor: of the image.
-        measured: its scaling with statistics.
         asked: the user wants them; otherwise nothing of the checkpoint fits, which `approximated` says.
     """
     names = sensor.band_names

@@ -24,10 +24,8 @@ class SeparatePatchEmbedding(nn.Module):
     """Patches of known sensors to tokens, each sensor through a kernel and a bias of its own.
 
     Args:
-        width: of the tokens.
         patch: side of a patch in pixels.
         offset: as of `DynamicPatchEmbedding`.
-        sensors: by name, with their bands.
 
     Raises:
         ConfigError: no sensor.
@@ -107,7 +105,6 @@ class SeparatePatchPrediction(nn.Module):
     """Tokens back to the pixels of known sensors: one output layer each.
 
     Args:
-        width: of the decoder's tokens.
         embedding: whose sensors and rows these are.
     """
 
@@ -127,7 +124,6 @@ class SeparatePatchPrediction(nn.Module):
         """(B, M, width) to (B, M, C·p·p), values in (C, p, p) order.
 
         Args:
-            tokens: of the hidden patches.
             rows: (C,) where the bands stand in its table, of one sensor.
         """
         return F.linear(tokens, self.kernels[rows].reshape(-1, self.width), self.bias[rows].flatten())

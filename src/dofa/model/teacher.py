@@ -198,7 +198,6 @@ def load_teacher(
         heads: of the attention, which no tensor shows; by default config.json's, else 64 channels a head (16 heads for
             width 1280).
         mean: of RGB in [0, 1]; by default config.json's, else 0.5 where the name says augreg, else ImageNet's.
-        std: likewise.
         image_size: side in pixels the positions are interpolated to; None keeps the table, and every other size
             interpolates when it first occurs.
 

@@ -46,7 +46,6 @@ def gelu_kept_once(hidden: Tensor, linear: nn.Module) -> Tensor:
 
     Args:
         hidden: (..., width) before GELU.
-        linear: the layer behind it.
     """
     active = F.gelu(hidden)
     place, before = active.data_ptr(), hidden.detach()
@@ -134,7 +133,6 @@ def recompute_activations(module: nn.Module, enabled: bool = True) -> None:
     (docs/step.md). `set_grad_checkpointing` spares more and costs a third.
 
     Args:
-        module: whose blocks are told.
         enabled: False keeps them again.
     """
     for part in module.modules():
@@ -146,7 +144,6 @@ def run_block(block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
     """One block, its activations recomputed in the backward pass if asked: less memory, the same numbers.
 
     Args:
-        block: a Transformer block.
         x: (B, L, D).
         checkpointing: whether to recompute.
     """
@@ -254,10 +251,6 @@ class VisionTransformer(nn.Module):
         """(B, L, D) through all blocks, and the outputs of those named, in the order named (negative from the end).
 
         With `no_deeper`, only through the blocks up to the last one named.
-
-        Args:
-            x: the tokens.
-            blocks: whose outputs to keep.
         """
         wanted = block_indices(blocks, len(self.blocks)) if blocks else []
         depth = max(wanted, default=-1) + 1 if no_deeper else len(self.blocks)
@@ -272,7 +265,6 @@ class VisionTransformer(nn.Module):
         """(B, L, D) through the first `depth` blocks at once, and the outputs of those wanted.
 
         Args:
-            x: the tokens.
             wanted: numbers of blocks from 0.
         """
         found: dict[int, Tensor] = {}
@@ -331,7 +323,6 @@ def block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
 
     Args:
         indices: as timm writes them.
-        depth: blocks of the model.
 
     Raises:
         ConfigError: there is no such block.

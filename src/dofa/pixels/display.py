@@ -54,7 +54,6 @@ def display_map(unit: Unit, wavelength_um: float | None, polarisation: str | Non
     """The map of one band.
 
     Args:
-        unit: of the values.
         wavelength_um: centre of the band, None where it has none.
         polarisation: as `VV`, None for what is no radar.
 

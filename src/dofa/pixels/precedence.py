@@ -17,7 +17,6 @@ def resolve_physical(
 
     Args:
         user, file, product: what each of them says, None for nothing.
-        what: the image, for messages.
 
     Raises:
         ConfigError: nobody says; the three cures are named.

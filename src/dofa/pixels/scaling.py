@@ -107,7 +107,6 @@ class Scaling:
 
         Args:
             unit: of physical values.
-            bands: names.
             scale, offset: from raw numbers, one or one a band.
             clip: physical (low, high), one or one a band, None for none.
             physical_source: who says so.

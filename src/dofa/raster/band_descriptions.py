@@ -59,10 +59,6 @@ def tolerance_um(band: Band) -> float:
 def refuse_twice(names: Sequence[str], numbers: Sequence[int]) -> None:
     """Two bands of a file that are the same band of a sensor are an error.
 
-    Args:
-        names: of the bands found.
-        numbers: of each in the file.
-
     Raises:
         DataError: a name stands there twice.
     """
@@ -81,9 +77,6 @@ def says_nothing(file: Sequence[FileBand]) -> bool:
     """Whether the descriptions name nothing: absent, all the same, or a text and the number of each band's place.
 
     "Band 1", "lyr.1" or "scene_1" count places; "B1", "SR_B1" and "sr_band1" are names that products use.
-
-    Args:
-        file: all its bands.
     """
     texts = [plain_text(b.description) for b in file]
     if not any(texts) or (len(texts) > 1 and len(set(texts)) == 1):
@@ -112,10 +105,6 @@ def _counted(text: str, place: int) -> str | None:
 
 def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | None:
     """Bands whose description names one of the sensor's; None where no description does.
-
-    Args:
-        file: all its bands.
-        sensor: whose bands they are.
 
     Raises:
         DataError: a description that contradicts the sensor, or may mean several of its bands.

@@ -59,9 +59,6 @@ def file_bands(dataset: Any) -> list[FileBand]:
 
     Wavelengths come from tags named wavelength or central_wavelength with a unit tag, the axis of that name in netCDF
     and Zarr files, GDAL's IMAGERY domain, the header of ENVI files, or the description, "B4 (665 nm)".
-
-    Args:
-        dataset: opened with rasterio.
     """
     count = dataset.count
     of_file = _of_file(dataset)
@@ -93,11 +90,7 @@ def file_bands(dataset: Any) -> list[FileBand]:
 
 
 def unread(dataset: Any) -> list[Said]:
-    """Lists in the file that should have one entry a band, and have not.
-
-    Args:
-        dataset: opened with rasterio.
-    """
+    """Lists in the file that should have one entry a band, and have not."""
     count, of_file = dataset.count, _of_file(dataset)
     axes = _Axes(dataset, of_file, [{_plain(k): v for k, v in dataset.tags(i + 1).items()} for i in range(count)])
     out = [
@@ -111,9 +104,6 @@ def unread(dataset: Any) -> list[Said]:
 
 def check_axes(dataset: Any) -> None:
     """Refuse a data set of which GDAL takes a direction on the ground for bands.
-
-    Args:
-        dataset: opened with rasterio.
 
     Raises:
         DataError: such an axis; the cure is named.
@@ -133,8 +123,6 @@ class _Axes:
     """The axes of a netCDF or Zarr array that GDAL lays out as bands.
 
     Args:
-        dataset: opened with rasterio.
-        of_file: its tags, plain.
         of_bands: the tags of each band, plain.
     """
 

@@ -106,7 +106,6 @@ def match(description: str, sensor: Sensor) -> Band | None:
 
     Args:
         description: of a band in a file.
-        sensor: whose bands are looked through.
     """
     return read_name(description, sensor).band
 
@@ -116,7 +115,6 @@ def read_name(description: str, sensor: Sensor) -> NameMatch:
 
     Args:
         description: of a band in a file.
-        sensor: whose bands are looked through.
     """
     text = plain_text(description).lower()
     known = _table(sensor.bands)
@@ -216,10 +214,6 @@ def _table(bands: tuple[Band, ...]) -> dict[str, Band]:
 
 
 def key(name: str) -> str:
-    """Lower case, letters and digits only, no leading zeros: B08A, b8a and "Band 8A" are one.
-
-    Args:
-        name: of a band.
-    """
+    """Lower case, letters and digits only, no leading zeros: B08A, b8a and "Band 8A" are one."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return re.sub(r"^band(?=\d)", "b", re.sub(r"(?<!\d)0+(?=\d)", "", plain))

@@ -46,7 +46,6 @@ def recognise(
         names: the user's band names; None for a band to leave out.
         wavelengths_um: the user's wavelengths, in micrometres.
         gsd_m: of the file, for a sensor made from wavelengths.
-        dtype: of the file's numbers.
         alpha_is_mask: looks whether the values of a band marked alpha are those of a mask.
 
     Raises:

@@ -113,7 +113,6 @@ def tagged_units(numbers: FileNumbers, sensor: Sensor) -> tuple[tuple[TaggedUnit
 
     Args:
         numbers: what the file says of its numbers.
-        sensor: with the bands read.
 
     Raises:
         DataError: bands in several units, or a unit that the sensor's product cannot have.
@@ -161,9 +160,7 @@ def file_scaling(
     Args:
         numbers: what the file says of its numbers.
         tagged: the unit of each band, empty where nothing is said.
-        bands: names.
         product: the sensor's own scaling, None where it has none.
-        dtype: of the numbers.
 
     Raises:
         DataError: a scale without any unit.
@@ -208,9 +205,7 @@ def user_scaling(
     Args:
         user: with a unit or a factor.
         numbers: what the file says of its numbers.
-        bands: names.
         product: the sensor's own scaling, None where it has none.
-        name: of the file, for errors.
 
     Raises:
         ConfigError: a factor to no unit, or amplitudes.
@@ -246,8 +241,6 @@ def likely_factor(product: Scaling, sensor: str, raw: NDArray[Any], by_tag: bool
     They are the first of FACTORS that they can be, and else the product's counts.
 
     Args:
-        product: the sensor's own scaling.
-        sensor: its name.
         raw: valid numbers of any shape.
         by_tag: whether a unit tag says that the values are in the product's unit as they are.
     """
@@ -282,11 +275,7 @@ def likely_factor(product: Scaling, sensor: str, raw: NDArray[Any], by_tag: bool
 
 
 def number(text: str | None) -> float | None:
-    """A number, or the one number a list repeats; None for anything else.
-
-    Args:
-        text: of a tag.
-    """
+    """A number, or the one number a list repeats; None for anything else."""
     try:
         values = {float(part) for part in re.split(r"[,;\s]+", (text or "").strip("{}[]() \t"))}
     except ValueError:
@@ -365,7 +354,6 @@ def backscatter(product: Scaling, sensor: str, raw: NDArray[Any], by_tag: bool) 
 
     Args:
         product: the sensor's own scaling, in decibels or linear power.
-        sensor: its name.
         raw: valid numbers of any shape.
         by_tag: whether a unit tag says that the values are in the product's unit.
     """

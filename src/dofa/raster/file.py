@@ -161,11 +161,7 @@ class Raster:
         self._validity = Validity(self._header, numbers, self._nodata, self.fill_values, self.alpha, zero_alone)
 
     def set_nodata(self, nodata: float) -> None:
-        """Replace the nodata value of every band.
-
-        Args:
-            nodata: of the file's type.
-        """
+        """Replace the nodata value of every band."""
         self._nodata = float(nodata)
         self._take(self.sensor, self._numbers)
 

@@ -52,7 +52,6 @@ def why_unopened(path: str, why: str, drivers: set[str]) -> str:
 
     Args:
         path: as given.
-        why: what GDAL says.
         drivers: the formats that this build of GDAL reads.
     """
     if "missing codec" in why:
@@ -185,7 +184,6 @@ def decoding(what: str, kind: str) -> Iterator[None]:
     """Whatever GDAL or Pillow says of a damaged file, told as a DataError with its name.
 
     Args:
-        what: name of the file.
         kind: of file that it should be.
     """
     try:
@@ -203,8 +201,6 @@ def read_geotiff(data: bytes, what: str, largest: int = LARGEST) -> NDArray[Any]
     """The bands of a GeoTIFF.
 
     Args:
-        data: the file.
-        what: its name, for messages.
         largest: bytes of pixels that are decoded.
 
     Returns:
@@ -233,8 +229,6 @@ def read_picture(
     """A JPEG or PNG as Pillow decodes it.
 
     Args:
-        data: the file.
-        what: its name, for messages.
         formats: Pillow's names of those it may be of.
         modes: Pillow's names of the pixels it may have.
         largest: bytes of pixels that are decoded.

@@ -104,9 +104,6 @@ def open_dataset(path: str) -> Any:
 def check_text(dataset: Any) -> None:
     """Refuse a file whose band names or tags are no text in UTF-8, which rasterio cannot give.
 
-    Args:
-        dataset: opened with rasterio.
-
     Raises:
         DataError: with the cure.
     """
@@ -165,7 +162,6 @@ def file_numbers(dataset: Any, numbers: Sequence[int]) -> FileNumbers:
     """What the file says of the numbers in these bands.
 
     Args:
-        dataset: opened with rasterio.
         numbers: of the bands, from 1.
     """
     scales, offsets, units = dataset.scales, dataset.offsets, dataset.units
@@ -192,7 +188,6 @@ def fits(value: float, dtype: np.dtype[Any]) -> bool:
 
     Args:
         value: such as a nodata value.
-        dtype: of the numbers.
     """
     if dtype.kind == "f":
         return True
@@ -205,9 +200,6 @@ def usable_crs(dataset: Any) -> tuple[Any, Said | None]:
 
     A system without a transform says where nothing lies, a local one (LOCAL_CS, an engineering system) leads to no
     longitude and latitude, ground control points and rational polynomials are no grid.
-
-    Args:
-        dataset: opened with rasterio.
     """
     crs, name = dataset.crs, os.path.basename(shown(dataset.name))
     if crs is not None and not (crs.is_projected or crs.is_geographic):
@@ -232,11 +224,7 @@ def usable_crs(dataset: Any) -> tuple[Any, Said | None]:
 
 
 def control_points(dataset: Any) -> ControlPoints | None:
-    """The ground control points of a file without a grid, None where it has none.
-
-    Args:
-        dataset: opened with rasterio.
-    """
+    """The ground control points of a file without a grid, None where it has none."""
     points, crs = dataset.gcps
     if not points or crs is None or not dataset.transform.is_identity:
         return None
@@ -349,7 +337,6 @@ def point_lonlat(crs: Any, point: tuple[float, float]) -> tuple[float, float] | 
     """(longitude, latitude) of a point; None where the reference system leads to none.
 
     Args:
-        crs: of the point.
         point: (x, y).
     """
     if crs is None:
@@ -371,7 +358,6 @@ def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float
     """(west, south, east, north) of all four corners, so that rotated grids are inside.
 
     Args:
-        crs: of the grid.
         affine: from its pixels to coordinates.
         width, height: in pixels.
     """
@@ -394,7 +380,6 @@ class Handles:
 
     Args:
         path: anything GDAL opens.
-        name: of the file, for messages.
     """
 
     def __init__(self, path: str, name: str) -> None:
@@ -430,7 +415,6 @@ class Handles:
         """What this thread's dataset answers; over a network a new one is asked when an answer was lost.
 
         Args:
-            ask: a dataset for its numbers.
             what: they are, for messages.
 
         Raises:

@@ -26,7 +26,6 @@ def nodata_spans(value: float, dtype: np.dtype[Any]) -> tuple[Span, ...]:
 
     Args:
         value: as declared.
-        dtype: of the numbers.
 
     Returns:
         Ranges, each from its smallest to its largest number; none for NaN, infinity and what the type has not.
@@ -80,7 +79,6 @@ def fill_span(value: float, dtype: np.dtype[Any]) -> Span | None:
 
     Args:
         value: as found.
-        dtype: of the numbers.
     """
     if dtype.kind != "f":
         return next(iter(nodata_spans(value, dtype)), None)
@@ -95,7 +93,6 @@ def outside(raw: NDArray[Any], span: Span) -> Mask:
     """Where numbers lie outside a range; NaN does not.
 
     Args:
-        raw: numbers.
         span: smallest and largest of the range, of the same type.
     """
     low, high = span
@@ -112,7 +109,6 @@ def counts_alone(value: float, dtype: np.dtype[Any]) -> bool:
 
     Args:
         value: of one band or more.
-        dtype: of the numbers.
     """
     return value != 0 and dtype != np.uint8
 
@@ -152,12 +148,7 @@ class Header:
 
     @classmethod
     def plain(cls, dtype: np.dtype[Any], count: int) -> "Header":
-        """Of numbers in memory, of which nothing is declared.
-
-        Args:
-            dtype: of the numbers.
-            count: of bands.
-        """
+        """Of numbers in memory, of which nothing is declared."""
         return cls(dtype, (None,) * count, (frozenset({"all_valid"}),) * count, ())
 
     def has_mask(self, number: int) -> bool:
@@ -178,7 +169,6 @@ class Validity:
     (`counts_alone`), and not at all in a band with a mask beside it, which GDAL puts first.
 
     Args:
-        header: of the file.
         numbers: of the bands, from 1.
         nodata: the user's value, which replaces every band's own; None for what the file declares.
         fill: values that no one declared and that are no measurements either.
@@ -236,11 +226,7 @@ class Validity:
         return bool(self._masked or self.alpha)
 
     def masks(self, numbers: Sequence[int]) -> list[int]:
-        """Numbers of the bands whose mask is to be read for some bands: one of those that share a mask.
-
-        Args:
-            numbers: of the bands.
-        """
+        """Numbers of the bands whose mask is to be read for some bands: one of those that share a mask."""
         masked = [n for n in numbers if n in self._masked]
         shared = [n for n in masked if "per_dataset" in self.header.flags[n - 1]]
         return [n for n in masked if n not in shared[1:]]
@@ -269,7 +255,6 @@ class Validity:
 
         Args:
             raw: (C, …) numbers.
-            numbers: of these bands.
         """
         good = np.ones(raw.shape[1:], bool)
         for n, band in zip(numbers, raw, strict=True):
@@ -293,7 +278,6 @@ class Validity:
 
         Args:
             raw: (C, …) numbers.
-            numbers: of these bands.
         """
         out: Mask | None = None
         for n, band in zip(numbers, raw, strict=True):

@@ -73,8 +73,6 @@ def open_told(
 
     Args:
         path: a file or anything else GDAL opens.
-        sensor: with the bands to read.
-        scaling: of these bands.
         numbers: GDAL's number of each of them.
         nodata: the number that stands for no measurement; overrides that of every band.
         fill_values: numbers that nobody declared and that stand for no measurement either.

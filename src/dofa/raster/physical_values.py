@@ -70,7 +70,6 @@ class Settled:
         Args:
             numbers: what the file says of its numbers.
             raw: valid pixels as they lie in the file.
-            sensor: its name.
         """
         if self.told:
             return []
@@ -86,11 +85,7 @@ def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, 
     """Decide what numbers mean: the user's word, then the file's, then the product's.
 
     Args:
-        sensor: with the bands read.
         numbers: what the file says of them.
-        dtype: of the numbers.
-        user: what the user says.
-        name: of the file, for errors.
 
     Raises:
         ConfigError: nobody says; the cures are named.
@@ -153,9 +148,7 @@ def with_sentinel2_offset(settled: Settled, sensor: Sensor, numbers: FileNumbers
 
     Args:
         settled: so far.
-        sensor: with the bands read.
         numbers: what the file says of them.
-        dtype: of the numbers.
     """
     if not is_sentinel2(sensor, dtype) or any(numbers.offsets):
         return settled
@@ -170,7 +163,6 @@ def assumed(settled: Settled, sensor: Sensor, numbers: FileNumbers, raw: NDArray
 
     Args:
         settled: so far; nothing changes unless its `scale_open`.
-        sensor: with the bands read.
         numbers: what the file says of them.
         raw: valid numbers of any shape.
 
@@ -192,12 +184,7 @@ def assumed(settled: Settled, sensor: Sensor, numbers: FileNumbers, raw: NDArray
 
 
 def is_sentinel2(sensor: Sensor, dtype: str) -> bool:
-    """Whether the numbers may carry the offset of processing baseline 04.00: integers of a reflectance product.
-
-    Args:
-        sensor: of the image.
-        dtype: of its numbers.
-    """
+    """Whether the numbers may carry the offset of processing baseline 04.00: integers of a reflectance product."""
     unit = sensor.scaling.unit if sensor.scaling else None
     return sensor.platform == "sentinel-2" and unit == "reflectance" and not dtype.startswith("float")
 
@@ -245,7 +232,6 @@ def offset_doubt(numbers: FileNumbers, raw: NDArray[Any]) -> Said | None:
     """A warning where a Sentinel-2 file without a word on its offset may carry it.
 
     Args:
-        numbers: what the file says.
         raw: (C, n) a sample of valid pixels.
     """
     baseline = numbers.tags.get("PROCESSING_BASELINE")
@@ -266,7 +252,6 @@ def offset_twice(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | Non
     Args:
         scaling: from raw to physical values.
         raw: (C, n) valid pixels.
-        sensor: its name.
     """
     if not sensor.startswith("sentinel-2") or scaling.unit != "reflectance" or min(scaling.offset) >= 0:
         return None
@@ -286,7 +271,6 @@ def offset_left(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None
     Args:
         scaling: from raw to physical values.
         raw: (C, n) valid pixels.
-        sensor: its name.
     """
     said_by_user = scaling.physical_source == "user"
     if not sensor.startswith("sentinel-2") or scaling.unit != "reflectance" or said_by_user or raw.shape[1] < 100:
@@ -315,7 +299,6 @@ def scale_doubt(scaling: Scaling, raw: NDArray[Any], sensor: str) -> Said | None
     Args:
         scaling: what the numbers mean, and who says so.
         raw: (C, n) a sample of valid pixels.
-        sensor: its name, for the text.
     """
     if raw.shape[1] < 100:
         return None

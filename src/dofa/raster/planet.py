@@ -25,8 +25,6 @@ def settle_analytic(path: str, sensor: Sensor, numbers: FileNumbers, places: Seq
     are read as radiance, which is another unit than that of the sensor's surface reflectance.
 
     Args:
-        path: of the file.
-        sensor: with the bands read.
         numbers: what the file says of them.
         places: GDAL's number of each band.
 
@@ -59,9 +57,6 @@ def settle_analytic(path: str, sensor: Sensor, numbers: FileNumbers, places: Seq
 
 def coefficients(path: Path) -> dict[int, float] | None:
     """Factor from counts to top-of-atmosphere reflectance by number of band; None where the file has none.
-
-    Args:
-        path: of a product's _metadata.xml.
 
     Raises:
         DataError: no XML, or factors that are no numbers.

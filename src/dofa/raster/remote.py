@@ -54,8 +54,6 @@ def persistently(path: str, act: Callable[[], Answer], forget: Callable[[], None
     """Do something with a file; over a network up to three times.
 
     Args:
-        path: of the file.
-        act: what is done.
         forget: called before each further attempt: to close what GDAL has of the file.
         lost: the error that may be the network's.
 

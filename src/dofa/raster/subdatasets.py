@@ -21,9 +21,6 @@ def pages(dataset: Any) -> list[str]:
 
     Overviews and masks are no pages. Nor are smaller copies of the first that are not marked as such, as other programs
     write them.
-
-    Args:
-        dataset: opened with rasterio.
     """
     names = [name for name in dataset.subdatasets if PAGE.match(name)]
     if len(names) < 2 or remote.is_remote(dataset.name):  # each page would be asked for
@@ -36,11 +33,7 @@ def pages(dataset: Any) -> list[str]:
 
 
 def pages_of_one_band(dataset: Any) -> list[str]:
-    """The pages of a TIFF that has one band in each, all of one size and type, as programs write that know no bands.
-
-    Args:
-        dataset: opened with rasterio.
-    """
+    """The pages of a TIFF that has one band in each, all of one size and type, as programs write that know no bands."""
     names = pages(dataset)
     if remote.is_remote(dataset.name):
         return []
@@ -61,11 +54,7 @@ def described(names: Sequence[str]) -> str:
 
 
 def images(dataset: Any) -> list[str]:
-    """GDAL's names of the variables of a netCDF, HDF5 or Zarr file that are images.
-
-    Args:
-        dataset: opened with rasterio.
-    """
+    """GDAL's names of the variables of a netCDF, HDF5 or Zarr file that are images."""
     texts = dataset.tags(ns="SUBDATASETS")
     out = []
     for i, name in enumerate(dataset.subdatasets[:MOST], 1):
@@ -78,11 +67,7 @@ def images(dataset: Any) -> list[str]:
 
 
 def unreadable(dataset: Any) -> str:
-    """Why GDAL opens none of a file's variables, as of Zarr of version 3; nothing where it opens one.
-
-    Args:
-        dataset: opened with rasterio.
-    """
+    """Why GDAL opens none of a file's variables, as of Zarr of version 3; nothing where it opens one."""
     reasons = []
     for name in dataset.subdatasets[:MOST]:
         try:

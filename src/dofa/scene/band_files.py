@@ -48,7 +48,6 @@ def described_bands(file: Raster, sensor: Sensor | None) -> list[FileBand]:
     places and says nothing; its `long_name` may.
 
     Args:
-        file: open.
         sensor: told, or None.
     """
     bands = file.file_bands()
@@ -79,7 +78,6 @@ def without_auxiliary(
     """Leave out the files that are no bands: quality layers always, of a folder also those that nothing names.
 
     Args:
-        files: open.
         said: what each says of its bands.
         folder: that they lie in, or the file whose parts they are; None for files that were named one by one.
         classes: takes the class bands among them.
@@ -127,7 +125,6 @@ def by_product_name(files: Sequence[Raster], warnings: list[str]) -> Sensor | No
     """The sensor that all files' names agree on, in the form their producers give them; None without.
 
     Args:
-        files: open.
         warnings: takes a word on it.
     """
     names = {basename(f.path) for f in files}

@@ -42,12 +42,7 @@ def colours(scene: Scene) -> Colours:
 
 
 def of_sensor(sensor: Sensor, part: int) -> Colours:
-    """The most natural picture of a sensor, whose part of the scene has that number.
-
-    Args:
-        sensor: of the part.
-        part: its number in the scene.
-    """
+    """The most natural picture of a sensor, whose part of the scene has that number."""
     if all(band.kind == "sar" for band in sensor.bands):
         return _radar(sensor, part)
     for name in ("rgb", "colour-infrared", *sensor.renderings):

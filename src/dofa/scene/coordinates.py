@@ -54,7 +54,6 @@ def pixel_at(scene: Scene, lon: float, lat: float) -> Pixel:
     """The pixel at a place.
 
     Args:
-        scene: with a place on Earth.
         lon: degrees, east is positive.
         lat: degrees, north is positive.
 

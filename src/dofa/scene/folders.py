@@ -118,9 +118,7 @@ def bands_said(sensor: str | None, bands: Sequence[str] | None, wavelengths: Seq
     """How many bands of each scene the user named; None where nobody did.
 
     Args:
-        sensor: by name.
         bands: as told, with - for those to leave out.
-        wavelengths: as told.
     """
     told = bands if bands is not None else wavelengths
     if told is not None:

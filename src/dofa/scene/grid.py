@@ -144,7 +144,6 @@ class Axis:
 
         Args:
             first: pixel of the grid.
-            count: n.
         """
         return np.asarray(self.shift + (np.arange(first, first + count) + 0.5) * self.scale, np.float64)
 
@@ -153,7 +152,6 @@ class Axis:
 
         Args:
             first: pixel of the grid.
-            count: n.
         """
         # A centre on an edge belongs to the right; its last bits must not decide.
         return np.floor(self.centres(first, count) + 1e-6).astype(np.int64)
@@ -163,7 +161,6 @@ class Axis:
 
         Args:
             first: pixel of the grid.
-            count: n.
         """
         centre, radius = self.centres(first, count), max(1.0, self.scale)
         begin = np.floor(centre - radius - 0.5).astype(np.int64) + 1
@@ -247,7 +244,6 @@ def resample(
         values: (C, h, w) of the file.
         measured: (h, w), whether they count.
         rows: numbers, from the first row of `values`, and weights of the pixels for each row of the result.
-        cols: likewise.
 
     Returns:
         (C, H, W) in the type of `values`, 0 where nothing counts; (H, W), where at least half the weight does.

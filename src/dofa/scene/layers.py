@@ -77,7 +77,6 @@ class Layer:
 
     Args:
         raster: open, with the bands to read.
-        grid: of the scene.
         zero_is_missing: whether 0 in all its bands may be a border without measurements.
 
     Raises:

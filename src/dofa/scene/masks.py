@@ -144,7 +144,6 @@ def class_mask(
 
     Args:
         href: file, as GDAL opens it.
-        number: of the band in it.
         name: of the file or band, which tells its legend.
         told: numbers of pixels, or names of classes; None for what the legend holds unusable.
         sensors: names of those whose image it belongs to.
@@ -185,9 +184,7 @@ class MaskLayer:
     """An open class band on a scene's grid, nearest; pixels it does not cover are left out too.
 
     Args:
-        mask: what is left out.
         raster: its file, open, with that band alone.
-        grid: of the scene.
 
     Raises:
         DataError: the file lies elsewhere, or its numbers are no classes.

@@ -45,7 +45,6 @@ def band_by_name(path: str, sensor: Sensor) -> str | None:
 
     Args:
         path: or address, of which only the last name counts.
-        sensor: whose bands are looked through.
     """
     found = (match(text, sensor) for text in tokens(path))
     return next((band.name for band in found if band is not None), None)
@@ -73,11 +72,7 @@ DAY_OF_YEAR = re.compile(r"(?<!\d)((?:19|20)\d\d)(\d{3})(?!\d)")  # HLS.S30.T10T
 
 
 def acquisition_date(scene: "Scene") -> date | None:
-    """The day a scene was taken; None where nothing says it.
-
-    Args:
-        scene: open.
-    """
+    """The day a scene was taken; None where nothing says it."""
     for text in _told(scene):
         found = day_in(text)
         if found is not None:

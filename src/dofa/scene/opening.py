@@ -11,7 +11,6 @@ def open_with(sources: Sequence[str], options: SceneOptions) -> Scene:
     """Open one scene as the command line says.
 
     Args:
-        sources: its files.
         options: of offsets by file those of these files are taken.
 
     Raises:

@@ -40,7 +40,6 @@ class Scene:
     Several threads may read it at once, and it can be sent to other processes, which open its files again.
 
     Args:
-        name: for messages and output names.
         parts: what each sensor has, with its files.
         gsd_m: metres a pixel to resample to; None for the finest of the files.
         mask: a class band whose classes are left out.

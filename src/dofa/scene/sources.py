@@ -126,10 +126,6 @@ def is_product(source: str) -> bool:
 def share(groups: Sequence[Group], say: Words) -> list[Words]:
     """What the user's words mean for each group.
 
-    Args:
-        groups: what belongs together.
-        say: the user's words.
-
     Raises:
         ConfigError: words about one sensor's files, of several.
     """
@@ -157,10 +153,6 @@ def _fitting(nodata: float, source: str) -> float | None:
 
 def open_group(group: Group, say: Words) -> Opened:
     """Open what one sensor took.
-
-    Args:
-        group: of one sensor.
-        say: the user's words about it.
 
     Raises:
         DataError: files that cannot be read, or that say too little or something else; one line with the cure.
@@ -191,9 +183,7 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
     """Open a product whose metadata say everything, with the user's words over theirs.
 
     Args:
-        product: with its metadata read.
         sensor: as told, None for what the metadata say.
-        say: the user's words.
 
     Raises:
         DataError: a file cannot be read, or the product is another sensor's.

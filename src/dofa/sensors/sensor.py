@@ -248,7 +248,6 @@ def check_wavelength_um(value: float, what: str) -> None:
 
     Args:
         value: in micrometres.
-        what: whose it is, for messages.
     """
     low, high = OPTICAL_RANGE_UM
     if not low <= value <= high:

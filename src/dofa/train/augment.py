@@ -29,7 +29,6 @@ def draw_window(
     """A random window (top, left, height, width) within an image.
 
     Args:
-        rng: source of the draw.
         shape: (H, W) of the image.
         side: of the window where `area` is None; it fits into the image.
         area: range of the window's share of the image's area; its aspect lies between 3/4 and 4/3.
@@ -78,7 +77,6 @@ def flip(
     """Mirror left to right, and for `both` top to bottom too, each with probability ½.
 
     Args:
-        rng: source of the draw.
         image: (C, h, w).
         valid: (h, w), None where every pixel is valid.
         axes: `none`, `horizontal` or `both`.
@@ -97,10 +95,7 @@ def draw_bands(
     """Which bands a micro-batch keeps: red, green and blue, all, or a random subset, by `data.band_sets`.
 
     Args:
-        seed: of the run.
-        update: of the micro-batch.
         order: of the micro-batch within the update.
-        count: of the sensor's bands.
         rgb: positions of red, green and blue, None where the sensor has no rendering.
         data: band_sets and band_keep.
 
@@ -116,12 +111,7 @@ def draw_bands(
 
 
 def keep_bands(rng: np.random.Generator, count: int, least: float) -> NDArray[np.int64]:
-    """A random subset of at least the share `least` of the bands, in their order.
-
-    Args:
-        rng: source of the draw.
-        count: of the bands.
-    """
+    """A random subset of at least the share `least` of the bands, in their order."""
     kept = int(rng.integers(int(np.ceil(least * count - 1e-9)), count + 1))
     return np.sort(rng.permutation(count)[:kept])
 
@@ -136,7 +126,6 @@ def spectral_jitter(
     """x·exp(gain·ε) + offset·ε′ with one ε and ε′ a band, for a share of the images.
 
     Args:
-        rng: source of the draw.
         image: (C, h, w) normalised.
         valid: (h, w); what is not stays 0.
         jitter: its share and strengths.
@@ -166,7 +155,6 @@ def jitter_basis(bands: Sequence[Band], jitter: JitterConfig) -> Float | None:
     """(C, C) that turns independent draws into smooth curves of unit variance, for hyperspectral bands; else None.
 
     Args:
-        bands: of the sensor.
         jitter: its share and smoothness.
     """
     wavelengths = [b.wavelength_um for b in bands]

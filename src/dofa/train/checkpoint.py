@@ -55,11 +55,9 @@ def save_state(
     Every process must call it, for sharded tensors are gathered; one of them writes.
 
     Args:
-        folder: of the checkpoints.
         update: number of updates done.
         module: whose parameters and buffers are kept.
         optimizer: over parameters of `module`.
-        facts: what else state.json says.
         keep: newest checkpoints that stay.
         write: whether this process writes.
 
@@ -111,7 +109,6 @@ def sole_run(fabric: Fabric, folder: Path) -> Iterator[None]:
 
     Args:
         fabric: of the run; its first process holds the folder.
-        folder: of the run.
 
     Raises:
         ConfigError: another run holds the folder; on all processes alike.

@@ -59,7 +59,6 @@ def linear(rows: float, inside: float, out: float) -> float:
 
     Args:
         rows: vectors that are multiplied.
-        inside: their width.
         out: width of the results.
     """
     return 2 * rows * inside * out
@@ -86,7 +85,6 @@ def kernels(bands: float, dim: int, out: int, bias: int = 0) -> float:
     Args:
         bands: C.
         dim: of the encoded wavelengths.
-        out: values of one band's kernel.
         bias: length of the generated bias, 0 for none.
     """
     tokens = GENERATOR_TOKENS + bands
@@ -98,9 +96,7 @@ def teacher_flops(teacher: TeacherSize, blocks: Sequence[int], patches: int) -> 
     """FLOPs of one picture through a frozen teacher, as deep as its deepest block of those named.
 
     Args:
-        teacher: its size.
         blocks: numbers asked for, negative from the end.
-        patches: of a picture.
     """
     embed = linear(patches, 3 * teacher.patch**2, teacher.width)
     return embed + deepest(blocks, teacher.depth, "teacher") * block(patches + 1, teacher.width)
@@ -118,8 +114,6 @@ def step_flops(
     """FLOPs of one micro-batch, forward and backward.
 
     Args:
-        encoder: the student.
-        decoder: of masked image modelling.
         mask: the hidden share.
         distill: how the student is held to the teacher.
         teacher: None for no distillation.
@@ -181,7 +175,6 @@ def deepest(blocks: Sequence[int], depth: int, whose: str) -> int:
 
     Args:
         blocks: numbers, negative from the end.
-        depth: blocks there are.
         whose: student or teacher, for the message.
 
     Raises:

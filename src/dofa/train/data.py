@@ -71,7 +71,6 @@ def describe_sources(
     """What a run does with every sensor of its stores.
 
     Args:
-        stores: by sensor name.
         scalings: by sensor name, with the statistics the model is trained with.
         data: crops, batches and weights; those given one a sensor must name sensors of the stores.
         patch: side of a patch in pixels.
@@ -122,8 +121,6 @@ def make_mixture(sources: dict[str, Source], config: PretrainConfig, known: Coll
     """The plan of a run: which images stand in which micro-batch of which update.
 
     Args:
-        sources: by sensor name.
-        config: of the run.
         known: sensors that `model.init` was trained on, for `data.rehearsal`.
     """
     given = config.data.weights
@@ -143,9 +140,7 @@ def rehearse(weights: Mapping[str, float], known: Collection[str], config: Pretr
     """The weights with a share of `data.rehearsal` for known sensors together, the rest for new ones.
 
     Args:
-        weights: of all sensors, by name.
         known: sensors that the model knew before.
-        config: of the run.
 
     Raises:
         ConfigError: `model.init` is not set, or there are only known sensors, or only new ones.
@@ -174,13 +169,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
     and with the view `proxy`, `proxy` (B, 3, h, w) and its `proxy_bands`. None of them is jittered.
 
     Args:
-        config: of the run.
-        stores: by sensor name.
-        sources: by sensor name.
-        mixture: the plan.
         patch: side of a patch in pixels.
         answers: what a teacher says of the fixed crops of each sensor, (images, crops, blocks, T, D), where it is kept.
-        rank: of this process.
         ranks: how many there are; they share the update's micro-batches evenly.
 
     Raises:
@@ -221,7 +211,6 @@ class MicroBatches(Dataset[dict[str, Any]]):
         Args:
             update: number of the update.
             order: of the micro-batch in it, over all ranks.
-            planned: its sensor and samples.
         """
         config, seed = self.config, self.config.run.seed
         source = self.sources[planned.sensor]
@@ -273,10 +262,8 @@ class MicroBatches(Dataset[dict[str, Any]]):
         """One of the crops that are the same throughout a run (`distill.crops`), normalised and flipped.
 
         Args:
-            source: of the image.
             index: of the image among those to train on.
             crop: number of the crop.
-            bands: numbers of the bands read.
         """
         seed = self.config.run.seed
         return self._crop(generator(seed, int(source.train[index]), crop, 5), source, index, bands)
@@ -310,7 +297,6 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
         Args:
             start: first update.
-            updates: of the whole run.
 
         Raises:
             DofaError: an image cannot be read.
@@ -333,7 +319,6 @@ class MicroBatches(Dataset[dict[str, Any]]):
 
         Args:
             start: first update.
-            updates: of the whole run.
         """
         workers = self.config.run.workers
         return DataLoader(
@@ -366,12 +351,9 @@ def held_out_batch(
     """Images for judging: crops from their middle, unaltered, under masks that depend on image and seed alone.
 
     Args:
-        store: of the sensor.
         source: what a run does with it.
         patch: side of a patch in pixels.
         indices: of k images in the store.
-        seed: of the masks.
-        masks: of each image.
 
     Returns:
         `image`, `valid` and `noise` as in `MicroBatches`, of k·masks samples, an image's masks next to each other.
@@ -398,7 +380,6 @@ def more_processes(config: PretrainConfig, ranks: int) -> str:
     """The settings that share an update out over `ranks` processes, with as many images in it where that is possible.
 
     Args:
-        config: of the run.
         ranks: number of processes, which `run.micro_batches` is no multiple of.
     """
     micro, batch = config.run.micro_batches, config.data.batch

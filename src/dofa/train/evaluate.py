@@ -75,7 +75,6 @@ def evaluate_store(
         masks: of each image, fixed by seed and image; their errors are averaged.
         limit: images at most, spread evenly over the split.
         batch: samples at once.
-        seed: of the masks.
 
     Raises:
         DataError: the split is empty.
@@ -130,14 +129,11 @@ def evaluate(
 
     Args:
         judge: takes a batch with `image`, `noise` and `valid`.
-        store: of the sensor.
         source: how its images are cut and normalised.
         indices: (n,) images in the store.
         patch: side in pixels.
         ratio: share of hidden patches.
-        masks: of each image.
         batch: samples at once.
-        seed: of the masks.
 
     Raises:
         DataError: no image has a valid pixel to judge.

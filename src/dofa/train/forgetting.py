@@ -178,9 +178,7 @@ def begin(
 
     Args:
         mae: encoder and decoder as `model.init` has them, told of the new sensors; on any device.
-        stores: by sensor name.
         sources: what the run does with them.
-        mixture: the run's plan.
         known: sensors that the model was trained on before.
         config: of the run; `run.evaluate_images` and `run.seed` choose images and masks.
         trained_decoder: whether the decoder came with the model. The errors of a new one say nothing, and are not
@@ -204,8 +202,6 @@ def finish(report: Report, mae: MaskedAutoencoder, stores: Mapping[str, SensorSt
     Args:
         report: of the beginning of the run.
         mae: as the run left it.
-        stores: by sensor.
-        updates: made.
     """
     changes = [
         c if c.share is None else replace(c, after=_measure(mae, stores[c.sensor], c, report.limit, report.seed))
@@ -218,7 +214,6 @@ def write_report(folder: Path, report: Report) -> None:
     """Write forgetting.json into a run folder, whole or not at all.
 
     Args:
-        folder: of the run.
         report: finished or not.
     """
     record = {

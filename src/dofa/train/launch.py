@@ -54,7 +54,6 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
     Args:
         module: the objective, or a part of it; parts are left whole.
-        mesh: of the processes.
     """
     if not isinstance(module, Pretraining):
         raise TypeError(f"cannot shard {type(module).__name__}")

@@ -33,10 +33,8 @@ class RunLog:
     """Appends rows of numbers to log.jsonl and log.csv of a run folder, and shows them.
 
     Args:
-        folder: of the run.
         columns: of the CSV; a row may leave some out.
         done: updates of the checkpoint that is continued; later rows are dropped, for they will be made again.
-        updates: of the whole run.
         enabled: False on all processes but one, which then write and show nothing.
     """
 
@@ -138,7 +136,6 @@ def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
     """Of log.csv.
 
     Args:
-        sensors: names.
         parts: of the loss, beside their sum.
     """
     kinds = ("loss", *parts, "held_out", "floor", "difference")
@@ -154,9 +151,6 @@ def columns(sensors: list[str], parts: Sequence[str] = ()) -> list[str]:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Rows of a run's log.jsonl; lines that a killed process or a full disk left unfinished are passed over.
-
-    Args:
-        folder: of the run.
 
     Raises:
         CheckpointError: the file cannot be read.

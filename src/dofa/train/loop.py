@@ -71,7 +71,6 @@ def train(
     """Train, yielding after every update.
 
     Args:
-        fabric: launched.
         model: set up by fabric; `model(batch)` is a mapping with the mean `loss` of a micro-batch and its `parts`.
         optimizer: set up by fabric.
         batches: this process' micro-batches in order, `accumulation` an update, from update `start` on. Each has
@@ -79,11 +78,9 @@ def train(
         sensors: names of all sensors, alike on every process.
         parts: of the loss, to be told beside it.
         start: updates already done.
-        updates: of the whole run.
         accumulation: micro-batches of one update on this process.
         rate: learning rate of an update, counted from 0.
         clip: largest norm of the gradient.
-        seed: of the run.
         describe: sensor and sources of a micro-batch, for the error message.
         stop: asked after every update; the answer is shared among the processes.
 
@@ -151,7 +148,6 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float | None) -> float:
     """The norm of all gradients together, which are scaled down to `clip` where it is larger.
 
     Args:
-        parameters: with gradients.
         clip: None for no limit.
     """
     norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)

@@ -29,13 +29,6 @@ def measure(
     """Held-out error, floor and their paired difference for every sensor that has held-out images.
 
     Every process measures everything: the forward pass of sharded parameters needs all of them.
-
-    Args:
-        objective: the model in training.
-        fabric: of the run.
-        stores: by sensor.
-        sources: by sensor.
-        config: of the run.
     """
     row: dict[str, float] = {}
     mae = objective.mae
@@ -74,16 +67,7 @@ def draw(
     config: PretrainConfig,
     path: Path,
 ) -> None:
-    """Original, masked and reconstructed pictures of one held-out (or else training) image of each sensor.
-
-    Args:
-        objective: the model in training.
-        fabric: of the run.
-        stores: by sensor.
-        sources: by sensor.
-        config: of the run.
-        path: of the picture.
-    """
+    """Original, masked and reconstructed pictures of one held-out (or else training) image of each sensor."""
     patch, ratio = objective.mae.encoder.config.patch, objective.mae.mask_config.ratio
     rows = []
     objective.eval()
@@ -132,7 +116,6 @@ def verdict(measured: Mapping[str, float], reconstruction: bool, updates: int, o
     Args:
         measured: the last `measure`.
         reconstruction: whether masked pixels were predicted at all.
-        updates: of the run.
         out: folder of the run.
     """
     gaps = {key.removeprefix("difference/"): value for key, value in measured.items() if key.startswith("difference/")}

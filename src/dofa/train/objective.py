@@ -193,9 +193,7 @@ def named_blocks(setting: str, blocks: Sequence[int], depth: int) -> list[int]:
     """Block numbers from 0, of a setting that an error names.
 
     Args:
-        setting: its name.
         blocks: negative from the end.
-        depth: blocks of the model.
 
     Raises:
         ConfigError: there is no such block.
@@ -273,7 +271,6 @@ def learn_sensors(
 
     Args:
         mae: changed in place.
-        stores: by sensor.
         statistics: `corpus` or `display`.
         teacher: whose normalisation `display` takes.
 
@@ -325,9 +322,6 @@ def save_model(
     """Write the native model folder; every process must call it, for sharded tensors are gathered.
 
     Args:
-        module: whose model is saved.
-        folder: of the model.
-        provenance: of the weights.
         write: whether this process writes.
         initial: the encoder's weights before training, by name.
         keep_initial: their share in what is saved.

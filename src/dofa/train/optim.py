@@ -23,7 +23,6 @@ def parameter_groups(
 
     Args:
         module: whatever is trained; any submodule may name further ones in `no_weight_decay()`, relative to itself.
-        weight_decay: of matrices.
         encoder_lr: factor on the rate of an encoder (`DOFA`) without what makes its kernels.
         generator_lr: factor on the rate of what makes its kernels.
 
@@ -104,7 +103,6 @@ def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the groups of `parameter_groups`; create it after the module is sharded.
 
     Args:
-        module: what is trained.
         config: rates, decay and betas.
     """
     generator_lr = 1.0 if config.generator_lr is None else config.generator_lr  # a run's configuration has the number
@@ -118,7 +116,6 @@ def learning_rate(update: int, updates: int, config: OptimConfig) -> float:
 
     Args:
         update: 0 for the first.
-        updates: of the whole run.
         config: peak, warm-up and end.
     """
     warmup = config.warmup(updates)
@@ -149,7 +146,6 @@ class LARS(Optimizer):
     Args:
         params: parameters or groups of them.
         lr: rate; with the ratio, the share of its own size that a matrix moves is about trust · lr in a step.
-        weight_decay: of matrices.
         momentum: share of the last step kept.
         trust: the coefficient of the ratio, η in the paper.
 

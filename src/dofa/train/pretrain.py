@@ -196,10 +196,7 @@ def assemble(
 
     Args:
         mae: to be trained.
-        sources: by sensor.
-        config: of the run.
         teacher: None for none.
-        fabric: of the run.
 
     Raises:
         ConfigError: an anchor without a teacher of the student's width and patch, or blocks that are not there.
@@ -233,11 +230,6 @@ def learn_answers(
 
     Args:
         objective: told what the teacher says.
-        teacher: frozen.
-        data: whose crops it sees.
-        config: of the run.
-        digests: of the stores, by sensor.
-        fabric: of the run.
         say: prints a line.
         anew: whether the run starts here, and does not resume.
     """
@@ -274,7 +266,6 @@ def find_checkpoint(config: PretrainConfig, resume: bool) -> Path | None:
     """The newest checkpoint to continue from; None to start anew.
 
     Args:
-        config: of the run.
         resume: whether the user said so.
 
     Raises:
@@ -303,7 +294,6 @@ def check_length(done: int, updates: int, out: Path) -> None:
 
     Args:
         done: updates made.
-        updates: of the whole run.
         out: folder of the run.
 
     Raises:
@@ -339,7 +329,6 @@ def check_teacher(before: str | None, now: Teacher | None) -> None:
 
     Args:
         before: its digest, as the checkpoint says; None for none.
-        now: of this start.
 
     Raises:
         ConfigError: its file has another digest.
@@ -356,7 +345,6 @@ def due(update: int, every: int) -> bool:
 
     Args:
         update: number, from 1.
-        every: updates.
     """
     return bool(every) and update % every == 0
 
@@ -365,11 +353,8 @@ def introduce(sources: dict[str, Source], updates: int, per_epoch: float, done: 
     """What the run is about to do, in a line for each sensor.
 
     Args:
-        sources: by sensor.
-        updates: of the whole run.
         per_epoch: updates of an epoch.
         done: updates made before.
-        fabric: of the run.
     """
     lines = [
         f"{updates} updates ({updates / per_epoch:.2f} epochs) on {fabric.world_size} × {fabric.device.type}"

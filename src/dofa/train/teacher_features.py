@@ -32,7 +32,6 @@ def teacher_answers(
 
     Args:
         folder: of the run's answers; one file a sensor, mapped into memory, and what it was made with beside it.
-        data: of the run.
         teach: pictures (B, R, 3, h, w) and the side of the student's grid to features (B, blocks, T, D).
         key: whatever the answers depend on, as JSON values: other values make them anew.
         fabric: one process computes, the others wait.

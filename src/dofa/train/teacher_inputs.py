@@ -70,7 +70,6 @@ def plan_view(sensor: Sensor, config: DistillConfig) -> View:
     """Which bands of a sensor make the pictures.
 
     Args:
-        sensor: with its bands.
         config: what the teacher is to be shown.
 
     Raises:
@@ -100,7 +99,6 @@ def plan_views(sensors: Mapping[str, Sensor], config: DistillConfig) -> dict[str
     """`plan_view` for every sensor of a run.
 
     Args:
-        sensors: by name.
         config: what the teacher is to be shown.
 
     Raises:
@@ -148,7 +146,6 @@ def display_scaling(
     Args:
         sensor: its first rendering says which bands are red, green and blue.
         scaling: the step to physical values.
-        mean: of the teacher's three colours.
         std: like mean.
     """
     colours: list[int | None] = [None] * len(sensor.bands)

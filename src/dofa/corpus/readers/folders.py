@@ -184,9 +184,7 @@ def sample(reading: Reading, count: int, seed: int = 0) -> Reading:
     files; a smaller draw with the same seed is part of a larger one.
 
     Args:
-        reading: the corpus.
         count: images wanted; all where there are no more.
-        seed: which ones.
 
     Returns:
         The same reading with the images drawn, in their order.

@@ -241,8 +241,6 @@ def harmonise(raw: NDArray[Any], own: Scaling, common: Scaling) -> NDArray[Any]:
 
     Args:
         raw: (C, h, w).
-        own: of the file.
-        common: of the store, same bands.
 
     Raises:
         DataError: the file's numbers are in another unit or of another scale.
