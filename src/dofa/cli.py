@@ -53,9 +53,6 @@ VERBS = {
     "finetune": Verb("dofa.finetuning.finetune:finetune", "adapt a model to labelled images", {}, "train,tasks"),
     "evaluate": Verb("dofa.finetuning.evaluate:evaluate", "score a trained head on labelled images", {}, "tasks"),
     "bench": Verb("dofa.bench.bench:bench", "judge models on many data sets: one table from one command", {}, "tasks"),
-    "analyse": Verb(
-        "dofa.evaluation.analyse:analyse", "look into models: kernels, features, more bands and fewer", {}, "tasks,plot"
-    ),
     "info": Verb(
         "dofa.inference.info:info", "say what will happen to scenes, and what looks wrong", {"scenes": "+"}, "scene"
     ),
