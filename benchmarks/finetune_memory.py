@@ -31,7 +31,7 @@ from dofa import sensors
 from dofa.datasets.labelled import LabelledImages
 from dofa.evaluation.backbones import DofaBackbone
 from dofa.finetuning.learner import Learner, freeze_unreached
-from dofa.finetuning.settings import Tuning
+from dofa.finetuning.settings import FinetuneConfig
 from dofa.model.config import preset
 from dofa.model.encoder import DOFA
 
@@ -67,7 +67,7 @@ def stand_in(task: str) -> LabelledImages:
 class Step:
     """A learner with its optimiser, and batches of noise."""
 
-    def __init__(self, model: str, tuning: Tuning) -> None:
+    def __init__(self, model: str, tuning: FinetuneConfig) -> None:
         torch.manual_seed(0)
         self.dense = tuning.decoder != "linear"
         data = stand_in("segmentation" if self.dense else "classification")
@@ -134,7 +134,7 @@ def high_water() -> int:
 def measure(model: str, row: str, batch: int, threads: int) -> dict[str, Any]:
     """One row, in gigabytes."""
     torch.set_num_threads(threads)
-    step = Step(model, Tuning(**ROWS[row]))
+    step = Step(model, FinetuneConfig(**ROWS[row]))
     step.plain(step.batch(2, 64))
     wide = step.batch(batch, SIDE)
     gc.collect()

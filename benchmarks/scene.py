@@ -37,7 +37,7 @@ from dofa import sensors
 from dofa.inference import engine
 from dofa.inference.features import embed_all
 from dofa.inference.saving import save as write
-from dofa.inference.workers import Streams, fast_bf16
+from dofa.inference.workers import WorkerThreads, fast_bf16
 from dofa.model.checkpoint import save
 from dofa.model.config import TrainedSensor
 from dofa.model.encoder import DOFA
@@ -128,9 +128,9 @@ def speed(model: DOFA, path: Path, sensor: Sensor, kind: str, args: argparse.Nam
         write(embeddings(), [path.with_name(f"features.{SUFFIX[kind]}")], overwrite=True)
 
     def one_by_one() -> None:
-        engine.Streams = partial(Streams, count=1)  # type: ignore[misc, assignment]
+        engine.Streams = partial(WorkerThreads, count=1)  # type: ignore[misc, assignment]
         whole()
-        engine.Streams = Streams  # type: ignore[misc]
+        engine.Streams = WorkerThreads  # type: ignore[misc]
 
     bare(), whole()
     sides: dict[str, list[float]] = {"bare": [], "whole": [], "one_by_one": []}

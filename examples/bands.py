@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dofa.datasets.labelled import LabelledImages
 from dofa.datasets.opening import open_labelled
-from dofa.datasets.splits import Parts, share_out
+from dofa.datasets.splits import EvaluationSplits, make_splits
 from dofa.errors import ConfigError
 from dofa.evaluation.backbones import DATASET, Backbone, open_backbone
 from dofa.evaluation.cross_validation import bootstrap, choose_penalty, fit_logistic
@@ -126,7 +126,7 @@ def draw_sets(bands: Sequence[str], missing: int, draws: int, seed: int) -> list
 
 
 def correct(
-    train: Floats, test: Sequence[Floats], labels: NDArray[np.int64], splits: Parts, seed: int
+    train: Floats, test: Sequence[Floats], labels: NDArray[np.int64], splits: EvaluationSplits, seed: int
 ) -> NDArray[np.float64]:
     """Cross-validated logistic regression, its penalty chosen on the training images.
 
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = images.select_bands([b for b in images.sensor.band_names if all(b in names for names in fed.values())])
     features = {name: FrozenFeatures.of(b, images, told.stats, cache) for name, b in models.items()}
     names, labels = images.sensor.band_names, images.labels
-    splits = share_out(images, told.folds, "auto", told.seed)
+    splits = make_splits(images, told.folds, "auto", told.seed)
     statistics = band_statistics(images, cache)
 
     def of_bands(kept: Sequence[str]) -> Floats:

@@ -204,7 +204,7 @@ def readers(fx: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
     from dofa.datasets.labels import read_labels
     from dofa.datasets.restricted_pickle import read_inert_pickle
     from dofa.documents import parse_json, parse_xml, parse_yaml
-    from dofa.finetuning.settings import settle
+    from dofa.finetuning.settings import resolve_settings
     from dofa.model.checkpoint import load
     from dofa.model.convert import read_released
     from dofa.model.heads import load_head
@@ -274,7 +274,7 @@ def readers(fx: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
         return lambda file: read(file.read_bytes())
 
     return {
-        "finetune-recipe": ("tune.yaml", lambda file: settle(file, {})),
+        "finetune-recipe": ("tune.yaml", lambda file: resolve_settings(file, {})),
         "recipe-yaml": ("r.yaml", load_config),
         "suite-yaml": ("suite.yaml", lambda file: load_suite(file).cells(["w=fx/m"])),
         "sensor-yaml": ("s.yaml", lambda file: sensors.get(str(file))),

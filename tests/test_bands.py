@@ -12,7 +12,7 @@ from dofa import sensors
 from dofa.errors import DataError, DofaError
 from dofa.raster.band_descriptions import FileBand
 from dofa.raster.band_names import match
-from dofa.raster.bands import recognise
+from dofa.raster.bands import match_bands
 
 S2, S2_L1C, L8 = "sentinel-2-l2a", "sentinel-2-l1c", "landsat-8-l2-sr"
 # Earth Engine's band names of whole images, in its order (its data catalogue).
@@ -40,7 +40,7 @@ def read(names, sensor=S2, dtype="uint16"):
     """The answer for a file of so many bands described so."""
     waves = [re.search(r"(\d+) nm", (text or "")[:80]) for text in names]
     file = [FileBand(i, t or "", w and int(w[1]) / 1000) for i, (t, w) in enumerate(zip(names, waves, strict=True), 1)]
-    return recognise(file, None if sensor is None else sensors.get(sensor), dtype=dtype)
+    return match_bands(file, None if sensor is None else sensors.get(sensor), dtype=dtype)
 
 
 def bands(names, sensor=S2):
@@ -185,9 +185,9 @@ def test_gdals_colours_name_the_bands_where_each_has_one_of_its_own(colours, ban
     file = [FileBand(i, colour=c) for i, c in enumerate(colours, 1)]
     if bands_meant is None:
         with pytest.raises(DataError, match=r"without names.*--bands"):
-            recognise(file, sensors.get(S2))
+            match_bands(file, sensors.get(S2))
     else:
-        assert recognise(file, sensors.get(S2)).sensor.band_names == bands_meant
+        assert match_bands(file, sensors.get(S2)).sensor.band_names == bands_meant
 
 
 # -- whole images -----------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_a_number_of_bands_that_no_sensor_has_is_said():
 
 @pytest.mark.parametrize("name", ["b4", "B4", "B04", "b04", "red", "RED", "Band 4", "band_4"])
 def test_the_users_names_in_any_form(name):
-    found = recognise([FileBand(1), FileBand(2)], sensors.get(S2), names=[name, None])
+    found = match_bands([FileBand(1), FileBand(2)], sensors.get(S2), names=[name, None])
     assert found.sensor.band_names == ("B04",)
 
 
@@ -261,7 +261,7 @@ def test_the_users_names_in_any_form(name):
 )
 def test_a_mistyped_name_is_answered_with_the_nearest(typed, meant):
     with pytest.raises(ValueError, match="did you mean") as caught:
-        recognise([FileBand(1)], sensors.get(S2), names=[typed])
+        match_bands([FileBand(1)], sensors.get(S2), names=[typed])
     assert meant in str(caught.value)
 
 

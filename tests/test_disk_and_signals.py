@@ -16,7 +16,7 @@ from PIL import Image
 
 import dofa
 from dofa.errors import CheckpointError, DataError
-from dofa.io import naming
+from dofa.io import name_os_errors
 from dofa.model import model_folder
 from dofa.model.checkpoint import load, save
 from dofa.train.log import RunLog, read_log
@@ -226,13 +226,13 @@ def test_a_log_that_is_removed_under_its_run_is_not_begun_again_in_its_middle(tm
 def test_errors_without_a_name_get_that_of_the_file(tmp_path):
     from safetensors import SafetensorError
 
-    with pytest.raises(OSError, match=r"x\.bin") as raised, naming(tmp_path / "x.bin"):
+    with pytest.raises(OSError, match=r"x\.bin") as raised, name_os_errors(tmp_path / "x.bin"):
         raise OSError(28, "No space left on device")
     assert raised.value.errno == 28
-    with pytest.raises(OSError, match=r"x\.bin") as raised, naming(tmp_path / "x.bin"):
+    with pytest.raises(OSError, match=r"x\.bin") as raised, name_os_errors(tmp_path / "x.bin"):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert raised.value.errno == 28
-    with pytest.raises(OSError, match="other") as raised, naming(tmp_path / "x.bin"):
+    with pytest.raises(OSError, match="other") as raised, name_os_errors(tmp_path / "x.bin"):
         raise OSError(28, "No space left on device", "other")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dofa.documents import DEEPEST, parse_json, parse_xml, parse_yaml, read_json
 from dofa.errors import LONGEST, ConfigError, DataError, DofaError, nearest
-from dofa.settings import check_keys, check_types, each, number, positive, whole
+from dofa.settings import check_keys, check_types, list_of, number, positive, whole_number
 
 VALUES = st.recursive(
     st.none()
@@ -186,14 +186,14 @@ def test_fields_of_their_types_pass():
 
 def test_helpers_refuse_what_is_out_of_range():
     for refused in (
-        lambda: whole(1.0, "n"),
-        lambda: whole(-1, "n"),
-        lambda: whole(True, "n"),
+        lambda: whole_number(1.0, "n"),
+        lambda: whole_number(-1, "n"),
+        lambda: whole_number(True, "n"),
         lambda: number("x", "n"),
         lambda: number(math.inf, "n"),
         lambda: positive(0, "n"),
-        lambda: each("ab", str, "n"),
-        lambda: each([1, "a"], int, "n"),
+        lambda: list_of("ab", str, "n"),
+        lambda: list_of([1, "a"], int, "n"),
         lambda: check_keys([], ("a",), "n"),
         lambda: check_keys({"b": 1}, ("a",), "n"),
         lambda: check_keys({}, ("a",), "n", ("a",)),

@@ -12,7 +12,7 @@ from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.teacher import Teacher, VitFile
 from dofa.train.objective import Pretraining
-from dofa.train.teacher_inputs import plan_view
+from dofa.train.teacher_inputs import plan_teacher_input
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import published_step as published
@@ -28,7 +28,7 @@ def build(name: str, view: str) -> tuple[Pretraining, dict]:
     frozen = Teacher(VitFile(teacher.state_dict(), teacher.config, "random", "", half, half))
     sensor, distill = sensors.get(name), DistillConfig(view=view)
     mae = MaskedAutoencoder(DOFA(config), DecoderConfig(32, 2, 4))
-    plan = plan_view(sensor, DistillConfig(view="proxy"))
+    plan = plan_teacher_input(sensor, DistillConfig(view="proxy"))
     image = torch.randn(3, len(sensor.bands), 32, 32)
     proxy = image[:, list(plan.pictures[0])]
     if plan.blank:

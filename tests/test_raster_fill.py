@@ -13,7 +13,7 @@ from dofa import sensors  # noqa: E402
 from dofa.errors import DataError  # noqa: E402
 from dofa.pixels import Scaling  # noqa: E402
 from dofa.raster import open_raster  # noqa: E402
-from dofa.raster.nodata import undeclared  # noqa: E402
+from dofa.raster.nodata import find_fill  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 NAMES = ["B02", "B03", "B04", "B08"]
@@ -45,7 +45,7 @@ def write(path, array, names=NAMES, **profile):
 def found(array, measured=None):
     flat = array.reshape(len(array), -1)
     good = np.isfinite(flat) if measured is None else measured.reshape(len(array), -1)
-    return undeclared(flat, good)
+    return find_fill(flat, good)
 
 
 def doubts(r):

@@ -16,7 +16,7 @@ _PASSWORD = re.compile(r"\b(?P<key>password|passwd|pwd)=(?:…|'[^']*'|[^\s'\"&;
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # CONTAINER@ACCOUNT: no user
 
 
-def shown(text: str) -> str:
+def redact(text: str) -> str:
     """A text with every address in it stripped of user names, passwords and queries (signatures, keys, tokens).
 
     Args:
@@ -32,18 +32,18 @@ def shown(text: str) -> str:
     return _PASSWORD.sub(lambda found: f"{found['key']}=…", text) if "=" in text else text
 
 
-def shown_in(value: Any) -> Any:
-    """JSON values with every text in them as `shown` gives it; keys of mappings too.
+def redact_values(value: Any) -> Any:
+    """JSON values with every text in them as `redact` gives it; keys of mappings too.
 
     Args:
         value: of mappings, sequences, texts, numbers and None.
     """
     if isinstance(value, str):
-        return shown(value)
+        return redact(value)
     if isinstance(value, dict):
-        return {shown_in(key): shown_in(entry) for key, entry in value.items()}
+        return {redact_values(key): redact_values(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(shown_in(entry) for entry in value) if type(value) in (list, tuple) else value
+        return type(value)(redact_values(entry) for entry in value) if type(value) in (list, tuple) else value
     return value
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from dofa.addresses import shown
-from dofa.errors import DofaError, nearest, short
+from dofa.addresses import redact
+from dofa.errors import DofaError, nearest, shorten
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dofa {__version__}")
         return 0
     sys.unraisablehook = _without_gdal_text
-    warnings.formatwarning = lambda message, *_: f"dofa: warning: {shown(' '.join(str(message).split()))}\n"
+    warnings.formatwarning = lambda message, *_: f"dofa: warning: {redact(' '.join(str(message).split()))}\n"
     try:
         if args[0] not in VERBS:
             raise DofaError(f"no command {args[0]!r}: {nearest(args[0], VERBS)}")
         return _run(args[0], VERBS[args[0]], args[1:])
     except DofaError as error:
-        command = f": {shown(_mended(args, error.flags))}" if error.flags else ""
+        command = f": {redact(_mended(args, error.flags))}" if error.flags else ""
         _say(f"{' '.join(str(error).split())}{command}")
         return 2
     except OSError as error:
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if error.errno in FULL and args[0] in GO_ON:
             cure = f"make room: {GO_ON[args[0]]}"
-        _say(f"{short(shown(str(error.filename or 'the output')), 200)}: {error.strerror}: {cure}")
+        _say(f"{shorten(redact(str(error.filename or 'the output')), 200)}: {error.strerror}: {cure}")
         return 2
     except KeyboardInterrupt:
         _say(f"interrupted: {GO_ON.get(args[0], 'nothing was kept, run it again')}")
@@ -146,7 +146,7 @@ def _mended(args: Sequence[str], flags: Mapping[str, str | None]) -> str:
             next(words, None)  # each of these flags has one value
     for option, wanted in flags.items():
         kept += [] if wanted is None else [option, wanted]
-    return shlex.join(["dofa", *map(shown, kept)])  # no signed query goes to a log
+    return shlex.join(["dofa", *map(redact, kept)])  # no signed query goes to a log
 
 
 def _without_gdal_text(told: Any) -> None:
@@ -300,7 +300,7 @@ def _kind(hint: Any) -> tuple[Any, bool, bool]:
 def _local(kind: type, value: str) -> Any:
     """A path on this machine: `Path` makes a folder s3:/bucket of an address, with what is secret in its name."""
     if "://" in value:
-        raise ArgumentTypeError(f"{shown(value)} is an address, and a path on this machine is needed")
+        raise ArgumentTypeError(f"{redact(value)} is an address, and a path on this machine is needed")
     return kind(value)
 
 

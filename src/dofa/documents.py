@@ -14,7 +14,7 @@ from xml.parsers import expat
 
 import yaml
 
-from dofa.errors import ConfigError, DataError, DofaError, short
+from dofa.errors import ConfigError, DataError, DofaError, shorten
 
 LARGEST = 64 * 2**20  # bytes of JSON or XML; real ones have some hundred thousand
 LARGEST_YAML = 4 * 2**20
@@ -86,7 +86,7 @@ def parse_json(data: bytes | str, what: str, error: Raises = DataError, largest:
     except RecursionError:
         raise error(f"{what} is nested more than {DEEPEST} levels deep: it is not the file that belongs here") from None
     except _RepeatedKeyError as wrong:
-        raise error(f"{what} names {short(str(wrong))!r} twice in one object") from None
+        raise error(f"{what} names {shorten(str(wrong))!r} twice in one object") from None
     except ValueError as wrong:  # JSONDecodeError, UnicodeDecodeError, an integer of more than 4,300 digits
         raise error(f"{what} is no JSON, or was cut off: {wrong}") from None
     return _check(value, what, error)
@@ -116,7 +116,7 @@ def parse_yaml(data: bytes | str, what: str, error: Raises = ConfigError) -> Any
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
         told = getattr(wrong, "problem", None) or str(wrong)
         context = f" {wrong.context}" if isinstance(wrong, yaml.MarkedYAMLError) and wrong.context else ""
-        raise error(f"{what} is not YAML: {short(told, 200)}{short(context, 100)}{where}") from None
+        raise error(f"{what} is not YAML: {shorten(told, 200)}{shorten(context, 100)}{where}") from None
     return _check(value, what, error)
 
 
@@ -187,7 +187,7 @@ class _Loader(_SAFE):  # type: ignore[misc]  # one of two classes, known when it
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {short(key.value)!r} stands twice in one mapping", _mark(key)
+                        None, None, f"the key {shorten(key.value)!r} stands twice in one mapping", _mark(key)
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -210,7 +210,9 @@ def _count(data: bytes | str) -> None:
     for event in yaml.parse(data, Loader=_SAFE):
         tag = getattr(event, "tag", None)
         if tag not in (None, "!") and tag not in _PLAIN_TAGS:
-            raise yaml.constructor.ConstructorError(None, None, f"the tag {short(str(tag))} is not read", _mark(event))
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the tag {shorten(str(tag))} is not read", _mark(event)
+            )
         size = 0
         if isinstance(event, yaml.CollectionStartEvent):
             open_.append((event.anchor, 1))
@@ -226,7 +228,9 @@ def _count(data: bytes | str) -> None:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise yaml.YAMLError(f"the alias *{short(str(event.anchor))} stands for nothing, or for what it is in")
+                raise yaml.YAMLError(
+                    f"the alias *{shorten(str(event.anchor))} stands for nothing, or for what it is in"
+                )
             size = sizes[event.anchor]
         anchor, before = open_[-1]
         open_[-1] = anchor, before + size
@@ -250,9 +254,9 @@ def _check(value: Any, what: str, error: Raises) -> Any:
             elif isinstance(one, list):
                 inner += one
             elif isinstance(one, str) and not one.isascii() and _BAD_TEXT.search(one):
-                raise error(f"{what} holds text with half a character ({short(one)!r})")
+                raise error(f"{what} holds text with half a character ({shorten(one)!r})")
             elif isinstance(one, str) and "\0" in one:
-                raise error(f"{what} holds text with a NUL ({short(one)!r})")
+                raise error(f"{what} holds text with a NUL ({shorten(one)!r})")
             elif isinstance(one, int) and abs(one) > LARGEST_INT:
                 raise error(f"{what} holds a whole number of more than 64 bits")
         level = inner
@@ -263,7 +267,7 @@ def _text_keys(mapping: dict[Any, Any], what: str, error: Raises) -> None:
     for key in [key for key in mapping if not isinstance(key, str)]:
         if isinstance(key, bool) or not isinstance(key, int) or str(key) in mapping:
             why = "YAML reads on, off, yes and no as true and false" if isinstance(key, bool) else "which is no text"
-            raise error(f"{what} has the key {short(str(key))} ({why}): put it in quotes")
+            raise error(f"{what} has the key {shorten(str(key))} ({why}): put it in quotes")
         items = [(str(k) if k is key else k, v) for k, v in mapping.items()]  # the order stays
         mapping.clear()
         mapping.update(items)
@@ -278,5 +282,5 @@ def as_mapping(value: Any, what: str, error: Raises = ConfigError) -> Mapping[st
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise error(f"{what} holds no mapping of settings, but {short(repr(value))}")
+        raise error(f"{what} holds no mapping of settings, but {shorten(repr(value))}")
     return value

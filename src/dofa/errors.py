@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what a terminal obeys rather than shows
 LONGEST = 480  # characters of a message: a few lines of a terminal
@@ -22,12 +22,12 @@ class DofaError(Exception):
     """
 
     def __init__(self, message: str = "", flags: Mapping[str, str | None] | None = None) -> None:
-        super().__init__(shown(message))
+        super().__init__(redact(message))
         self.flags = dict(flags or {})
 
     def __str__(self) -> str:
         text = " ".join("".join(c if c.isprintable() else " " for c in super().__str__()).split())
-        text = " ".join(short(word) if len(word) > 240 else word for word in text.split(" "))
+        text = " ".join(shorten(word) if len(word) > 240 else word for word in text.split(" "))
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 122]} … {text[-119:]}"  # the cure stands last
 
 
@@ -43,7 +43,7 @@ class CheckpointError(DofaError, ValueError):
     """Weights whose keys, shapes or format version do not fit."""
 
 
-def short(text: str, limit: int = 80) -> str:
+def shorten(text: str, limit: int = 80) -> str:
     """A name or value for a message: one line of printable characters, cut at the limit.
 
     Args:

@@ -181,7 +181,7 @@ def write_atomically(file: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_os_errors(path: Path) -> Iterator[None]:
     """Within the block, what the disk refuses names a file: `write` alone raises an OSError that names none.
 
     Args:
@@ -334,14 +334,14 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def in_words(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A number of bytes, to be read."""
     if count < 1e6:
         return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def reason(error: BaseException) -> str:
+def os_error_reason(error: BaseException) -> str:
     """Why a library could not read or write, on one line; rasterio hides GDAL's words behind a general sentence."""
     said = error.strerror if isinstance(error, OSError) else None
     return " ".join((said or str(error.__cause__ or error)).split())

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dofa.errors import ConfigError, DofaError, nearest, short
+from dofa.errors import ConfigError, DofaError, nearest, shorten
 
 HUGE = 2**53  # beyond it a whole number is not itself as float64, and no size, count or code is meant
 
@@ -25,7 +25,7 @@ def check_types(owner: Any, where: str, *, skip: Collection[str] = ()) -> None:
     """
     for name, hint in _hints(owner.__class__).items():
         if name not in skip and not _is(value := getattr(owner, name), hint):
-            raise ConfigError(f"{where}{name} is {short(repr(value))}; {_named(hint)} is expected")
+            raise ConfigError(f"{where}{name} is {shorten(repr(value))}; {_named(hint)} is expected")
 
 
 def check_keys(
@@ -44,11 +44,11 @@ def check_keys(
         DofaError: `error`: no mapping, an unknown key (the nearest known one is named), or a missing one.
     """
     if not isinstance(data, Mapping):
-        raise error(f"{where} is {short(repr(data))}; a mapping of settings is expected")
+        raise error(f"{where} is {shorten(repr(data))}; a mapping of settings is expected")
     unknown = [str(key) for key in data if key not in known]
     if unknown:
         more = f" (and {len(unknown) - 1} more unknown keys)" if len(unknown) > 1 else ""
-        raise error(f"{where}: unknown key {short(unknown[0])!r}{more}: {nearest(unknown[0], known)}")
+        raise error(f"{where}: unknown key {shorten(unknown[0])!r}{more}: {nearest(unknown[0], known)}")
     missing = [key for key in required if key not in data]
     if missing:
         raise error(f"{where}: {', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing")
@@ -60,7 +60,7 @@ def field_names(owner: type) -> list[str]:
     return [field.name for field in fields(owner)]
 
 
-def whole(value: Any, what: str, low: int = 0, high: int = HUGE, error: type[DofaError] = ConfigError) -> int:
+def whole_number(value: Any, what: str, low: int = 0, high: int = HUGE, error: type[DofaError] = ConfigError) -> int:
     """A whole number of a file, checked.
 
     Args:
@@ -71,7 +71,7 @@ def whole(value: Any, what: str, low: int = 0, high: int = HUGE, error: type[Dof
     """
     if not _is(value, int) or not low <= value <= high:
         bounds = f"from {low}" if high == HUGE else f"from {low} to {high}"
-        raise error(f"{what} is {short(repr(value))}; a whole number {bounds} is expected")
+        raise error(f"{what} is {shorten(repr(value))}; a whole number {bounds} is expected")
     return int(value)
 
 
@@ -90,7 +90,7 @@ def number(value: Any, what: str, *, finite: bool = True, error: type[DofaError]
     except (ValueError, OverflowError):
         found = None
     if found is None or math.isnan(found) or (finite and math.isinf(found)):
-        raise error(f"{what} is {short(repr(value))}; a {'' if found is None else 'finite '}number is expected")
+        raise error(f"{what} is {shorten(repr(value))}; a {'' if found is None else 'finite '}number is expected")
     return found
 
 
@@ -103,7 +103,7 @@ def numbers(value: Any, what: str, error: type[DofaError] = ConfigError) -> tupl
     Raises:
         DofaError: `error`.
     """
-    return tuple(number(one, what, error=error) for one in each(value, object, what, error))
+    return tuple(number(one, what, error=error) for one in list_of(value, object, what, error))
 
 
 def positive(value: Any, what: str, error: type[DofaError] = ConfigError) -> float:
@@ -121,7 +121,7 @@ def positive(value: Any, what: str, error: type[DofaError] = ConfigError) -> flo
     return found
 
 
-def each(value: Any, kind: Any, what: str, error: type[DofaError] = ConfigError) -> list[Any]:
+def list_of(value: Any, kind: Any, what: str, error: type[DofaError] = ConfigError) -> list[Any]:
     """A list of a file whose entries are all of one type.
 
     Args:
@@ -132,10 +132,10 @@ def each(value: Any, kind: Any, what: str, error: type[DofaError] = ConfigError)
         DofaError: `error`.
     """
     if not isinstance(value, list | tuple):
-        raise error(f"{what} is {short(repr(value))}; a list is expected")
+        raise error(f"{what} is {shorten(repr(value))}; a list is expected")
     for number, entry in enumerate(value):
         if not _is(entry, kind):
-            raise error(f"{what}: entry {number + 1} is {short(repr(entry))}; {_named(kind)} is expected")
+            raise error(f"{what}: entry {number + 1} is {shorten(repr(entry))}; {_named(kind)} is expected")
     return list(value)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dofa import sensors
-from dofa.datasets.splits import share_out
+from dofa.datasets.splits import make_splits
 from dofa.errors import ConfigError
 from dofa.evaluation.backbones import open_backbone
 from dofa.evaluation.frozen_features import encode
@@ -173,7 +173,7 @@ def test_zeroed_and_whole_images_never_share_a_cache_entry(encoder, tmp_path):
 
 def test_accuracy_is_of_images_that_were_not_trained_on():
     images = labelled(per_class=20)
-    splits = share_out(images, 4, "auto", 0)
+    splits = make_splits(images, 4, "auto", 0)
     noise = np.random.default_rng(0).normal(size=(60, 40)).astype(np.float32)  # separable on its training images
     assert bands.correct(noise, [noise], images.labels, splits, 0).mean() < 0.6
     told = np.eye(3, dtype=np.float32)[images.labels]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from dofa.errors import DataError
 from dofa.inference.chunks import Chunks
-from dofa.inference.engine import Job, Room, run
+from dofa.inference.engine import BufferPool, Job, run
 from dofa.inference.tile_encoder import EncoderTiles, specialised
 from dofa.inference.tiles import Plan
-from dofa.inference.workers import Streams, answer
+from dofa.inference.workers import WorkerThreads, run_model
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.scene.grid import Window
@@ -34,8 +34,8 @@ def whole(image, model, stride):
         part = image[:, a:, b:]
         pad = [-n % model.patch for n in part.shape[1:]]
         part = np.pad(part, ((0, 0), (0, pad[0]), (0, pad[1])), "edge").astype(np.float32)
-        answer = model(torch.from_numpy(part)[None])[0].numpy().astype(np.float64)
-        fine = answer.repeat(model.cell // stride, 1).repeat(model.cell // stride, 2)
+        run_model = model(torch.from_numpy(part)[None])[0].numpy().astype(np.float64)
+        fine = run_model.repeat(model.cell // stride, 1).repeat(model.cell // stride, 2)
         top, left = a // stride, b // stride
         fine = fine[:, : rows - top, : cols - left]
         total[:, top : top + fine.shape[1], left : left + fine.shape[2]] += fine
@@ -130,15 +130,15 @@ def test_answers_outlive_the_memory_of_their_images():
             return images
 
     images = np.full((3, 2, 4, 4), 1, np.float32)
-    found = answer(Echo(2, 4, 1), images, [True, True, True], torch.device("cpu"), False)
+    found = run_model(Echo(2, 4, 1), images, [True, True, True], torch.device("cpu"), False)
     images[:] = 2  # the next batch
     for one in found:
         np.testing.assert_array_equal(one, np.ones((4, 4, 2)))
-    assert answer(Echo(2, 4, 1), images, [True, False, True], torch.device("cpu"), False)[1] is None
+    assert run_model(Echo(2, 4, 1), images, [True, False, True], torch.device("cpu"), False)[1] is None
 
 
 def test_memory_of_a_batch_is_used_again_for_others_of_its_size_and_smaller():
-    room = Room()
+    room = BufferPool()
     first = room.take((4, 2, 8, 8))
     place = first.ctypes.data
     room.give_back(first)
@@ -175,7 +175,7 @@ def test_two_batches_at_a_time_are_one_after_the_other_to_the_last_bit(precision
 
 def test_streams_share_the_threads_of_a_processor_and_leave_those_of_others_alone():
     torch.set_num_threads(4)
-    with Streams(torch.device("cpu")) as streams:
+    with WorkerThreads(torch.device("cpu")) as streams:
         assert streams.count == 2
         both = threading.Barrier(2)  # passed only if two run at a time
 
@@ -188,7 +188,7 @@ def test_streams_share_the_threads_of_a_processor_and_leave_those_of_others_alon
             assert another.submit(torch.get_num_threads).result() == 4
     assert torch.get_num_threads() == 4
     for threads, device in ((3, "cpu"), (4, "cuda")):
-        with Streams(torch.device(device), threads) as streams:
+        with WorkerThreads(torch.device(device), threads) as streams:
             assert (streams.count, streams.submit(torch.get_num_threads).result()) == (1, threads)
 
 

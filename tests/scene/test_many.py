@@ -9,7 +9,7 @@ import rasterio
 
 from dofa.cli import main
 from dofa.errors import ConfigError
-from dofa.inference.many import folded, output_paths
+from dofa.inference.many import merge_warnings, output_paths
 from dofa.inference.outputs import open_features
 from dofa.raster.factors import check_dn_offsets, dn_offset_of
 from dofa.scene.folders import scenes_of
@@ -166,7 +166,7 @@ def test_warnings_are_folded_where_they_say_the_same():
     alike = ["zero: a.tif: a corner is 0", "zero: b.tif: a corner is 0"]
     numbers = ["gsd: a.tif: 3 m", "gsd: b.tif: 4 m"]
     other = ["zero: c.tif: no corner is 0"]
-    one, two, three = folded([*alike, *numbers, *other])
+    one, two, three = merge_warnings([*alike, *numbers, *other])
     assert one == "zero: a corner is 0 (2 scenes, first: a.tif)"
     assert two.startswith("gsd: 3 m (2 scenes, first: a.tif; ")
     assert three == other[0]

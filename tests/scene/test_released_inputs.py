@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dofa import sensors
 from dofa.cli import main
 from dofa.inference.features import embed, embed_all
-from dofa.inference.inputs import OwnStatisticsWarning, settle
+from dofa.inference.inputs import OwnStatisticsWarning, resolve_inputs
 from dofa.inference.reading import open_features
 from dofa.model.checkpoint import load, save
 from dofa.model.config import EncoderConfig
@@ -306,7 +306,7 @@ def test_real_scenes_lie_near_the_published_statistics(real_data, weights):
     config = load(weights / "v1").config
     for path, opening in cases:
         with open_scene(path, **opening) as scene:
-            inputs = settle(scene, config)
+            inputs = resolve_inputs(scene, config)
             assert inputs.matches[0].trained, path
             fed, valid = inputs.normalised(Window(0, 0, min(512, scene.height), min(512, scene.width)))
             values = fed[:, valid]

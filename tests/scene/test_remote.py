@@ -21,8 +21,8 @@ from rasterio.shutil import copy as copy_raster  # noqa: E402
 
 from dofa.raster import (  # noqa: E402
     gdal,
+    open_known,
     open_raster,
-    open_told,
     remote,
 )
 from dofa.scene.grid import Window  # noqa: E402
@@ -94,7 +94,7 @@ def make_cog(path: Path, array) -> Path:
 def unseen(path):
     """Opened by its header alone, so that no pixel was asked for."""
     sensor = sensors.get("sentinel-2-l2a").select(NAMES)
-    return open_told(path, sensor, sensor.scaling, (1, 2, 3))
+    return open_known(path, sensor, sensor.scaling, (1, 2, 3))
 
 
 # -- images -----------------------------------------------------------------------------------------------------------

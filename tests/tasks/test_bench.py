@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 from dofa.bench import bench as room
-from dofa.bench.bench import bench, check_settings, run_cell
-from dofa.bench.suite import Cell, identity, load_suite, named, suites, tuning_of
+from dofa.bench.bench import bench, check_settings, run_job
+from dofa.bench.suite import Job, identity, load_suite, named, suites, tuning_of
 from dofa.bench.tables import published
 from dofa.errors import ConfigError
 from dofa.evaluation.cross_validation import DRAWS
 from dofa.evaluation.probe import probe
-from dofa.finetuning.settings import settle
+from dofa.finetuning.settings import resolve_settings
 from dofa.model import checkpoint
 
 from .fixtures_published import SEGMUNICH_RAW, write_resisc45, write_segmunich, write_tif
@@ -308,7 +308,7 @@ def test_the_suite_of_the_paper_fine_tunes_by_the_recipes_that_are_its_own() -> 
         recipe, said = over[cell.protocol]
         blocks = {"blocks": [2, 5, 8, 11]} if cell.data == "SegMunich" and cell.model.endswith("B, released") else {}
         blocks = blocks if cell.model.startswith("DOFA") else {}
-        assert tuning_of(cell.settings) == settle(recipe, said | blocks)
+        assert tuning_of(cell.settings) == resolve_settings(recipe, said | blocks)
     seg, full, maps = (next(tuning_of(c.settings) for c in cells if c.protocol == name) for name in over)
     assert (seg.channels, seg.auxiliary, seg.epochs, seg.warmup_epochs, seg.batch, seg.rate, seg.crop) == (
         512, 0.4, 20, 3, 64, 5e-3, 1.0,
@@ -341,7 +341,7 @@ def test_a_cell_of_each_fine_tuning_of_the_paper_runs_on_published_files(protoco
         cell = replace(cell, spec="segmunich:SegMunich")
     small = {"size": 32, "epochs": 2, "warmup_epochs": 0.5}
     small |= {} if "classes" in protocol else {"channels": 8, "blocks": [0, 1, 2, 3]}
-    record = run_cell(replace(cell, settings=cell.settings | small), root, tmp_path / "out")
+    record = run_job(replace(cell, settings=cell.settings | small), root, tmp_path / "out")
     assert record["status"] == "done", record["error"]
     (row,) = record["rows"]
     assert 0 <= row["score"]["value"] <= 1
@@ -352,8 +352,8 @@ def test_a_cell_of_each_fine_tuning_of_the_paper_runs_on_published_files(protoco
 
 @pytest.mark.parametrize("recipe", ["full", "full-upernet"])
 def test_full_fine_tuning_takes_its_statistics_from_the_training_images(recipe: str) -> None:
-    assert settle(recipe, {}).stats == "dataset"
-    assert settle(recipe, {"stats": "sentinel-2-l2a"}).stats == "sentinel-2-l2a"
+    assert resolve_settings(recipe, {}).stats == "dataset"
+    assert resolve_settings(recipe, {"stats": "sentinel-2-l2a"}).stats == "sentinel-2-l2a"
 
 
 def test_a_recipe_from_a_file_enters_by_content(tmp_path) -> None:
@@ -361,12 +361,12 @@ def test_a_recipe_from_a_file_enters_by_content(tmp_path) -> None:
     protocols = {"Tuned": {"call": "finetune", "settings": {"recipe": str(recipe), "epochs": 3}}}
     suite = written(tmp_path / "s.yaml", protocols=protocols)
 
-    def cell() -> Cell:
+    def cell() -> Job:
         return load_suite(suite).cells(["ours=/a"])[0]
 
     recipe.write_text("method: full\nlr: 1.0e-4\nepochs: 9")
     before = cell()
-    assert tuning_of(before.settings) == settle(recipe, {"epochs": 3})
+    assert tuning_of(before.settings) == resolve_settings(recipe, {"epochs": 3})
     assert "recipe" not in before.settings
     recipe.write_text("method: full\nlr: 2.0e-4\nepochs: 9")
     assert cell().name != before.name

@@ -24,7 +24,7 @@ from shapely.geometry import LineString, Point, Polygon, box
 
 from dofa.cli import main
 from dofa.datasets import chips as command
-from dofa.datasets.blocks import SPLITS, Blocks, deal
+from dofa.datasets.blocks import SPLITS, Blocks, assign_blocks
 from dofa.datasets.chips import chips, read_chips
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.model import checkpoint
@@ -497,7 +497,7 @@ def test_a_random_split_deals_single_chips_out(cut, tmp_path) -> None:
 def test_every_unit_is_dealt_out_once_and_every_class_reaches_training_or_it_is_said(counts, seed) -> None:
     table = np.array(counts)
     try:
-        sides = deal(table, 0.2, 0.2, seed, "abc")
+        sides = assign_blocks(table, 0.2, 0.2, seed, "abc")
     except DataError:
         # Only where a class fills no more blocks than are held out can it be missing.
         assert ((table > 0).sum(0) <= 2 * max(1, round(0.2 * len(table))))[table.sum(0) > 0].any()
@@ -506,7 +506,7 @@ def test_every_unit_is_dealt_out_once_and_every_class_reaches_training_or_it_is_
     held = max(1, round(0.2 * len(table)))
     assert (sides == 1).sum() == (sides == 2).sum() == held
     assert not ((table.sum(0) > 0) & (table[sides == 0].sum(0) == 0)).any()
-    np.testing.assert_array_equal(sides, deal(table, 0.2, 0.2, seed, "abc"))
+    np.testing.assert_array_equal(sides, assign_blocks(table, 0.2, 0.2, seed, "abc"))
 
 
 def test_rasters_of_one_ground_in_two_systems_are_refused_for_blocks(cut, tmp_path) -> None:

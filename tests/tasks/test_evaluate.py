@@ -19,7 +19,7 @@ from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.evaluation.probe import probe
 from dofa.finetuning.evaluate import evaluate
 from dofa.finetuning.finetune import finetune
-from dofa.finetuning.predictions import Answers
+from dofa.finetuning.predictions import HeadPredictions
 from dofa.finetuning.samples import Samples
 from dofa.inference import engine
 from dofa.inference.predict import predict_all
@@ -129,7 +129,7 @@ def test_a_map_through_a_decoder_is_its_answer_in_its_place(tmp_path, upernet, o
         assert (found[inside] == on_scene).mean() > 0.85
     raw = torch.from_numpy(head.scaling.normalise_physical(head.sensor.scaling.physical(image)))[None]
     with torch.inference_mode():
-        expected = Answers(model, head, head.sensor, 83)(raw)[0].argmax(0).numpy()
+        expected = HeadPredictions(model, head, head.sensor, 83)(raw)[0].argmax(0).numpy()
     kept = slice(0, 56), slice(0, 80)  # whole patches: at the far edges the scene is padded
     agree = (whole[inside][: 61 - offset][kept] == expected[kept]).mean()
     assert agree > 0.999

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 
 import dofa
 from dofa.datasets.labelled import LabelledImages
-from dofa.datasets.splits import split, unseen
+from dofa.datasets.splits import classes_without_training, three_way_split
 from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.evaluation.backbones import open_backbone
-from dofa.evaluation.scores import judge
+from dofa.evaluation.scores import score_predictions
 from dofa.finetuning.finetune import finetune
 from dofa.finetuning.learner import Learner, levels
 from dofa.finetuning.samples import Samples, order
-from dofa.finetuning.settings import Tuning, recipes, settle
+from dofa.finetuning.settings import FinetuneConfig, recipes, resolve_settings
 from dofa.model.checkpoint import encoder_sha256, save
 from dofa.model.config import EncoderConfig, TrainedSensor
 from dofa.model.encoder import DOFA
@@ -334,15 +334,15 @@ def test_a_mask_moves_with_its_image():
 
 def test_published_splits_are_kept_and_others_are_drawn_by_place(make_images):
     said = make_images(per_class=20, splits=True)
-    rows = split(said, seed=0)
+    rows = three_way_split(said, seed=0)
     assert [said.splits[row] for row in rows.val] == ["val"] * len(rows.val)
     drawn = make_images(per_class=20, places=10)
-    rows = split(drawn, seed=0)
+    rows = three_way_split(drawn, seed=0)
     sides = [{drawn.places[row] for row in part} for part in (rows.train, rows.val, rows.test)]
     assert all(not one & two for one, two in ((sides[0], sides[1]), (sides[0], sides[2]), (sides[1], sides[2])))
     assert len(rows.train) + len(rows.val) + len(rows.test) == 60
     with pytest.raises(DataError, match="dofa chips"):
-        split(replace(masked(4), find_splits=lambda: None), seed=0)
+        three_way_split(replace(masked(4), find_splits=lambda: None), seed=0)
 
 
 def test_classes_that_no_training_image_shows_are_told(weights, tmp_path, make_images):
@@ -354,16 +354,16 @@ def test_classes_that_no_training_image_shows_are_told(weights, tmp_path, make_i
     assert f"no training image shows {data.class_names[1]}: it cannot be learned" in found.notes
     flags = np.stack([data.labels == 0, data.labels == 1, np.zeros_like(data.labels)], 1).astype(np.int64)
     several = replace(data, task="multilabel", labels=flags)
-    assert unseen(several, np.arange(len(data))) == [data.class_names[2]]
+    assert classes_without_training(several, np.arange(len(data))) == [data.class_names[2]]
     maps = masked(6)
     dark = replace(maps, read_mask=lambda index: np.where(maps.read_mask(index) == 1, 200, maps.read_mask(index)))
-    assert unseen(dark, np.arange(6)) == ["square"]
-    assert unseen(maps, np.arange(6)) == []
+    assert classes_without_training(dark, np.arange(6)) == ["square"]
+    assert classes_without_training(maps, np.arange(6)) == []
 
 
 def test_the_loss_passes_over_what_has_no_label(encoder):
     data = masked()
-    learner = Learner(open_backbone(encoder), data, Tuning(decoder="linear")).eval()
+    learner = Learner(open_backbone(encoder), data, FinetuneConfig(decoder="linear")).eval()
     images, target = Samples(data, data.scaling.with_stats([0.3] * 3, [0.2] * 3, "user")).batch([0, 1])
     logits = learner.logits(images)
     counted = target != 255
@@ -373,11 +373,11 @@ def test_the_loss_passes_over_what_has_no_label(encoder):
 
 
 def test_the_blocks_read_are_the_papers():
-    assert levels(12, Tuning(decoder="upernet")) == [3, 5, 7, 11]
-    assert levels(24, Tuning(decoder="upernet")) == [7, 11, 15, 23]
-    assert levels(12, Tuning(decoder="linear")) == [11]
+    assert levels(12, FinetuneConfig(decoder="upernet")) == [3, 5, 7, 11]
+    assert levels(24, FinetuneConfig(decoder="upernet")) == [7, 11, 15, 23]
+    assert levels(12, FinetuneConfig(decoder="linear")) == [11]
     with pytest.raises(ConfigError, match="reads 4 blocks"):
-        levels(12, Tuning(decoder="dpt", blocks=(1, 2)))
+        levels(12, FinetuneConfig(decoder="dpt", blocks=(1, 2)))
 
 
 def test_scores_are_those_of_scikit_learn(make_images):
@@ -387,43 +387,43 @@ def test_scores_are_those_of_scikit_learn(make_images):
     data = make_images(per_class=10)
     rows = np.arange(30)
     logits = torch.from_numpy(rng.normal(size=(30, 3)))
-    found = judge([(logits, torch.as_tensor(data.labels))], data, rows, seed=0)
+    found = score_predictions([(logits, torch.as_tensor(data.labels))], data, rows, seed=0)
     predicted = logits.argmax(1).numpy()
     assert found.score.value == pytest.approx(accuracy_score(data.labels, predicted))
     f1s = f1_score(data.labels, predicted, average=None)
     assert [c["f1"] for c in found.classes] == pytest.approx(list(f1s))
     flags = rng.integers(0, 2, (30, 3))
     several = replace(data, task="multilabel", labels=flags)
-    found = judge([(logits, torch.as_tensor(flags))], several, rows, seed=0)
+    found = score_predictions([(logits, torch.as_tensor(flags))], several, rows, seed=0)
     assert found.score.value == pytest.approx(average_precision_score(flags, logits.numpy(), average="micro"))
 
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_recipes_hold_together_and_what_is_said_wins(recipe):
-    assert settle(recipe, {}).epochs >= 20
-    assert settle(recipe, {"epochs": 25, "size": None}).epochs == 25
+    assert resolve_settings(recipe, {}).epochs >= 20
+    assert resolve_settings(recipe, {"epochs": 25, "size": None}).epochs == 25
 
 
 @pytest.mark.parametrize(("line", "said"), [("epochs: many", {"epochs": 3}), ("crop: 7", {"crop": 0.5})])
 def test_a_flag_hides_no_mistake_of_a_recipe(tmp_path, line, said):
     (tmp_path / "mine.yaml").write_text(line)
     with pytest.raises(ConfigError, match=rf"mine\.yaml: {line.partition(':')[0]}"):
-        settle(tmp_path / "mine.yaml", said)
+        resolve_settings(tmp_path / "mine.yaml", said)
 
 
 @pytest.mark.parametrize("method", ["frozen", "full"])
 def test_a_rank_without_lora_is_refused(method):
     with pytest.raises(ConfigError, match="--rank is of --method lora"):
-        settle(None, {"method": method, "rank": 4})
-    assert settle("lora", {"rank": 4}).rank == 4
-    assert settle("lora", {"method": method}).method == method
+        resolve_settings(None, {"method": method, "rank": 4})
+    assert resolve_settings("lora", {"rank": 4}).rank == 4
+    assert resolve_settings("lora", {"method": method}).method == method
 
 
 @pytest.mark.parametrize("data", [b"\x80\x81 epochs", b"\x00\x01", b"epochs: ["])
 def test_a_recipe_that_is_no_text_is_one_line(data, tmp_path):
     (tmp_path / "mine.yaml").write_bytes(data)
     with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML"):
-        settle(str(tmp_path / "mine.yaml"), {})
+        resolve_settings(str(tmp_path / "mine.yaml"), {})
 
 
 @pytest.mark.parametrize(

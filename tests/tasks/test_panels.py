@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dofa.bench.bench import bench
-from dofa.evaluation.judged_images import GREY, NONE, SHOWN, SIDE, Panels, choose, coloured, make_panels
+from dofa.evaluation.judged_images import GREY, NONE, SHOWN, SIDE, Panels, choose_images, coloured, make_panels
 from dofa.evaluation.metrics import confusion
 from dofa.evaluation.probe import probe
 from dofa.finetuning.finetune import PANELS, finetune
@@ -72,8 +72,8 @@ def test_images_are_chosen_by_the_data_alone_and_those_of_more_classes_first(mak
     read = data.read_mask
     assert read is not None
     dull = replace(data, read_mask=lambda row: np.zeros_like(read(row)) if row in plain else read(row))
-    assert choose(dull, range(12)) == [0, 2, 3, 6, 9]
-    assert choose(dull, [11, 10, 8]) == [8, 10, 11]
+    assert choose_images(dull, range(12)) == [0, 2, 3, 6, 9]
+    assert choose_images(dull, [11, 10, 8]) == [8, 10, 11]
 
 
 def test_large_images_are_thinned_and_masks_keep_their_classes(make_images) -> None:

@@ -12,7 +12,7 @@ from dofa.datasets.folds import split_folds
 from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation import probe as room
-from dofa.evaluation.bootstrap import Classes, judge_images
+from dofa.evaluation.bootstrap import Classes, score_images
 from dofa.evaluation.cross_validation import fit_logistic
 from dofa.evaluation.frozen_features import encode
 from dofa.evaluation.probe import probe
@@ -92,7 +92,7 @@ def test_judged_images_leave_no_trace_in_what_is_learned(make_images, encoder: D
 
     def judge(of_folds):
         units = np.arange(len(data))
-        run = judge_images(
+        run = score_images(
             classifier, of_folds, data.labels, parts, units, classes=3, candidates=(0.01, 1.0, 100.0), neighbours=5
         )
         assert isinstance(run.judged, Classes)

@@ -10,8 +10,8 @@ from dofa.model.teacher import Teacher, load_teacher
 from dofa.train.config import PretrainConfig
 from dofa.train.data import MicroBatches, describe_sources, make_mixture
 from dofa.train.objective import Pretraining, build_model, learn_sensors, store_digest
-from dofa.train.pretrain import assemble, learn_answers
-from dofa.train.teacher_inputs import plan_views
+from dofa.train.pretrain import assemble, fit_to_teacher
+from dofa.train.teacher_inputs import plan_teacher_inputs
 
 FULL = {
     "view": "full",
@@ -37,7 +37,7 @@ class Prepared:
 
     def ask(self, anew: bool = True) -> "Prepared":
         digests = {name: store_digest(store) for name, store in self.data.stores.items()}
-        learn_answers(
+        fit_to_teacher(
             self.objective, self.teacher, self.data, self.config, digests, self.fabric, self.said.append, anew
         )
         return self
@@ -50,7 +50,7 @@ def prepared(config: PretrainConfig) -> Prepared:
     mae = build_model(config.model, teacher, [s.sensor for s in stores.values()])
     scalings = learn_sensors(mae, stores, config.data.statistics, teacher)
     patch = mae.encoder.config.patch
-    views = plan_views({n: s.sensor for n, s in stores.items()}, config.distill)
+    views = plan_teacher_inputs({n: s.sensor for n, s in stores.items()}, config.distill)
     sources = describe_sources(stores, scalings, config.data, patch, views)
     data = MicroBatches(config, stores, sources, make_mixture(sources, config), patch)
     fabric = Fabric(accelerator="cpu", devices=1)

@@ -17,7 +17,7 @@ from dofa.corpus.pack import pack
 from dofa.corpus.split import SplitConfig
 from dofa.corpus.store import open_stores
 from dofa.train.recipes import from_dict
-from dofa.train.teacher_features import teacher_answers
+from dofa.train.teacher_features import cached_teacher_features
 
 from ..vit_files import write_vit
 from .preparing import FULL, prepared
@@ -112,7 +112,7 @@ def test_an_interruption_while_answers_are_written_leaves_no_half_file(taught):
         return ready.objective.teach(pictures, grid)
 
     def answers(teach, said):
-        return teacher_answers(folder, ready.data, teach, {"key": 1}, ready.fabric, said.append)
+        return cached_teacher_features(folder, ready.data, teach, {"key": 1}, ready.fabric, said.append)
 
     with pytest.raises(RuntimeError, match="power cut"):
         answers(failing, [])
@@ -126,7 +126,7 @@ def test_an_interruption_while_answers_are_written_leaves_no_half_file(taught):
     # Made anew for another key and interrupted: the old answers no longer count, even for the old key.
     asked.clear()
     with pytest.raises(RuntimeError, match="power cut"):
-        teacher_answers(folder, ready.data, failing, {"key": 2}, ready.fabric, said.append)
+        cached_teacher_features(folder, ready.data, failing, {"key": 2}, ready.fabric, said.append)
     again = answers(ready.objective.teach, said := [])
     assert said
     assert all(np.array_equal(again[name], whole[name]) for name in whole)
@@ -146,7 +146,9 @@ def answer_slowly(fabric: Fabric, settings: dict) -> tuple[float, dict[str, int]
 
     fabric.barrier()
     began = time.monotonic()
-    rows = teacher_answers(Path(config.run.out) / "teacher", ready.data, teach, {"key": 1}, fabric, lambda _: None)
+    rows = cached_teacher_features(
+        Path(config.run.out) / "teacher", ready.data, teach, {"key": 1}, fabric, lambda _: None
+    )
     return time.monotonic() - began, {name: np.array(each).any(axis=(2, 3, 4)).sum() for name, each in rows.items()}
 
 

@@ -23,7 +23,7 @@ from dofa.corpus.store import open_stores
 from dofa.errors import CheckpointError, ConfigError, DataError, DofaError
 from dofa.model.checkpoint import load_mae, save
 from dofa.train import loop
-from dofa.train.checkpoint import ContinuationWarning, checkpoints, sole_run
+from dofa.train.checkpoint import ContinuationWarning, checkpoints, lock_run
 from dofa.train.evaluate import evaluate_store
 from dofa.train.log import read_log
 from dofa.train.monitor import verdict
@@ -208,7 +208,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(settings, monkeypat
     monkeypatch.setattr("dofa.train.checkpoint.LOCK_PATIENCE_S", 0.1)
     config = settings()
     fabric = Fabric(accelerator="cpu", devices=1)
-    with sole_run(fabric, Path(config.run.out)), pytest.raises(ConfigError, match="another process"):
+    with lock_run(fabric, Path(config.run.out)), pytest.raises(ConfigError, match="another process"):
         pretrain(config)
     pretrain(config)
 

@@ -16,7 +16,7 @@ from dofa.train.cost import PUBLISHED, cost
 from dofa.train.log import read_log
 from dofa.train.pretrain import pretrain
 from dofa.train.recipes import load_config, recipes
-from dofa.train.teacher_inputs import plan_view
+from dofa.train.teacher_inputs import plan_teacher_input
 
 from ..vit_files import write_vit
 from .conftest import write_store
@@ -118,7 +118,7 @@ def test_the_recipes_of_dofa_plus_hold_the_published_numbers(recipe):
 
 @pytest.mark.parametrize("recipe", PAPER + PLUS)
 def test_proxies_are_the_bands_of_the_published_code(recipe):
-    bands = {name: plan_view(sensors.get(name), load_config(recipe).distill) for name in PUBLISHED}
+    bands = {name: plan_teacher_input(sensors.get(name), load_config(recipe).distill) for name in PUBLISHED}
     assert {name: view.pictures for name, view in bands.items()} == {
         "sentinel-1-satlas": ((0, 1, 0),),  # and zeros for the third
         "sentinel-2-dofa9": ((0, 1, 2),),

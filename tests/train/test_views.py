@@ -19,7 +19,7 @@ from dofa.pixels import HIDDEN, display_map, show
 from dofa.train.augment import draw_bands, draw_window, flip, generator, jitter_basis, keep_bands, spectral_jitter
 from dofa.train.config import DataConfig
 from dofa.train.data import MicroBatches, describe_sources, make_mixture
-from dofa.train.teacher_inputs import plan_view, plan_views
+from dofa.train.teacher_inputs import plan_teacher_input, plan_teacher_inputs
 
 PATCH = 8
 S1, S2, ENMAP, NAIP = (sensors.get(n) for n in ("sentinel-1-grd", "sentinel-2-l2a", "enmap-202", "naip-rgb"))
@@ -33,7 +33,9 @@ def distill(**changes) -> DistillConfig:
 def micro_batches(config, rank=0, ranks=1) -> MicroBatches:
     """As `pretrain` makes them, with the stores' statistics."""
     stores = open_stores(list(config.data.stores))
-    views = plan_views({n: s.sensor for n, s in stores.items()}, config.distill) if config.distill.teacher else {}
+    views = (
+        plan_teacher_inputs({n: s.sensor for n, s in stores.items()}, config.distill) if config.distill.teacher else {}
+    )
     sources = describe_sources(stores, {n: s.scaling for n, s in stores.items()}, config.data, PATCH, views)
     return MicroBatches(config, stores, sources, make_mixture(sources, config), PATCH, rank, ranks)
 
@@ -53,7 +55,7 @@ def same(a, b) -> bool:
     ids=lambda v: getattr(v, "name", ""),
 )
 def test_the_papers_proxy_of_an_optical_sensor_is_its_red_green_and_blue(sensor, three):
-    view = plan_view(sensor, distill())
+    view = plan_teacher_input(sensor, distill())
     assert view.pictures == (three,)
     assert not view.blank
     image = generator(0).standard_normal((len(sensor.bands), 4, 4)).astype(np.float32)
@@ -63,7 +65,7 @@ def test_the_papers_proxy_of_an_optical_sensor_is_its_red_green_and_blue(sensor,
 def test_radar_shows_two_channels_and_zeros_or_one_of_them_three_times():
     image = generator(0).standard_normal((2, 4, 4)).astype(np.float32)
     before = image.copy()
-    view = plan_view(S1, distill())
+    view = plan_teacher_input(S1, distill())
     assert view.pictures == ((0, 1, 0),)
     np.testing.assert_array_equal(view.proxy(image), [image[0], image[1], np.zeros((4, 4))])
     np.testing.assert_array_equal(image, before)
@@ -74,7 +76,7 @@ def test_radar_shows_two_channels_and_zeros_or_one_of_them_three_times():
     np.testing.assert_allclose(shown[0, 1], np.clip((image[1] * 5 - 17 + 32) / 25, 0, 1), atol=1e-6)
     assert (shown[0, 2] == 0).all()
 
-    drawn = plan_view(S1, distill(sar_proxy="random"))
+    drawn = plan_teacher_input(S1, distill(sar_proxy="random"))
     found = Counter(drawn.draw(generator(n)).pictures for n in range(400))
     assert set(found) == {((0, 0, 0),), ((1, 1, 1),)}
     assert 160 < found[((0, 0, 0),)] < 240
@@ -85,7 +87,7 @@ def test_radar_shows_two_channels_and_zeros_or_one_of_them_three_times():
 
 def test_other_views_of_radar_are_its_rendering():
     for view in ("visible", "full"):
-        planned = plan_view(S1, distill(view=view))
+        planned = plan_teacher_input(S1, distill(view=view))
         assert planned.pictures == ((0, 1, 0),)
         assert not planned.blank
 
@@ -93,15 +95,17 @@ def test_other_views_of_radar_are_its_rendering():
 def test_renderings_are_those_a_sensor_has_else_its_first():
     full = partial(distill, view="full")
     index = partial(S2.index)
-    assert set(plan_view(S2, full(renderings=THREE)).pictures) == {tuple(index(S2.renderings[t])) for t in THREE}
-    assert plan_view(S2, full(renderings=("swir-nir-red",))).pictures == ((10, 7, 3),)
-    assert len(plan_view(ENMAP, full(renderings=THREE)).pictures) == 2
-    assert plan_view(NAIP, full(renderings=("swir-nir-red",))).pictures == ((0, 1, 2),)
+    assert set(plan_teacher_input(S2, full(renderings=THREE)).pictures) == {
+        tuple(index(S2.renderings[t])) for t in THREE
+    }
+    assert plan_teacher_input(S2, full(renderings=("swir-nir-red",))).pictures == ((10, 7, 3),)
+    assert len(plan_teacher_input(ENMAP, full(renderings=THREE)).pictures) == 2
+    assert plan_teacher_input(NAIP, full(renderings=("swir-nir-red",))).pictures == ((0, 1, 2),)
 
 
 def test_the_sensors_own_normalisation_is_shown_where_it_is_asked_for():
     image = generator(0).standard_normal((12, 4, 4)).astype(np.float32)
-    view = plan_view(S2, distill(input="sensor"))
+    view = plan_teacher_input(S2, distill(input="sensor"))
     np.testing.assert_array_equal(view.show(image, S2.scaling, None), image[None, [3, 2, 1]])
 
 
@@ -110,7 +114,7 @@ def test_every_rendering_is_shown_by_the_maps_of_its_bands_and_what_is_hidden_is
     image = generator(0).standard_normal((12, 4, 4)).astype(np.float32)
     valid = np.ones((4, 4), bool)
     valid[1, 2] = False
-    shown = plan_view(S2, distill(view="full", renderings=THREE)).show(image, scaling, valid)
+    shown = plan_teacher_input(S2, distill(view="full", renderings=THREE)).show(image, scaling, valid)
     for picture, title in zip(shown, [t for t in S2.renderings if t in THREE], strict=True):
         names = S2.renderings[title]
         maps = [display_map("reflectance", S2.band(n).wavelength_um, None) for n in names]
@@ -124,8 +128,8 @@ def test_every_rendering_is_shown_by_the_maps_of_its_bands_and_what_is_hidden_is
 @pytest.mark.parametrize("view", [{}, {"view": "visible"}, {"view": "full", "renderings": THREE}], ids=str)
 def test_a_proxy_is_the_one_picture_of_its_sensor_in_every_view(view):
     proxies = {"sentinel-2-l2a": ("B11", "nir", "B04"), "sentinel-1-grd": ("VH", "VH", "VV")}
-    assert plan_view(S2, distill(proxies=proxies, **view)).pictures == ((10, 7, 3),)
-    radar = plan_view(S1, distill(proxies=proxies, sar_proxy="random", **view))
+    assert plan_teacher_input(S2, distill(proxies=proxies, **view)).pictures == ((10, 7, 3),)
+    radar = plan_teacher_input(S1, distill(proxies=proxies, sar_proxy="random", **view))
     assert (radar.pictures, radar.blank, radar.channels) == (((1, 1, 0),), False, 0)
 
 
@@ -142,10 +146,12 @@ def test_views_that_cannot_be_are_refused_in_one_line():
         ([S2, counts], {}, "sensor counts: no display map for values in dn"),
     ):
         with pytest.raises(ConfigError, match=says) as caught:
-            plan_views({s.name: s for s in known}, distill(**settings))
+            plan_teacher_inputs({s.name: s for s in known}, distill(**settings))
         assert "\n" not in str(caught.value)
-    plan_views({"naip-rgb": NAIP}, distill(view="full", renderings=("swir-nir-red",)))  # known, though not to NAIP
-    plan_views({"counts": counts}, distill(input="sensor"))
+    plan_teacher_inputs(
+        {"naip-rgb": NAIP}, distill(view="full", renderings=("swir-nir-red",))
+    )  # known, though not to NAIP
+    plan_teacher_inputs({"counts": counts}, distill(input="sensor"))
 
 
 # -- micro-batches ----------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dofa.bench.jobs import CELLS, Cells, Holder, panels_file
+from dofa.bench.jobs import CELLS, Holder, JobStore, panels_file
 from dofa.bench.report import render
-from dofa.bench.suite import STATISTICS, Call, Cell, Suite, load_suite, named, tuning_of
+from dofa.bench.suite import STATISTICS, Call, Job, Suite, load_suite, named, tuning_of
 from dofa.bench.tables import published
 from dofa.errors import ConfigError, DofaError, nearest
 from dofa.evaluation.bootstrap import drawn_scores
@@ -82,7 +82,7 @@ def bench(*, suite: str, data: str, out: str, weights: Sequence[str] = (), retry
         DataError: a record in `out` that cannot be read.
     """
     plan = load_suite(suite)
-    cells: dict[str, Cell] = {}
+    cells: dict[str, Job] = {}
     for cell in plan.cells(weights):
         cells.setdefault(cell.name, cell)  # two tables may show the same one
     check_settings(cells.values())
@@ -91,7 +91,7 @@ def bench(*, suite: str, data: str, out: str, weights: Sequence[str] = (), retry
     folder, target = Path(data), Path(out)
     if not folder.is_dir():
         raise ConfigError(f"--data {data}: there is no such folder; the data sets of suite {suite} lie in it")
-    kept = Cells(target / CELLS)
+    kept = JobStore(target / CELLS)
     console = Console(stderr=True)
     console.print(f"{plan.title}: {len(cells)} cells", highlight=False)
     if not weights:
@@ -107,7 +107,7 @@ def bench(*, suite: str, data: str, out: str, weights: Sequence[str] = (), retry
     return BenchResult(page, counts, tuple(busy))
 
 
-def _pass(cells: dict[str, Cell], kept: Cells, folder: Path, target: Path, retry: bool, console: Console) -> int:
+def _pass(cells: dict[str, Job], kept: JobStore, folder: Path, target: Path, retry: bool, console: Console) -> int:
     """Compute every cell that is free; how many there were. A pass that finds none ends the work."""
     done = 0
     for number, (name, cell) in enumerate(cells.items(), 1):
@@ -121,7 +121,7 @@ def _pass(cells: dict[str, Cell], kept: Cells, folder: Path, target: Path, retry
             if kept.read(name) != seen:
                 continue  # somebody was faster
             began = monotonic()
-            record = run_cell(cell, folder, target)
+            record = run_job(cell, folder, target)
             kept.write(name, {**_asked(cell), **record, "seconds": round(monotonic() - began, 2)})
         done += 1
         told = f"[{number}/{len(cells)}] {cell.title}: {_told(record)}"
@@ -129,14 +129,14 @@ def _pass(cells: dict[str, Cell], kept: Cells, folder: Path, target: Path, retry
     return done
 
 
-def _again(record: dict[str, Any], cell: Cell, folder: Path, retry: bool) -> bool:
+def _again(record: dict[str, Any], cell: Job, folder: Path, retry: bool) -> bool:
     """Whether a cell with a record is worth another try."""
     if record["status"] == "missing":
         return not _absent(cell, folder)
     return retry and record["status"] == "failed"
 
 
-def run_cell(cell: Cell, folder: Path, target: Path) -> dict[str, Any]:
+def run_job(cell: Job, folder: Path, target: Path) -> dict[str, Any]:
     """Compute one cell.
 
     Args:
@@ -158,7 +158,7 @@ def run_cell(cell: Cell, folder: Path, target: Path) -> dict[str, Any]:
     return {**facts, "status": "done", "rows": rows, **told}
 
 
-def _probe(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
+def _probe(cell: Job, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
     probe = _function("probe")
     floor = cell.weights == STATISTICS
     settings = dict(cell.settings)
@@ -183,7 +183,7 @@ def _probe(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
     return rows, {"data": result.setting["data"], "notes": list(result.warnings)}
 
 
-def _finetune(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
+def _finetune(cell: Job, spec: str, target: Path) -> tuple[Rows, dict[str, Any]]:
     settings = dict(cell.settings) | ({"fraction": cell.fraction} if cell.fraction != 1 else {})
     # A cell that was killed goes on from its last epoch, whoever takes it over.
     work = target / "work" / cell.name
@@ -201,7 +201,7 @@ def _finetune(cell: Cell, spec: str, target: Path) -> tuple[Rows, dict[str, Any]
     return [row], {"data": data, "notes": found["notes"], "epoch": found["epoch"]}
 
 
-def check_settings(cells: Iterable[Cell]) -> None:
+def check_settings(cells: Iterable[Job]) -> None:
     """Refuse keywords that the functions do not have and recipes that do not hold together, before any computing.
 
     Raises:
@@ -269,7 +269,7 @@ def located(spec: str, folder: Path) -> str:
     return f"{kind}:{folder / rest}" if colon and kind in KINDS else str(folder / spec)
 
 
-def _absent(cell: Cell, folder: Path) -> bool:
+def _absent(cell: Job, folder: Path) -> bool:
     from dofa.datasets.opening import KINDS
 
     if "://" in cell.spec:
@@ -296,7 +296,7 @@ def _function(call: Call) -> Callable[..., Any]:
     return found
 
 
-def _asked(cell: Cell) -> dict[str, Any]:
+def _asked(cell: Job) -> dict[str, Any]:
     keys = ("call", "weights", "identity", "spec", "settings", "fraction", "seed")
     return {"asked": {key: getattr(cell, key) for key in keys}}
 
@@ -308,7 +308,7 @@ def _told(record: dict[str, Any]) -> str:
     return f"{best['metric']} {100 * best['score']['value']:.1f} %"
 
 
-def _render_whole(plan: Suite, weights: Sequence[str], kept: Cells, target: Path) -> Path:
+def _render_whole(plan: Suite, weights: Sequence[str], kept: JobStore, target: Path) -> Path:
     """Pages of all that is there; again, if another process finished a cell meanwhile: its page may have been ours."""
     while True:
         records = {cell.name: kept.read(cell.name) for cell in plan.cells(weights)}

@@ -19,11 +19,11 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.documents import as_mapping, read_json
 from dofa.errors import DataError
 from dofa.io import write_atomically
-from dofa.settings import whole
+from dofa.settings import whole_number
 
 CELLS = "cells"  # the folder's name in that of a bench
 HEARTBEAT = 15.0  # seconds between two signs of life
@@ -75,7 +75,7 @@ class Holder:
     alive: bool
 
 
-class Cells:
+class JobStore:
     """The results and claims of a bench's folder.
 
     Args:
@@ -122,7 +122,7 @@ class Cells:
             raise DataError(f"{error}: delete it, and it is computed again") from None
         if not isinstance(record, dict) or record.get("name") != name:
             raise DataError(f"{file} is no record of the cell of that name: delete it, and it is computed again")
-        if whole(record.get("format_version", 0), f"{file}: format_version", error=DataError) > FORMAT_VERSION:
+        if whole_number(record.get("format_version", 0), f"{file}: format_version", error=DataError) > FORMAT_VERSION:
             raise DataError(
                 f"{file} has format_version {record['format_version']}; this dofa reads up to {FORMAT_VERSION}: "
                 "install a newer dofa"
@@ -140,7 +140,7 @@ class Cells:
         """
         complete = {"format_version": FORMAT_VERSION, "name": name, **record, "host": _host(), "finished": _now()}
         complete["sha256"] = _digest(complete)
-        write_atomically(self.folder / f"{name}.json", (json.dumps(shown_in(complete)) + "\n").encode())
+        write_atomically(self.folder / f"{name}.json", (json.dumps(redact_values(complete)) + "\n").encode())
 
     def _claims(self, name: str) -> list[Path]:
         return sorted(self.folder.glob(f"{name}.claim.*"), key=_generation)

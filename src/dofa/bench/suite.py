@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 
 from dofa.datasets.labelled import digest
 from dofa.documents import LARGEST_YAML, parse_yaml, read_bytes
-from dofa.errors import ConfigError, nearest, short
-from dofa.finetuning.settings import Tuning, settle
+from dofa.errors import ConfigError, nearest, shorten
+from dofa.finetuning.settings import FinetuneConfig, resolve_settings
 from dofa.settings import check_keys, check_types, field_names
 
 Call = Literal["probe", "finetune"]
@@ -99,7 +99,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Job:
     """One call, and where its result stands in the tables.
 
     Attributes:
@@ -159,7 +159,7 @@ class Suite:
     seeds: tuple[int, ...] = (0,)
     note: str = ""
 
-    def cells(self, weights: Sequence[str] = ()) -> list[Cell]:
+    def cells(self, weights: Sequence[str] = ()) -> list[Job]:
         """Every cell, in the order of the suite; two tables may show the same one.
 
         Args:
@@ -173,7 +173,7 @@ class Suite:
             raise ConfigError(
                 "the suite has no cell to run: its models stand for weights of yours, pass --weights NAME=FOLDER"
             )
-        known: dict[str, Cell] = {}
+        known: dict[str, Job] = {}
         for cell in cells:
             if (same := known.setdefault(cell.name, cell)).model != cell.model or same.data != cell.data:
                 raise ConfigError(f"{cell.title} is the same as {same.title}: leave one of them out")
@@ -216,7 +216,7 @@ class Suite:
                     if name not in self.asked:
                         yield key, key.replace(NAME, name), replace(model, weights=model.weights.replace(GIVEN, spec))
 
-    def _of(self, title: str, protocol: Protocol, weights: Sequence[str]) -> Iterator[Cell]:
+    def _of(self, title: str, protocol: Protocol, weights: Sequence[str]) -> Iterator[Job]:
         wanted = None if protocol.models is None else {*protocol.models}
         for column, data in self.data.items():
             if protocol.data is not None and column not in protocol.data:
@@ -233,7 +233,7 @@ class Suite:
                 for fraction in protocol.fractions:
                     for seed in self._seeds(protocol, key):
                         spec = model.weights.replace(SEED, str(seed))
-                        yield Cell(
+                        yield Job(
                             row, column, title, fraction, seed, protocol.call, spec, data.data, settings, identity(spec)
                         )
 
@@ -247,14 +247,14 @@ def _asked_for(model: Model) -> list[str]:
     return [name for name in re.findall(r"\{(\w+)\}", model.weights) if f"{{{name}}}" not in (GIVEN, SEED)]
 
 
-def tuning_of(settings: Mapping[str, Any]) -> Tuning:
+def tuning_of(settings: Mapping[str, Any]) -> FinetuneConfig:
     """What the keywords of a `finetune` come to: its recipe with what is said over it.
 
     Raises:
         ConfigError: no such recipe, or values that do not hold together.
     """
-    known = {f.name for f in fields(Tuning)}
-    return settle(settings.get("recipe"), {key: value for key, value in settings.items() if key in known})
+    known = {f.name for f in fields(FinetuneConfig)}
+    return resolve_settings(settings.get("recipe"), {key: value for key, value in settings.items() if key in known})
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,14 +328,16 @@ def _suite(told: Any, origin: str) -> Suite:
         entries = told.get(key)
         if not isinstance(entries, Mapping) or not entries:
             raise ConfigError(f"{origin}: {key} is to name at least one")
-        parts[key] = {name: _entry(owner, entry, f"{origin}: {key}: {short(name)}") for name, entry in entries.items()}
+        parts[key] = {
+            name: _entry(owner, entry, f"{origin}: {key}: {shorten(name)}") for name, entry in entries.items()
+        }
     for name, protocol in parts["protocols"].items():
         _check(name, protocol, parts, origin)
     for name, model in parts["models"].items():
         for wanted, settings in model.on.items():
             if wanted not in parts["data"]:
                 raise ConfigError(
-                    f"{origin}: models: {name}: on: no data set {short(wanted)!r}: {nearest(wanted, parts['data'])}"
+                    f"{origin}: models: {name}: on: no data set {shorten(wanted)!r}: {nearest(wanted, parts['data'])}"
                 )
             _own(settings, f"{origin}: models: {name}: on: {wanted}")
     for key in ("models", "data"):
@@ -363,20 +365,20 @@ def _seeds(told: Any, where: str) -> tuple[int, ...]:
         or not told
         or any(type(seed) is not int or not 0 <= seed < 2**32 for seed in told)
     ):
-        raise ConfigError(f"{where}: seeds is {short(repr(told))}; a list of whole numbers from 0")
+        raise ConfigError(f"{where}: seeds is {shorten(repr(told))}; a list of whole numbers from 0")
     return tuple(told)
 
 
 def _check(name: str, protocol: Protocol, parts: dict[str, dict[str, Any]], origin: str) -> None:
     where = f"{origin}: protocols: {name}"
     if protocol.call not in CALLS:
-        raise ConfigError(f"{where}: call is {short(repr(protocol.call))}; probe or finetune")
+        raise ConfigError(f"{where}: call is {shorten(repr(protocol.call))}; probe or finetune")
     if protocol.classifier not in ("linear", "k-NN"):
-        raise ConfigError(f"{where}: classifier is {short(repr(protocol.classifier))}; linear or k-NN")
+        raise ConfigError(f"{where}: classifier is {shorten(repr(protocol.classifier))}; linear or k-NN")
     for key in ("models", "data"):
         for wanted in getattr(protocol, key) or ():
             if wanted not in parts[key]:
-                raise ConfigError(f"{where}: {key} has no {short(wanted)!r}: {nearest(wanted, parts[key])}")
+                raise ConfigError(f"{where}: {key} has no {shorten(wanted)!r}: {nearest(wanted, parts[key])}")
     if not protocol.fractions or not all(0 < fraction <= 1 for fraction in protocol.fractions):
         raise ConfigError(f"{where}: fractions are shares of the training labels, above 0 and up to 1")
     if isinstance(protocol.seeds, dict):

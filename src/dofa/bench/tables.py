@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dofa.bench.suite import Cell, Suite
+from dofa.bench.suite import Job, Suite
 from dofa.documents import parse_yaml
 from dofa.errors import ConfigError
 
@@ -37,7 +37,7 @@ class Found:
         score: the chosen entry of the record's rows; None where there is none.
     """
 
-    cell: Cell
+    cell: Job
     row: str
     record: dict[str, Any] | None
     score: dict[str, Any] | None
@@ -89,7 +89,7 @@ def published() -> tuple[list[Published], dict[str, Any]]:
     return rows, told
 
 
-def found_in(suite: Suite, cell: Cell, record: dict[str, Any] | None) -> list[Found]:
+def found_in(suite: Suite, cell: Job, record: dict[str, Any] | None) -> list[Found]:
     """The rows of a record that its table shows: of a probe those of one classifier, one for each kind of features.
 
     Args:

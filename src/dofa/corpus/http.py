@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.raster import remote
 
 LONGEST_WAIT_S = 30.0  # whatever a server asks for in Retry-After
@@ -50,7 +50,7 @@ class HTTPStore(HTTPFileSystem):  # type: ignore[misc]
         if start is None or len(out) <= (-start if end is None else end - start):
             return out
         warnings.warn(
-            f"the server of {shown(url)} ignores byte ranges: every crop costs a whole shard; serve the store with "
+            f"the server of {redact(url)} ignores byte ranges: every crop costs a whole shard; serve the store with "
             "ranges",
             stacklevel=2,
         )
@@ -63,7 +63,7 @@ def _lost(error: Exception) -> str:
         return f"the server sends nothing for {remote.TIMEOUT_S:g} s"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the server cuts its answer off"
-    return shown(" ".join(str(error).split())) or type(error).__name__
+    return redact(" ".join(str(error).split())) or type(error).__name__
 
 
 def _refused(error: aiohttp.ClientResponseError) -> str:

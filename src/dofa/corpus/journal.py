@@ -13,7 +13,7 @@ from dofa.corpus.items import Item, Split
 from dofa.corpus.loading import Loaded
 from dofa.documents import parse_json
 from dofa.errors import DataError
-from dofa.io import naming
+from dofa.io import name_os_errors
 from dofa.pixels import RunningStats
 
 
@@ -99,7 +99,7 @@ class Journal:
             self.digest = hashlib.sha256(self.digest.encode() + piece.digest).hexdigest()
         entry = {"line": asdict(line), "digest": self.digest, "stats": self.stats.to_dict()}
         record = json.dumps(entry).encode() + b"\n"
-        with naming(self.path):
+        with name_os_errors(self.path):
             self._file.write(_checksum(record) + b" " + record)
             self._file.flush()
             os.fsync(self._file.fileno())

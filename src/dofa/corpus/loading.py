@@ -121,7 +121,7 @@ class Loader:
         image = image.astype(self.reading.dtype, copy=False)
         if nodata.may_hold(image):
             good = np.broadcast_to(True if valid is None else valid.ravel(), (bands, height * width))
-            for found in nodata.undeclared(image.reshape(bands, -1), good):
+            for found in nodata.find_fill(image.reshape(bands, -1), good):
                 if found.value < 0 or found.value >= HUGE:  # what lies above may be saturation
                     raise DataError(f"{found.seen}: pass --nodata {found.text}")
         if image.dtype.kind == "f":

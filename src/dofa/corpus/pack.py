@@ -30,7 +30,7 @@ from dofa.corpus.split import SplitConfig, assign, held_out_places
 from dofa.corpus.store import COLUMN_CHUNK, SensorStore
 from dofa.documents import parse_json, read_bytes
 from dofa.errors import ConfigError, DataError, listed
-from dofa.io import naming, write_atomically
+from dofa.io import name_os_errors, write_atomically
 from dofa.pixels import RunningStats
 from dofa.progress import Progress
 
@@ -143,7 +143,7 @@ def pack(
         "complete": False,
     }
     folder = Path(out) / sensor.name
-    with naming(folder):
+    with name_os_errors(folder):
         complete = _begin(Path(out), sensor.name, begun, resume)
     if complete:
         SensorStore(str(out), sensor.name, read_attributes(str(out), sensor.name) or {}).check_files()
@@ -151,7 +151,7 @@ def pack(
         return _report(Path(out), sensor.name, reading, began)
 
     cut = shards.Cut(shape, reading.dtype, chunk, shard_size)
-    with naming(folder):
+    with name_os_errors(folder):
         cut.create(folder, len(work))
     loader = Loader(reading, scaling, cut, min_valid, workers or os.cpu_count() or 1)
     with (
@@ -178,7 +178,7 @@ def pack(
                 cut.write(folder / "images", number, [piece.image for piece in shard])
                 cut.write(folder / "valid", number, [piece.mask for piece in shard])
             journal.append(line, shard)
-    with naming(folder):
+    with name_os_errors(folder):
         _finish(folder, journal, reading, split)
         _register(Path(out), sensor.name)  # another pack into the same store may have begun at the same moment
     return _report(Path(out), sensor.name, reading, began)

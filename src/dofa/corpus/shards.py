@@ -20,7 +20,7 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
-from dofa.io import naming
+from dofa.io import name_os_errors
 
 CHUNK_BYTES = 2**20  # raw: a crop of 202 bands should not read four megabytes a corner
 ABSENT = 2**64 - 1  # offset and length of a chunk that holds only the fill value
@@ -160,7 +160,7 @@ class Cut:
         file = array.joinpath("c", str(number), *["0"] * axes)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name("part")
-        with naming(part), part.open("wb") as handle:
+        with name_os_errors(part), part.open("wb") as handle:
             handle.writelines(chunk for chunk in present if chunk is not None)
             handle.write(index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
             handle.flush()

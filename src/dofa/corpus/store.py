@@ -16,7 +16,7 @@ import zarr
 from numcodecs.vlen import VLenUTF8  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.corpus.items import Split
 from dofa.corpus.metadata import (
     COPY_AGAIN,
@@ -41,7 +41,7 @@ class SensorStore:
     """The images of one sensor in a store; safe to share with threads and with forked or spawned workers.
 
     Attributes:
-        url: of the store, as it is opened; `shown` strips it for messages and files.
+        url: of the store, as it is opened; `redact` strips it for messages and files.
         name: of the sensor, and of its group.
         sensor: whole, bands in the order of the images.
         scaling: raw to normalised, with the statistics of the store's training split.
@@ -282,7 +282,7 @@ class SensorStore:
     def __repr__(self) -> str:
         channels, height, width = self.shape
         return (
-            f"SensorStore({shown(self.url)!r}, {self.name!r}: {self.count} × {channels}×{height}×{width} {self.dtype})"
+            f"SensorStore({redact(self.url)!r}, {self.name!r}: {self.count} × {channels}×{height}×{width} {self.dtype})"
         )
 
 

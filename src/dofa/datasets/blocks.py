@@ -172,7 +172,7 @@ def check_shares(val: float, test: float) -> None:
         raise ConfigError(f"--val-fraction {val:g} and --test-fraction {test:g}: shares that leave some for training")
 
 
-def deal(counts: NDArray[Any], val: float, test: float, seed: int, names: Sequence[str]) -> NDArray[np.int64]:
+def assign_blocks(counts: NDArray[Any], val: float, test: float, seed: int, names: Sequence[str]) -> NDArray[np.int64]:
     """Deal units out to training, validation and test, so that classes come near to the shares in each.
 
     Of many draws by the seed the best is taken: first every class in training, then every class in the others, then

@@ -21,14 +21,14 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.addresses import shown, shown_in
+from dofa.addresses import redact, redact_values
 from dofa.datasets.labelled import LabelledImages, Raw, digest, file_state
 from dofa.documents import read_json
-from dofa.errors import ConfigError, DataError, DofaError, short
-from dofa.io import json_digest, lock_folder, naming, place_folder, restore_folder
+from dofa.errors import ConfigError, DataError, DofaError, shorten
+from dofa.io import json_digest, lock_folder, name_os_errors, place_folder, restore_folder
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
-from dofa.settings import check_keys, each, whole
+from dofa.settings import check_keys, list_of, whole_number
 
 FORMAT, FORMAT_VERSION = "dofa-chips", 1
 RECORD, IMAGES, VALID, MASKS = "chips.json", "images.npy", "valid.npy", "masks.npy"
@@ -54,13 +54,13 @@ class ArrayFile:
         """Write one entry."""
         if entry.shape != self._shape:
             raise DataError(f"{self.path.name}: an entry of {entry.shape}, the others have {self._shape}")
-        with naming(self.path):
+        with name_os_errors(self.path):
             self._file.write(np.ascontiguousarray(entry, self._dtype).tobytes())
         self.count += 1
 
     def close(self) -> None:
         """Say in the header how many entries there are, and flush to the disk."""
-        with naming(self.path):
+        with name_os_errors(self.path):
             self._file.seek(0)
             self._head()  # NumPy leaves room in the header for the first axis to grow
             assert self._file.tell() == self._begins
@@ -137,18 +137,18 @@ class ChipWriter:
     def finish(self, record: dict[str, Any]) -> None:
         """Say what the arrays mean, and put the folder in its place."""
         files = [f for f in (IMAGES, VALID, MASKS) if (self._stage / f).exists()]
-        whole = {
+        complete = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            **shown_in(record),
+            **redact_values(record),
             "shape": list(self._shape),
             "sha256": {f: _sha256(self._stage / f) for f in files},
             CHECKSUMS: {f: [_crc(entry) for entry in np.load(self._stage / f, "r", allow_pickle=False)] for f in files},
         }
-        whole[SEAL] = json_digest(whole)
+        complete[SEAL] = json_digest(complete)
         record_file = self._stage / RECORD
-        with naming(record_file), record_file.open("w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=1, ensure_ascii=False)
+        with name_os_errors(record_file), record_file.open("w", encoding="utf-8") as file:
+            json.dump(complete, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
         place_folder(self._stage, self.out, self._work / "previous")
@@ -238,13 +238,13 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record = read_json(file, largest=LARGEST)
     except FileNotFoundError:
-        raise DataError(f"{shown(str(folder))} holds no chips: name the folder that dofa chips wrote") from None
+        raise DataError(f"{redact(str(folder))} holds no chips: name the folder that dofa chips wrote") from None
     except DataError as error:
         raise DataError(f"{error}: make the chips again") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"{file} was not written by dofa chips")
     try:
-        version = whole(record.get("format_version"), "format_version", 1)
+        version = whole_number(record.get("format_version"), "format_version", 1)
         if version > FORMAT_VERSION:
             raise DataError(
                 f"{folder} has format version {version}, newer than the {FORMAT_VERSION} this dofa reads: update dofa"
@@ -253,26 +253,26 @@ def _record(folder: Path) -> dict[str, Any]:
         if missing:
             raise DataError(f"{', '.join(missing)} missing")
         if record["task"] not in ["classification", "segmentation"]:
-            raise ConfigError(f"task is {short(repr(record['task']))}; classification or segmentation is expected")
-        names = each(record["class_names"], str, "class_names")
-        shape = [whole(side, "shape", 1, 2**20) for side in each(record["shape"], int, "shape")]
+            raise ConfigError(f"task is {shorten(repr(record['task']))}; classification or segmentation is expected")
+        names = list_of(record["class_names"], str, "class_names")
+        shape = [whole_number(side, "shape", 1, 2**20) for side in list_of(record["shape"], int, "shape")]
         if len(shape) != 3 or math.prod(shape) > 2**40:
-            raise ConfigError(f"shape is {short(repr(shape))}; bands, rows and columns are expected")
-        count = len(each(record["labels"], int, "labels"))
+            raise ConfigError(f"shape is {shorten(repr(shape))}; bands, rows and columns are expected")
+        count = len(list_of(record["labels"], int, "labels"))
         for key in ("places", "splits", "sources"):
-            if record[key] is not None and len(each(record[key], str, key)) != count:
+            if record[key] is not None and len(list_of(record[key], str, key)) != count:
                 raise ConfigError(f"{key} has {len(record[key])} entries for {count} chips")
         if record["sources"] is None or not set(record["splits"] or ()) <= {"train", "val", "test"}:
             raise ConfigError("splits are train, val or test, and each chip has a source")
-        each(record["notes"], str, "notes")
+        list_of(record["notes"], str, "notes")
         if SEAL in record and record[SEAL] != json_digest({k: v for k, v in record.items() if k != SEAL}):
             raise DataError("it is not as it was written")
         check_keys(record["sha256"], (IMAGES, VALID, MASKS), "sha256", (IMAGES,))
-        each([*record["sha256"].values()], str, "sha256")
+        list_of([*record["sha256"].values()], str, "sha256")
         if record["ignore"] is not None:
-            whole(record["ignore"], "ignore", 0, 255)
+            whole_number(record["ignore"], "ignore", 0, 255)
         if record["colours"] is not None:
-            colours = [each(colour, int, "colours") for colour in each(record["colours"], object, "colours")]
+            colours = [list_of(colour, int, "colours") for colour in list_of(record["colours"], object, "colours")]
             if len(colours) != len(names) or any(len(c) != 3 or not 0 <= min(c) <= max(c) <= 255 for c in colours):
                 raise ConfigError("colours are red, green and blue from 0 to 255, one a class")
         if (sensor := Sensor.from_dict(record["sensor"])).band_names != Scaling.from_dict(record["scaling"]).bands:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from dofa.addresses import shown
-from dofa.datasets.blocks import SPLITS, check_frames, check_shares, deal, lay_blocks
+from dofa.addresses import redact
+from dofa.datasets.blocks import SPLITS, assign_blocks, check_frames, check_shares, lay_blocks
 from dofa.datasets.chip_folder import ChipWriter, check_free, read_chips
 from dofa.datasets.cutting import Chip, Cutter, Reader, Task
 from dofa.datasets.labelled import IGNORE
-from dofa.datasets.labels import Bounds, Classes, Labels, Placed, read_labels, settle
+from dofa.datasets.labels import Bounds, Classes, Labels, Placed, read_labels, resolve_classes
 from dofa.errors import ConfigError, DataError
 from dofa.options import ScenesOptions
 from dofa.pixels import RunningStats, Scaling
@@ -135,7 +135,7 @@ def chips(
     if len(labels) not in (1, len(groups)):
         raise ConfigError(f"{len(labels)} --labels for {len(groups)} rasters: give one for all, or one a raster")
     read = [read_labels(path, class_field=class_field, layer=layer, crs=labels_crs) for path in labels]
-    known = settle(read, classes, ignore, background)
+    known = resolve_classes(read, classes, ignore, background)
     check_dn_offsets(opening.dn_offset, groups)
     scenes = [open_with(group, opening) for group in groups]
     try:
@@ -323,7 +323,7 @@ def _sides(
     known, member = np.unique(np.array(units), return_inverse=True)
     counts = np.zeros((len(known), len(kept)), np.int64)
     np.add.at(counts, member, np.stack([c.classes[list(kept)] for c in made]))
-    return deal(counts, *shares, seed, names)[member]
+    return assign_blocks(counts, *shares, seed, names)[member]
 
 
 def _report(
@@ -340,7 +340,7 @@ def _report(
     by_chip = np.stack([c.classes[list(kept)] for c in made])
     counts = np.stack([by_chip[sides == part].sum(0) for part in range(3)], axis=1)
     names = tuple(classes.names[k] for k in kept)
-    said = list(dict.fromkeys(map(shown, notes)))
+    said = list(dict.fromkeys(map(redact, notes)))
     gone = [n for i, n in enumerate(classes.names) if i not in kept]
     if gone:
         said.append(f"no chip shows class {', '.join(gone)}: left out")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa import sensors
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.datasets.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
 from dofa.datasets.matfile import load_mat
 from dofa.errors import ConfigError, DataError
@@ -122,7 +122,7 @@ def _load(path: Path) -> Arrays:
     """The arrays of a .npz or .mat file; nothing in it is run."""
     if not path.is_file():
         raise DataError(
-            f"{shown(str(path))} does not exist: pass a scene as .npz or .mat; Indian Pines "
+            f"{redact(str(path))} does not exist: pass a scene as .npz or .mat; Indian Pines "
             f"(Indian_pines_corrected.mat and Indian_pines_gt.mat) is at {INDIAN_PINES_HOME}"
         )
     if path.suffix not in (".npz", ".mat"):

@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.datasets.labelled import IGNORE
-from dofa.errors import CONTROLS, ConfigError, DataError, nearest, short
+from dofa.errors import CONTROLS, ConfigError, DataError, nearest, shorten
 from dofa.model.heads import Colour, palette
 from dofa.scene.grid import Grid, Window
 
@@ -128,7 +128,7 @@ def read_labels(
     path = Path(path)
     if not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise DataError(
-            f"labels {shown(str(path))} do not exist: name a vector file, a raster mask or a .csv of coordinates"
+            f"labels {redact(str(path))} do not exist: name a vector file, a raster mask or a .csv of coordinates"
         )
     told = None if crs is None else named_crs(crs)
     suffix = path.suffix.lower()
@@ -142,7 +142,7 @@ def read_labels(
     return MaskLabels.read(path, told)
 
 
-def settle(
+def resolve_classes(
     sources: Sequence[Labels],
     declared: Sequence[str] = (),
     ignored: Sequence[str] = (),
@@ -262,7 +262,7 @@ def class_value(value: Any, name: str, column: str) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int):
-        said = short(str(value))
+        said = shorten(str(value))
         raise DataError(f"field {column} of {name} holds {said}, which is no class: name another --class-field")
     return str(value).strip() or None
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dofa.errors import DataError, short
+from dofa.errors import DataError, shorten
 
 GEOBENCH = {
     "geobench.dataset": (
@@ -126,7 +126,7 @@ class _Unpickler(pickle._Unpickler):
             return _KNOWN[module, name]
         except KeyError:
             raise ForeignNameError(
-                f"{self.what} names {short(module)}.{short(name)}, which no GEO-Bench file needs: it is refused, "
+                f"{self.what} names {shorten(module)}.{shorten(name)}, which no GEO-Bench file needs: it is refused, "
                 "nothing of it was run; get the file from the source named in docs/datasets.md"
             ) from None
 
@@ -149,5 +149,5 @@ def read_inert_pickle(data: bytes, what: str) -> Any:
     # Damaged pickles fail in as many ways as there are instructions.
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError, RecursionError,
             MemoryError, OverflowError, AssertionError, struct.error) as error:  # fmt: skip
-        told = short(str(error), 200)
+        told = shorten(str(error), 200)
         raise DataError(f"{what} is no pickle that GEO-Bench writes ({type(error).__name__}: {told})") from None

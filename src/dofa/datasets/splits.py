@@ -14,7 +14,7 @@ Unit = Literal["image", "block"]
 
 
 @dataclass(frozen=True)
-class Parts:
+class EvaluationSplits:
     """Folds and what follows from them.
 
     Attributes:
@@ -40,9 +40,9 @@ class Parts:
     protocol: dict[str, Any]
 
 
-def share_out(
+def make_splits(
     images: LabelledImages, folds: int, by: By, seed: int, fraction: float = 1.0, blocks: bool = False
-) -> Parts:
+) -> EvaluationSplits:
     """Folds of a data set.
 
     Args:
@@ -94,7 +94,9 @@ def share_out(
         "places": None if places is None else len(set(places)),
         "fraction": fraction,
     }
-    return Parts(parts, places, everything, groups, units, notes, "block" if blocks else "image", classes, protocol)
+    return EvaluationSplits(
+        parts, places, everything, groups, units, notes, "block" if blocks else "image", classes, protocol
+    )
 
 
 def _classes(images: LabelledImages) -> dict[str, int]:
@@ -143,7 +145,7 @@ FIFTHS = 5  # without a published split: three to learn from, one to choose by, 
 
 
 @dataclass(frozen=True)
-class Split:
+class ThreeWaySplit:
     """Which images are for what.
 
     Attributes:
@@ -159,7 +161,7 @@ class Split:
     notes: tuple[str, ...] = ()
 
 
-def split(images: LabelledImages, seed: int) -> Split:
+def three_way_split(images: LabelledImages, seed: int) -> ThreeWaySplit:
     """Rows to learn from, to choose by and to test: as published, or drawn where there is no such word.
 
     Whole places stay on one side where there are enough of them.
@@ -196,7 +198,7 @@ def split(images: LabelledImages, seed: int) -> Split:
         first, second = fifths(everything)[:2]
         train = np.setdiff1d(first.train, second.test)
         notes.append("no published split: three fifths to learn from, one to choose by, one to test")
-        return Split(train, second.test, first.test, tuple(notes))
+        return ThreeWaySplit(train, second.test, first.test, tuple(notes))
     names = np.array(images.splits)
     train, val, test = (np.flatnonzero(names == name) for name in ("train", "val", "test"))
     if not len(val) and len(train):
@@ -206,10 +208,10 @@ def split(images: LabelledImages, seed: int) -> Split:
     for name, rows in (("train", train), ("test", test)):
         if not len(rows):
             raise DataError(f"{images.name} has no {name} images in its split: there is nothing to {name} on")
-    return Split(train, val, test, tuple(notes))
+    return ThreeWaySplit(train, val, test, tuple(notes))
 
 
-def unseen(images: LabelledImages, rows: Ints) -> list[str]:
+def classes_without_training(images: LabelledImages, rows: Ints) -> list[str]:
     """The classes that no image of some rows shows: they cannot be learned from these.
 
     Args:

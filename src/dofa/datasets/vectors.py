@@ -24,7 +24,7 @@ from dofa.datasets.labels import (
     named_crs,
     parse_colour,
 )
-from dofa.errors import ConfigError, DataError, DofaError, nearest, short
+from dofa.errors import ConfigError, DataError, DofaError, nearest, shorten
 from dofa.model.heads import Colour
 from dofa.raster import gdal
 from dofa.scene.grid import Grid, Window
@@ -266,7 +266,7 @@ def _parts(name: str, shapes: NDArray[Any], values: Sequence[str | None]) -> tup
             continue
         whole = shapely.force_2d(shape)
         if not (np.abs(shapely.get_coordinates(whole)) < FARTHEST).all():  # nor where they are NaN
-            raise DataError(f"{name} holds a shape of class {short(value)} with coordinates that are no place")
+            raise DataError(f"{name} holds a shape of class {shorten(value)} with coordinates that are no place")
         if not whole.is_valid:
             mended += 1
             try:
@@ -317,7 +317,7 @@ def read_table(path: Path, class_field: str | None, told: Any) -> VectorLabels:
         raise DataError(f"{path} is no table of columns: {error}") from None
     low = {c.lower(): c for c in columns}
     if len(low) < len([c for c in columns if c]) + ("" in low):
-        raise DataError(f"{path.name} has two columns of one name ({short(', '.join(columns))}): rename one")
+        raise DataError(f"{path.name} has two columns of one name ({shorten(', '.join(columns))}): rename one")
     pairs = [(LONGITUDE, LATITUDE, "EPSG:4326"), (EAST, NORTH, None)]
     found = [
         (low[next(n for n in xs if n in low)], low[next(n for n in ys if n in low)], known)
@@ -326,8 +326,8 @@ def read_table(path: Path, class_field: str | None, told: Any) -> VectorLabels:
     ]
     if not found:
         raise DataError(
-            f"{path.name} has the columns {short(', '.join(columns), 200) or 'none'}: coordinates are lon and lat, or "
-            "x and y with --labels-crs"
+            f"{path.name} has the columns {shorten(', '.join(columns), 200) or 'none'}: coordinates are lon and lat, "
+            "or x and y with --labels-crs"
         )
     across, up, known = found[0]
     if told is None and known is None:
@@ -346,7 +346,7 @@ def read_table(path: Path, class_field: str | None, told: Any) -> VectorLabels:
         except (TypeError, ValueError):
             place = math.nan, math.nan
         if not (abs(place[0]) < FARTHEST and abs(place[1]) < FARTHEST):
-            said = f"{short(repr(row[across]))}, {short(repr(row[up]))}"
+            said = f"{shorten(repr(row[across]))}, {shorten(repr(row[up]))}"
             raise DataError(f"{path.name}, line {number}: {said} are no coordinates")
         places.append(place)
         values.append(class_value(row[chosen], path.name, chosen))

@@ -20,7 +20,7 @@ from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block, level_features, level_name
-from dofa.model.sensor_matching import Match, known_statistics, match_by_name, match_by_wavelength
+from dofa.model.sensor_matching import SensorMatch, known_statistics, match_by_name, match_by_wavelength
 from dofa.model.teacher import Teacher, load_teacher
 from dofa.pixels import Scaling, display_map, display_statistics, resolve_stats
 from dofa.sensors import Sensor
@@ -297,7 +297,7 @@ def input_scaling(
     return found.scaling.select(data.sensor.band_names)
 
 
-def _match(data: LabelledImages, config: EncoderConfig, stats: str | None) -> Match | None:
+def _match(data: LabelledImages, config: EncoderConfig, stats: str | None) -> SensorMatch | None:
     """The checkpoint's statistics for images, None where others come first: those asked for, or the store's."""
     if stats == DATASET:
         return None

@@ -23,7 +23,7 @@ from dofa.evaluation.linear import Floats, sigmoid
 from dofa.evaluation.metrics import Counts, binary_counts, confusion, mean_iou, micro_average_precision
 
 
-class Judged(Protocol):
+class Predictions(Protocol):
     """Answers of one run, by unit.
 
     Attributes:
@@ -56,7 +56,7 @@ class Classes:
         return len(self._count)
 
     def scores(self, times: Floats) -> Floats:
-        """See `Judged`."""
+        """See `Predictions`."""
         return np.asarray((times @ self._right) / (times @ self._count))
 
 
@@ -76,7 +76,7 @@ class Pixels:
         return len(self.counts)
 
     def scores(self, times: Floats) -> Floats:
-        """See `Judged`."""
+        """See `Predictions`."""
         drawn = times @ self.counts.reshape(len(self.counts), -1)
         return np.asarray(mean_iou(np.rint(drawn).astype(np.int64).reshape(-1, *self.counts.shape[1:])))
 
@@ -106,7 +106,7 @@ class Ranked:
         return self._units
 
     def scores(self, times: Floats) -> Floats:
-        """See `Judged`."""
+        """See `Predictions`."""
         out = np.empty(len(times))
         for i, drawn in enumerate(times):
             weight = drawn[self._unit]
@@ -117,7 +117,7 @@ class Ranked:
         return out
 
 
-def interval(runs: Sequence[Judged], seed: int, against: Sequence[Judged] = ()) -> Interval:
+def interval(runs: Sequence[Predictions], seed: int, against: Sequence[Predictions] = ()) -> Interval:
     """The mean score of runs (seeds of random weights) with its interval; less that of others, on the same draws.
 
     Args:
@@ -130,7 +130,7 @@ def interval(runs: Sequence[Judged], seed: int, against: Sequence[Judged] = ()) 
     if len({run.units for run in (*runs, *against)}) != 1:
         raise ConfigError("scores of different units have no paired difference")
 
-    def mean(of: Sequence[Judged], times: Floats) -> Floats:
+    def mean(of: Sequence[Predictions], times: Floats) -> Floats:
         return np.asarray(np.mean([run.scores(times) for run in of], axis=0))
 
     def score(times: Floats) -> Floats:
@@ -139,7 +139,7 @@ def interval(runs: Sequence[Judged], seed: int, against: Sequence[Judged] = ()) 
     return bootstrap_score(score, runs[0].units, seed)
 
 
-def drawn_scores(runs: Sequence[Judged], seed: int) -> list[float]:
+def drawn_scores(runs: Sequence[Predictions], seed: int) -> list[float]:
     """Scores of the draws that `interval` takes: two results with the same units have the same draws.
 
     Args:
@@ -160,7 +160,7 @@ def drawn_scores(runs: Sequence[Judged], seed: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Run:
+class CrossValidated:
     """One classifier on one kind of features, through all folds.
 
     Attributes:
@@ -172,7 +172,7 @@ class Run:
         binary: (K, 2, 2) counts of classes that do not exclude each other, by the probabilities above a half.
     """
 
-    judged: Judged
+    judged: Predictions
     per_fold: tuple[float, ...]
     chosen: tuple[float, ...]
     confusion: Counts | None
@@ -185,7 +185,7 @@ class Run:
         return self.confusion if self.binary is None else self.binary
 
 
-def judge_images(
+def score_images(
     classifier: str,
     of_folds: Sequence[NDArray[np.floating]],
     labels: Ints,
@@ -197,7 +197,7 @@ def judge_images(
     candidates: Sequence[float] = PENALTIES,
     neighbours: int = 20,
     seed: int = 0,
-) -> Run:
+) -> CrossValidated:
     """Learn from each fold's training images, and judge the others.
 
     Args:
@@ -228,10 +228,10 @@ def judge_images(
         correct = [(a == t).astype(np.float64) for a, t in zip(answers, truth, strict=True)]
         counts = confusion(np.concatenate(answers), np.concatenate(truth), classes)
         means = tuple(float(c.mean()) for c in correct)
-        return Run(Classes(np.concatenate(correct), unit), means, tuple(chosen), counts)
+        return CrossValidated(Classes(np.concatenate(correct), unit), means, tuple(chosen), counts)
     ranked = Ranked(np.concatenate(answers), np.concatenate(truth), unit)
     folds = tuple(micro_average_precision(a, t) for a, t in zip(answers, truth, strict=True))
     likely = None  # votes of neighbours are no probabilities
     if classifier != "k-NN":
         likely = binary_counts(np.concatenate(answers) > 0.5, np.concatenate(truth))
-    return Run(ranked, folds, tuple(chosen), None, binary=likely)
+    return CrossValidated(ranked, folds, tuple(chosen), None, binary=likely)

@@ -23,7 +23,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.evaluation.backbones import Backbone, open_backbone
 from dofa.inference.band_statistics import image_statistics
 from dofa.io import write_atomically
-from dofa.model.devices import choose
+from dofa.model.devices import choose_device
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Block
 from dofa.model.vit import block_indices
@@ -151,7 +151,7 @@ def encode(
     found = {number: hit["features"] for number, hit in hits.items() if hit is not None}
     missing = [number for number in keys if number not in found]
     if missing:
-        target = choose(device)
+        target = choose_device(device)
         parts: dict[Block, list[Floats]] = {number: [] for number in missing}
         with torch.inference_mode(), torch.autocast(target.type, torch.bfloat16, enabled=precision == "bf16"):
             backbone.module.to(target).eval()

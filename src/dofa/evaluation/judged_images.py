@@ -96,7 +96,7 @@ class Panels:
         )
 
 
-def choose(data: LabelledImages, judged: Sequence[int]) -> list[int]:
+def choose_images(data: LabelledImages, judged: Sequence[int]) -> list[int]:
     """Which judged images to show: of some spread over all, those with most classes, in their order."""
     assert data.read_mask is not None
     rows = sorted(set(judged))

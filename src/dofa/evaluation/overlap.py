@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.datasets.fingerprints import image_digest, image_digests, known_ground, window_hashes, window_rate
 from dofa.datasets.labelled import Ints, LabelledImages, Part
 from dofa.errors import ConfigError, DataError
@@ -62,12 +62,12 @@ def split_table(data: LabelledImages, used: Mapping[Role, Ints]) -> bytes:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("image", "part", "place"))
     places = data.places or ("",) * len(data)
-    table.writerows((shown(str(source)), *rest) for source, *rest in zip(data.sources, part, places, strict=True))
+    table.writerows((redact(str(source)), *rest) for source, *rest in zip(data.sources, part, places, strict=True))
     return text.getvalue().encode()
 
 
 @dataclass(frozen=True)
-class Judged:
+class TestImages:
     """Images to score, and whether the head knows them.
 
     Attributes:
@@ -119,7 +119,7 @@ def as_blocks(data: LabelledImages, record: SplitRecord | None) -> LabelledImage
     return blocks if known.any() else data
 
 
-def choose_judged(data: LabelledImages, record: SplitRecord | None, part: Part | None) -> Judged:
+def choose_test_images(data: LabelledImages, record: SplitRecord | None, part: Part | None) -> TestImages:
     """The images of a part that a head did not learn from; all of them, and said so, where there are no others.
 
     Args:
@@ -143,7 +143,7 @@ def choose_judged(data: LabelledImages, record: SplitRecord | None, part: Part |
     if own and (roles is None or not (roles != UNKNOWN).any()):
         raise DataError(f"{data.name} has no published split: --split all judges all its images")
     if roles is None:
-        return Judged(rows, wanted, None, 0, 0)
+        return TestImages(rows, wanted, None, 0, 0)
     if own and part is not None and part != "all":
         chosen = roles == ROLES.index(part)
         rows, roles = rows[chosen], roles[chosen]
@@ -157,7 +157,7 @@ def choose_judged(data: LabelledImages, record: SplitRecord | None, part: Part |
     if part is None and published is None and (roles == TEST).any():
         learned_rows = int(learned.sum())
         kept = (roles == TEST) | (roles == UNKNOWN)  # its own test, and what is new
-        return Judged(rows[kept], "test", 0, learned_rows, int((roles == TEST).sum()))
+        return TestImages(rows[kept], "test", 0, learned_rows, int((roles == TEST).sum()))
     if len(rows) and learned.all():
-        return Judged(rows, wanted, len(rows), 0, 0)
-    return Judged(rows[~learned], wanted, 0, int(learned.sum()), int((roles == TEST).sum()))
+        return TestImages(rows, wanted, len(rows), 0, 0)
+    return TestImages(rows[~learned], wanted, 0, int(learned.sum()), int((roles == TEST).sum()))

@@ -21,7 +21,7 @@ from dofa.inference.band_statistics import local_statistics
 from dofa.inference.inputs import Inputs
 from dofa.inference.tiles import Plan
 from dofa.inference.workers import TileModel
-from dofa.model.devices import choose
+from dofa.model.devices import choose_device
 from dofa.pixels import Scaling
 from dofa.scene.grid import Window
 from dofa.sensors import Sensor
@@ -130,10 +130,10 @@ class EncoderPixels(TilePixels):
         device: str | None,
         progress: Progress = lambda images: None,
     ) -> None:
-        backbone.module.to(choose(device)).eval()
+        backbone.module.to(choose_device(device)).eval()
         tiles = _BackboneTiles(backbone, data.sensor, blocks)
         height, width = (size, size) if size is not None else data.shape[1:]
-        plan = plan_of(backbone, height, width, stride)
+        plan = plan_for_backbone(backbone, height, width, stride)
         super().__init__(
             tiles, plan, data, scaling, batch=batch, precision=precision, device=device,
             blank=np.zeros(tiles.channels, np.float32), progress=progress,
@@ -150,7 +150,7 @@ class EncoderPixels(TilePixels):
         yield from ((row, self._kept[row]) for row in rows)
 
 
-def plan_of(backbone: Backbone, height: int, width: int, stride: int, tile: int | None = None) -> Plan:
+def plan_for_backbone(backbone: Backbone, height: int, width: int, stride: int, tile: int | None = None) -> Plan:
     """How an image is cut for a model: tiles of the size it was trained at unless told, as scenes are.
 
     Args:

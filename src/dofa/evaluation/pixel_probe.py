@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dofa.datasets.folds import Fold
 from dofa.datasets.labelled import Ints, LabelledImages, Raw, digest
 from dofa.errors import ConfigError, DataError
-from dofa.evaluation.bootstrap import Pixels, Run
+from dofa.evaluation.bootstrap import CrossValidated, Pixels
 from dofa.evaluation.cross_validation import Optimizer, choose_penalty, fit
 from dofa.evaluation.linear import LinearModel
 from dofa.evaluation.metrics import Counts, confusion, mean_iou, require_classes
@@ -267,7 +267,7 @@ class PixelTask:
         penalty = choose_penalty(rows, labels, self.candidates, self.seed, groups, self.optimizer)
         return fit(rows, labels, penalty, self.seed, self.optimizer)
 
-    def judge(self, of_folds: Sequence[PixelFeatures], width: int, name: str) -> list[Run]:
+    def judge(self, of_folds: Sequence[PixelFeatures], width: int, name: str) -> list[CrossValidated]:
         """Learn from each fold's sample and judge all pixels of its other images, one run a level.
 
         Args:
@@ -309,5 +309,5 @@ class PixelTask:
             np.add.at(units, self.units, of_level)
             per_fold = tuple(float(mean_iou(fold.sum(0))) for fold in np.split(of_level, ends))
             values = tuple(of_fold[number] for of_fold in chosen)
-            out.append(Run(Pixels(units), per_fold, values, of_level.sum(0), answers.get(number, {})))
+            out.append(CrossValidated(Pixels(units), per_fold, values, of_level.sum(0), answers.get(number, {})))
         return out

@@ -15,18 +15,18 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.datasets.labelled import Ints
 from dofa.datasets.opening import LabelledImages, open_labelled
-from dofa.datasets.splits import By, Parts, share_out
+from dofa.datasets.splits import By, EvaluationSplits, make_splits
 from dofa.errors import ConfigError
 from dofa.evaluation.backbones import DATASET, Backbone, DofaBackbone, open_backbone, random_encoder
-from dofa.evaluation.bootstrap import Run, interval, judge_images
+from dofa.evaluation.bootstrap import CrossValidated, interval, score_images
 from dofa.evaluation.cross_validation import PENALTIES, RATES, LinearModel, Optimizer, check_features
 from dofa.evaluation.frozen_features import Floats, Precision, band_statistics, block_number, encode
-from dofa.evaluation.judged_images import choose, make_panels
+from dofa.evaluation.judged_images import choose_images, make_panels
 from dofa.evaluation.metrics import class_scores
-from dofa.evaluation.pixel_features import BandPixels, EncoderPixels, plan_of
+from dofa.evaluation.pixel_features import BandPixels, EncoderPixels, plan_for_backbone
 from dofa.evaluation.pixel_probe import Ground, PixelTask, cut_blocks, draw_sample, gather, label_map
 from dofa.evaluation.probe_heads import BANDS, HEAD, band_head, encoder_head, fit_images, split_of
 from dofa.evaluation.probe_result import Classifier, Difference, Metric, ProbeResult, Row
@@ -111,7 +111,7 @@ def probe(
         The findings, and the head if it was saved.
 
     Raises:
-        DofaError: any input that cannot be used; see the readers, `Backbone.scaling` and `share_out`.
+        DofaError: any input that cannot be used; see the readers, `Backbone.scaling` and `make_splits`.
     """
     if gap < 0 or pixels < 1 or (block_side is not None and block_side < 1):
         side = "" if block_side is None else f", --block-side {block_side}"
@@ -133,7 +133,7 @@ def probe(
         levels = tuple(dict.fromkeys(backbone.depth - 1 if level == "pooled" else level for level in levels))
     step = stride if stride is not None else max(d for d in range(1, backbone.patch) if backbone.patch % d == 0)
     if dense:
-        plan_of(backbone, 1, 1, step)  # a stride that does not fit is told before anything is read
+        plan_for_backbone(backbone, 1, 1, step)  # a stride that does not fit is told before anything is read
     candidates = tuple(penalties) if penalties is not None else PENALTIES if optimizer == "lbfgs" else RATES
     if not levels or random_seeds < 1 or not candidates or not all(0 < candidate < inf for candidate in candidates):
         raise ConfigError("a probe needs one of --blocks, --random-seeds of at least 1, and --penalties above 0")
@@ -141,7 +141,7 @@ def probe(
         cache = Path(out) / "cache"
     cache = None if cache is None else Path(cache)
 
-    shared = share_out(images, folds, by, seed, fraction, across > 0)
+    shared = make_splits(images, folds, by, seed, fraction, across > 0)
     parts, notes = shared.parts, [*images.notes, *shared.notes]
     fewest = min(len(part.train) for part in parts)
     if not dense and not 1 <= neighbours <= fewest:
@@ -216,12 +216,12 @@ def probe(
         elif baselines:
             notes.append(f"{backbone.name} has no random weights beside it: only DOFA's architectures are drawn")
 
-        runs: dict[tuple[str, Classifier], list[Run]] = {}
+        runs: dict[tuple[str, Classifier], list[CrossValidated]] = {}
         if dense:
             sample = draw_sample(images, shared.groups, pixels, seed)
             ground = Ground(across, images.shape[1:], gap if across else 0)
             judged = sorted({int(row) for part in parts for row in part.test})
-            shown = frozenset(judged if across else choose(images, judged))
+            shown = frozenset(judged if across else choose_images(images, judged))
             task = PixelTask(images, parts, shared.units, sample, ground, pixels, candidates, optimizer, seed, shown)
             for before, title, encoder in contenders:
                 found = task.judge(pixels_of(encoder, title, scalings), encoder.width, title)
@@ -242,7 +242,7 @@ def probe(
                 for features in {id(f): f for f in of_folds}.values():
                     check_features(features, images.labels, images.sources, name)
                 for classifier in classifiers:
-                    run = judge_images(
+                    run = score_images(
                         classifier, of_folds, images.labels, parts, shared.units, classes=len(images.class_names),
                         places=shared.places, candidates=candidates, neighbours=neighbours, seed=seed,
                     )  # fmt: skip
@@ -310,7 +310,7 @@ def probe(
             commands["band statistics"] = map_command(Path(out) / BANDS, images.task)
             result = replace(result, band_head=bands_head)
         result = replace(result, verdict=verdict(result.contenders, commands, seed))
-    write_atomically(Path(out) / RESULT, (json.dumps(shown_in(result.to_dict()), indent=1) + "\n").encode())
+    write_atomically(Path(out) / RESULT, (json.dumps(redact_values(result.to_dict()), indent=1) + "\n").encode())
     return result
 
 
@@ -323,7 +323,7 @@ def _validation(row: Row, layer: LinearModel, protocol: dict[str, Any]) -> dict[
     return {"metric": row.metric, "score": asdict(row.score), "penalty": layer.penalty, **protocol}
 
 
-def _row(name: str, classifier: Classifier, images: LabelledImages, runs: Sequence[Run], seed: int) -> Row:
+def _row(name: str, classifier: Classifier, images: LabelledImages, runs: Sequence[CrossValidated], seed: int) -> Row:
     """One line of the table; several runs (seeds of random weights) are averaged."""
     counts = [run.confusion for run in runs if run.confusion is not None]
     of_classes = [run.by_class for run in runs if run.by_class is not None]
@@ -352,7 +352,7 @@ def _differences(rows: Sequence[Row], levels: Sequence[Block], seed: int) -> tup
     )
 
 
-def _setting(images: LabelledImages, backbone: Backbone, shared: Parts, scaling: Scaling) -> dict[str, Any]:
+def _setting(images: LabelledImages, backbone: Backbone, shared: EvaluationSplits, scaling: Scaling) -> dict[str, Any]:
     return {
         "data": {
             "name": images.name,

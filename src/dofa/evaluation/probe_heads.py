@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dofa.datasets.labelled import Ints, LabelledImages
-from dofa.datasets.splits import Parts
+from dofa.datasets.splits import EvaluationSplits
 from dofa.evaluation.cross_validation import LinearModel, Optimizer, choose_penalty, fit
 from dofa.evaluation.frozen_features import Floats
 from dofa.evaluation.overlap import record_split
@@ -23,7 +23,7 @@ HEAD, BANDS = "head", "band-statistics"
 def fit_images(
     features: Floats,
     images: LabelledImages,
-    shared: Parts,
+    shared: EvaluationSplits,
     candidates: Sequence[float],
     seed: int,
     optimizer: Optimizer,
@@ -40,7 +40,7 @@ def fit_images(
 
 
 def split_of(
-    images: LabelledImages, shared: Parts, seed: int, whole: LabelledImages | None, block_side: int | None
+    images: LabelledImages, shared: EvaluationSplits, seed: int, whole: LabelledImages | None, block_side: int | None
 ) -> SplitRecord:
     """What the heads of a probe keep of its images: learned from, and of a published split tested.
 

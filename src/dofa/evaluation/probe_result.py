@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dofa.errors import ConfigError, nearest
-from dofa.evaluation.bootstrap import Judged
+from dofa.evaluation.bootstrap import Predictions
 from dofa.evaluation.cross_validation import Interval
 from dofa.evaluation.judged_images import Panels
 from dofa.evaluation.metrics import class_table
@@ -46,7 +46,7 @@ class Row:
     per_fold: tuple[float, ...]
     chosen: tuple[float, ...]
     confusion: tuple[tuple[int, ...], ...] | None
-    judged: tuple[Judged, ...] = field(repr=False)
+    judged: tuple[Predictions, ...] = field(repr=False)
     classes: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

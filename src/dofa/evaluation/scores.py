@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dofa.datasets.labelled import IGNORE, LabelledImages, Task
 from dofa.errors import DataError
-from dofa.evaluation.bootstrap import Classes, Judged, Pixels, Ranked, drawn_scores, interval
+from dofa.evaluation.bootstrap import Classes, Pixels, Predictions, Ranked, drawn_scores, interval
 from dofa.evaluation.cross_validation import Interval
-from dofa.evaluation.judged_images import Panels, choose, make_panels
+from dofa.evaluation.judged_images import Panels, choose_images, make_panels
 from dofa.evaluation.metrics import Counts, binary_counts, class_scores, class_table, confusion
 from dofa.evaluation.probe_result import Metric
 from dofa.plots import canvas
@@ -76,7 +76,9 @@ def percent(score: Interval) -> str:
     return f"{100 * score.value:.1f} % ({100 * score.low:.1f} to {100 * score.high:.1f})"
 
 
-def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: NDArray[np.int64], seed: int) -> Score:
+def score_predictions(
+    answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: NDArray[np.int64], seed: int
+) -> Score:
     """Score answers of images.
 
     Args:
@@ -93,7 +95,7 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
     unit = np.unique(where, return_inverse=True)[1].astype(np.int64)
     single: list[Counts] = []
     scores, truths = [], []
-    shown = choose(data, rows.tolist()) if data.task == "segmentation" else []
+    shown = choose_images(data, rows.tolist()) if data.task == "segmentation" else []
     labels: dict[int, NDArray[np.int64]] = {}
     maps: dict[int, NDArray[np.int64]] = {}
     for logits, target in answers:
@@ -112,7 +114,7 @@ def judge(answers: Iterable[tuple[Tensor, Tensor]], data: LabelledImages, rows: 
             if row in shown:
                 maps[int(row)], labels[int(row)] = one, np.where(mask == IGNORE, -1, mask)
         single += [confusion(np.array(p), np.array(t), classes, ignore) for p, t in zip(predicted, true, strict=True)]
-    judged: Judged
+    judged: Predictions
     if data.task == "multilabel":
         ranked, true = np.concatenate(scores), np.concatenate(truths)
         judged, counts = Ranked(ranked, true, unit), binary_counts(ranked > 0.5, true)
@@ -141,7 +143,7 @@ def logits_of(
     bf16: bool,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """A model's answers to images, with their targets, batch by batch, for `judge`.
+    """A model's answers to images, with their targets, batch by batch, for `score_predictions`.
 
     Args:
         answer: images to logits, in eval mode.

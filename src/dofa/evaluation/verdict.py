@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.evaluation.bootstrap import interval
 from dofa.evaluation.cross_validation import Interval
 from dofa.evaluation.probe_result import Row
@@ -100,7 +100,7 @@ def map_command(head: Path, task: str, weights: str | None = None, stride: int |
         stride: that the probe judged with, None for one pass.
     """
     words = ["dofa", "predict", "SCENE.tif"]
-    words += [] if weights is None else ["--weights", shown(weights)]
+    words += [] if weights is None else ["--weights", redact(weights)]
     words += ["--head", str(head)]
     words += [] if stride is None else ["--stride", str(stride)]
     words += ["--output", "probabilities"] if task == "multilabel" else []

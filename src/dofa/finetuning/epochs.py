@@ -15,16 +15,16 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from dofa.datasets.labelled import Ints
-from dofa.datasets.splits import Split
+from dofa.datasets.splits import ThreeWaySplit
 from dofa.errors import CheckpointError
 from dofa.evaluation.frozen_features import encode
-from dofa.evaluation.scores import METRICS, Score, judge, logits_of
+from dofa.evaluation.scores import METRICS, Score, logits_of, score_predictions
 from dofa.finetuning.learner import Learner
 from dofa.finetuning.samples import Samples, micro_batch, order, training_batches
-from dofa.finetuning.settings import Tuning
+from dofa.finetuning.settings import FinetuneConfig
 from dofa.io import write_atomically
 from dofa.model.model_folder import read_safetensors
-from dofa.train.checkpoint import checkpoints, load_state, read_facts, remove_partial, save_state
+from dofa.train.checkpoint import checkpoints, load_state, read_run_info, remove_partial, save_state
 from dofa.train.config import OptimConfig
 from dofa.train.log import RunLog
 from dofa.train.loop import train
@@ -53,8 +53,8 @@ class Epochs:
     fabric: Fabric
     learner: Learner
     samples: Samples
-    rows: Split
-    tuning: Tuning
+    rows: ThreeWaySplit
+    tuning: FinetuneConfig
     batch: int
     seed: int
     folder: Path
@@ -86,7 +86,7 @@ class Epochs:
         start, best, seconds = 0, 0, 0.0
         remove_partial(state)
         for newest in checkpoints(state)[-1:]:
-            facts = read_facts(newest)
+            facts = read_run_info(newest)
             load_state(newest, learner, adam)
             start, best, scores, seconds = facts["update"], facts["best"], facts["validation"], facts["seconds"]
         metric = METRICS[self.samples.data.task]
@@ -155,7 +155,7 @@ class Epochs:
             learner.logits, self.samples.batch, rows, batch=self.batch // self.tuning.accumulate, device=device,
             bf16=self.tuning.precision == "bf16",
         )  # fmt: skip
-        found = judge(answers, self.samples.data, rows, self.seed)
+        found = score_predictions(answers, self.samples.data, rows, self.seed)
         learner.train()
         return found
 
@@ -199,7 +199,7 @@ class Epochs:
 
 
 def features_once(
-    learner: Learner, samples: Samples, tuning: Tuning, rows: Split, device: torch.device, cache: Path
+    learner: Learner, samples: Samples, tuning: FinetuneConfig, rows: ThreeWaySplit, device: torch.device, cache: Path
 ) -> dict[int, list[Tensor]]:
     """Frozen features of all images that a run looks at, with their targets, by row: (D, h, w) a level, on the CPU.
 

@@ -115,8 +115,8 @@ def evaluate(
             f"--weights {weights}: a head belongs to the DOFA encoder it was trained on, and never to one of {kind}: "
             "pass that encoder's folder (of a fine-tuning that changed it: model, beside head)"
         )
-    from dofa.finetuning.predictions import judge_head
+    from dofa.finetuning.predictions import score_head
 
-    return judge_head(
+    return score_head(
         head, weights, data, split, stride, None if out is None else Path(out), batch, precision, seed, device
     )

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError
-from dofa.finetuning.settings import DecoderName, Method, Precision, settle
+from dofa.finetuning.settings import DecoderName, Method, Precision, resolve_settings
 from dofa.version import code_version
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def finetune(
         The findings; the folders are written.
 
     Raises:
-        DofaError: any input or settings that cannot be used; see the readers, `Tuning`, `Learner` and `split`.
+        DofaError: any input or settings that cannot be used; see the readers, `FinetuneConfig`, `Learner` and
+            `three_way_split`.
     """
     said = {
         "method": method, "decoder": decoder, "blocks": blocks, "channels": channels, "auxiliary": auxiliary,
@@ -166,7 +167,7 @@ def finetune(
         "augment": augment, "crop": crop, "size": size, "fraction": fraction, "stats": stats,
         "checkpointing": checkpointing, "precision": precision,
     }  # fmt: skip
-    tuning = settle(recipe, said)
+    tuning = resolve_settings(recipe, said)
     if seed < 0:
         raise ConfigError(f"seed is {seed}: at least 0")
     try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dofa.datasets.labelled import IGNORE, LabelledImages
 from dofa.errors import ConfigError
 from dofa.evaluation.backbones import Backbone
-from dofa.finetuning.settings import Tuning
+from dofa.finetuning.settings import FinetuneConfig
 from dofa.model.decoders import DPTDecoder, FCNHead, LinearDecoder, UPerNet, on_image, resize
 from dofa.model.heads import new_decoder
 from dofa.model.lora import add_lora
@@ -25,7 +25,7 @@ LEVELS = (1 / 3, 1 / 2, 2 / 3, 1)  # of the depth: blocks 3, 5, 7, 11 of 12 and 
 class Learner(nn.Module):
     """An encoder and what answers from its features; `train.loop` feeds it micro-batches."""
 
-    def __init__(self, backbone: Backbone, data: LabelledImages, tuning: Tuning) -> None:
+    def __init__(self, backbone: Backbone, data: LabelledImages, tuning: FinetuneConfig) -> None:
         super().__init__()
         self.backbone, self.task, self.sensor = backbone, data.task, data.sensor
         self.dense, self.frozen = data.task == "segmentation", tuning.method == "frozen"
@@ -110,7 +110,7 @@ class Learner(nn.Module):
         return {"loss": loss}
 
 
-def levels(depth: int, tuning: Tuning) -> list[int]:
+def levels(depth: int, tuning: FinetuneConfig) -> list[int]:
     """The blocks a segmentation reads, from 0.
 
     Args:
@@ -130,7 +130,7 @@ def levels(depth: int, tuning: Tuning) -> list[int]:
     return found
 
 
-def adapt(encoder: nn.Module, name: str, tuning: Tuning) -> None:
+def adapt(encoder: nn.Module, name: str, tuning: FinetuneConfig) -> None:
     """Freeze an encoder, give it adapters, or let all of it learn.
 
     Args:

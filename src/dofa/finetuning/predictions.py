@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.datasets.labelled import LabelledImages, Part
 from dofa.datasets.opening import open_labelled
 from dofa.errors import ConfigError, DataError
 from dofa.evaluation.backbones import DofaBackbone
 from dofa.evaluation.judged_images import draw_panels
-from dofa.evaluation.overlap import as_blocks, choose_judged
-from dofa.evaluation.pixel_features import TilePixels, plan_of
-from dofa.evaluation.scores import ANSWERED, draw_confusion, judge, logits_of
+from dofa.evaluation.overlap import as_blocks, choose_test_images
+from dofa.evaluation.pixel_features import TilePixels, plan_for_backbone
+from dofa.evaluation.scores import ANSWERED, draw_confusion, logits_of, score_predictions
 from dofa.finetuning.evaluate import Evaluation
 from dofa.finetuning.samples import Samples
 from dofa.finetuning.settings import Precision
@@ -28,7 +28,7 @@ from dofa.inference.tile_encoder import EncoderTiles
 from dofa.io import write_atomically
 from dofa.model import checkpoint
 from dofa.model.decoders import on_image, resize
-from dofa.model.devices import choose
+from dofa.model.devices import choose_device
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.progress import Progress
@@ -37,7 +37,7 @@ from dofa.sensors import Sensor
 RESULT, PICTURE, PANELS = "evaluate.json", "confusion.png", "panels.png"
 
 
-def judge_head(
+def score_head(
     head: str | Path | Head,
     weights: str | DOFA | None,
     data: str | LabelledImages,
@@ -63,17 +63,17 @@ def judge_head(
         ) from None
     images = as_blocks(matched(images, trained), trained.split)
     step = stride_of(trained, stride)
-    judged = choose_judged(images, trained.split, split)
+    judged = choose_test_images(images, trained.split, split)
     rows, notes = judged.rows, list(images.notes)
     with Progress("judging", len(rows), 0, True) as bar:
         found: Iterable[tuple[Tensor, Tensor]]
         if model is None:
-            found = band_answers(trained, images, rows, bar.advance)
+            found = band_statistics_predictions(trained, images, rows, bar.advance)
         else:
             size, said = size_for(trained, images)
             notes += said
-            samples, target = Samples(images, trained.scaling, size), choose(device)
-            answer = Answers(model.to(target).eval(), trained, images.sensor, max(samples.shape))
+            samples, target = Samples(images, trained.scaling, size), choose_device(device)
+            answer = HeadPredictions(model.to(target).eval(), trained, images.sensor, max(samples.shape))
             found = (
                 logits_of(
                     answer, samples.batch, rows, batch=batch, device=target, bf16=precision == "bf16",
@@ -82,7 +82,7 @@ def judge_head(
                 if step is None
                 else answer.shifted(samples, rows, step, batch, precision, bar.advance)
             )  # fmt: skip
-        score = judge(found, images, rows, seed)
+        score = score_predictions(found, images, rows, seed)
     setting = {
         "head": {"sha256": trained.sha256, "task": trained.task, "validation": trained.validation},
         "encoder_sha256": trained.encoder_sha256,
@@ -94,7 +94,7 @@ def judge_head(
     evaluation = Evaluation(score, setting, tuple(notes), judged.words)
     if folder is not None:
         title = f"{images.name}, {judged.part}{', learned from' if judged.learned else ''}"
-        write_atomically(folder / RESULT, (json.dumps(shown_in(evaluation.to_dict()), indent=1) + "\n").encode())
+        write_atomically(folder / RESULT, (json.dumps(redact_values(evaluation.to_dict()), indent=1) + "\n").encode())
         if images.task != "multilabel":
             draw_confusion(score, folder / PICTURE, title)
         if score.panels is not None:
@@ -115,10 +115,10 @@ def size_for(head: Head, images: LabelledImages) -> tuple[tuple[int, int] | None
     return (round(images.shape[1] * ratio), round(images.shape[2] * ratio)), [said]
 
 
-def band_answers(
+def band_statistics_predictions(
     head: Head, images: LabelledImages, rows: NDArray[np.int64], progress: Callable[[int], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits of images with their targets, for `judge`, from a head of band statistics.
+    """Logits of images with their targets, for `score_predictions`, from a head of band statistics.
 
     Args:
         images: in its bands.
@@ -146,7 +146,7 @@ def band_answers(
         progress(1)
 
 
-class Answers:
+class HeadPredictions:
     """An encoder with a head, from normalised images to logits.
 
     Maps come the way that `dofa predict` takes: in one pass for a tile as large as the image, or in shifted ones.
@@ -183,7 +183,7 @@ class Answers:
         precision: Precision,
         progress: Callable[[int], None],
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits (1, K, H, W) of images with their masks, for `judge`: the mean over passes, as a probe's and a map's.
+        """Logits (1, K, H, W) of images, and their masks: the mean over passes, as in a probe and a map.
 
         Args:
             stride: pixels between passes.
@@ -194,7 +194,7 @@ class Answers:
             ConfigError: a stride that is no divisor of the patch.
         """
         assert self.tiles is not None
-        plan = plan_of(self.backbone, *samples.shape, stride, self.head.tile_size)
+        plan = plan_for_backbone(self.backbone, *samples.shape, stride, self.head.tile_size)
         pixels = TilePixels(
             self.tiles, plan, samples.data, samples.scaling, batch=batch, precision=precision,
             device=str(next(self.backbone.module.parameters()).device), blank=self.head.bias.astype(np.float32),

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.datasets.folds import fewer_labels
 from dofa.datasets.labelled import Ints, LabelledImages
 from dofa.datasets.opening import open_labelled
-from dofa.datasets.splits import split, unseen
+from dofa.datasets.splits import classes_without_training, three_way_split
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DataError
 from dofa.evaluation.backbones import DATASET, Backbone, DofaBackbone, open_backbone
@@ -31,24 +31,24 @@ from dofa.finetuning.epochs import BEST, STATE, Epochs, features_once
 from dofa.finetuning.finetune import FORMAT_VERSION, HEAD, MODEL, PANELS, RESULT, SPLIT, FinetuneResult
 from dofa.finetuning.learner import Learner, freeze_unreached, transformer
 from dofa.finetuning.samples import Samples
-from dofa.finetuning.settings import Tuning
+from dofa.finetuning.settings import FinetuneConfig
 from dofa.io import place_folder, restore_folder, write_atomically
 from dofa.model import checkpoint
 from dofa.model.decoders import LinearDecoder
-from dofa.model.devices import choose
+from dofa.model.devices import choose_device
 from dofa.model.encoder import DOFA
 from dofa.model.head_split import Role, SplitRecord
 from dofa.model.heads import Head, Kind, palette, split_decoder
 from dofa.model.lora import merge_lora
 from dofa.pixels import unit_path
-from dofa.train.checkpoint import checkpoints, read_facts, sole_run
+from dofa.train.checkpoint import checkpoints, lock_run, read_run_info
 
 
 def run(
     weights: str | DOFA,
     data: str | LabelledImages,
     folder: Path,
-    tuning: Tuning,
+    tuning: FinetuneConfig,
     *,
     bands: Sequence[str] | None,
     seed: int,
@@ -68,7 +68,7 @@ def run(
         whole, (images, _) = images, cut_blocks(images)
     if tuning.size is not None and images.shape[1] != images.shape[2]:
         raise ConfigError(f"size {tuning.size} would distort images of {images.shape[1]} × {images.shape[2]}")
-    rows = split(images, seed)
+    rows = three_way_split(images, seed)
     rows = replace(rows, train=fewer_labels(images.labels, rows.train, tuning.fraction, seed))
     batch_size = min(tuning.batch, len(rows.train)) // tuning.accumulate * tuning.accumulate
     if batch_size < 2 * tuning.accumulate:
@@ -81,7 +81,7 @@ def run(
     notes = [*images.notes, *rows.notes]
     if left_out and isinstance(backbone, DofaBackbone):
         notes.append(f"{backbone.name} is not fed {', '.join(left_out)}: it has no statistics of them")
-    if absent := unseen(images, rows.train):
+    if absent := classes_without_training(images, rows.train):
         notes.append(f"no training image shows {', '.join(absent)}: it cannot be learned")
     for mapped in unit_path(images.scaling.unit, scaling.unit, images.sensor.platform):
         notes.append(f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}")
@@ -97,9 +97,9 @@ def run(
         },
         "settings": {**tuning.to_dict(), "lr": tuning.rate, "batch": batch_size},
     }  # fmt: skip
-    digest = shown_in(json.loads(json.dumps({**setting, "seed": seed, "scaling": scaling.to_dict()})))
+    digest = redact_values(json.loads(json.dumps({**setting, "seed": seed, "scaling": scaling.to_dict()})))
 
-    target = choose(device)
+    target = choose_device(device)
     fabric = Fabric(
         accelerator=target.type,
         devices=1 if target.index is None or target.type == "cpu" else [target.index],
@@ -108,7 +108,7 @@ def run(
     fabric.launch()
     work = folder.absolute().with_name(f".{folder.absolute().name}.part")
     restore_folder(folder, work / "previous")
-    with sole_run(fabric, folder):
+    with lock_run(fabric, folder):
         place = _place(folder, work, digest, resume, overwrite)
         if place == folder and (finished := _found(folder, digest, resume)) is not None:
             return finished
@@ -141,7 +141,7 @@ def run(
         if score.panels is not None:
             score.panels.save(place / PANELS)
         record = result.to_dict() | {"digest": digest, "drawn": list(score.drawn)}
-        write_atomically(place / RESULT, (json.dumps(shown_in(record), indent=1) + "\n").encode())
+        write_atomically(place / RESULT, (json.dumps(redact_values(record), indent=1) + "\n").encode())
         if place != folder:
             _carry(folder, place)
             place_folder(place, folder, work / "previous")
@@ -151,7 +151,7 @@ def run(
 
 
 def _learner(
-    backbone: Backbone, images: LabelledImages, tuning: Tuning, seed: int, samples: Samples, rows: Ints
+    backbone: Backbone, images: LabelledImages, tuning: FinetuneConfig, seed: int, samples: Samples, rows: Ints
 ) -> Learner:
     """The model with its decoder, whose weights the seed decides; the caller's generator is untouched."""
     with torch.random.fork_rng(devices=[]):
@@ -166,7 +166,7 @@ def _place(folder: Path, work: Path, digest: dict[str, Any], resume: bool, overw
     """Where the run goes on: in its folder, or beside a finished one that it replaces when it is finished itself."""
     anew = work / "new"
     begun = checkpoints(anew / STATE)
-    if resume and begun and read_facts(begun[-1]).get("digest") == digest:
+    if resume and begun and read_run_info(begun[-1]).get("digest") == digest:
         return anew
     if not overwrite or resume:
         return folder
@@ -199,7 +199,7 @@ def _found(folder: Path, digest: dict[str, Any], resume: bool) -> FinetuneResult
         return None
     if not resume:
         raise ConfigError(f"{folder} holds a run: go on with --resume, replace it with --overwrite, or name another")
-    record = read_json(finished, CheckpointError) if finished.is_file() else read_facts(begun[-1])
+    record = read_json(finished, CheckpointError) if finished.is_file() else read_run_info(begun[-1])
     if not isinstance(record, dict):
         raise CheckpointError(f"{finished} is no result of a fine-tuning: replace it with --overwrite")
     before = record.get("digest")
@@ -235,7 +235,7 @@ def _save(
     backbone: Backbone,
     learner: Learner,
     samples: Samples,
-    tuning: Tuning,
+    tuning: FinetuneConfig,
     score: Score,
     about: dict[str, Any],
     weights: str,

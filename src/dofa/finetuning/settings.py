@@ -19,7 +19,7 @@ LINEAR_RATE = 5e-2  # of a linear layer alone (docs/finetuning.md)
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FinetuneConfig:
     """How a model is adapted to a task.
 
     Attributes:
@@ -73,7 +73,7 @@ class Tuning:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Tuning)
+        hints = get_type_hints(FinetuneConfig)
         for name in ("method", "decoder", "precision"):
             if (said := getattr(self, name)) not in get_args(hints[name]):
                 raise ConfigError(f"{name} {said!r}: {nearest(str(said), get_args(hints[name]))}")
@@ -122,7 +122,7 @@ class Tuning:
         return asdict(self)
 
 
-def settle(recipe: str | Path | None, said: dict[str, Any]) -> Tuning:
+def resolve_settings(recipe: str | Path | None, said: dict[str, Any]) -> FinetuneConfig:
     """A recipe with what is said over it.
 
     Args:
@@ -135,7 +135,7 @@ def settle(recipe: str | Path | None, said: dict[str, Any]) -> Tuning:
     Raises:
         ConfigError: no such recipe or setting, or values that do not hold together.
     """
-    found = {} if recipe is None else dict(check_keys(_read(recipe), field_names(Tuning), f"recipe {recipe}"))
+    found = {} if recipe is None else dict(check_keys(_read(recipe), field_names(FinetuneConfig), f"recipe {recipe}"))
     said = {key: value for key, value in said.items() if value is not None}
     for settings in (found, said):
         if isinstance(settings.get("blocks"), list):
@@ -145,11 +145,11 @@ def settle(recipe: str | Path | None, said: dict[str, Any]) -> Tuning:
             with suppress(ValueError):
                 found[key] = float(found[key])
     try:
-        tuning = replace(Tuning(), **found)  # by itself first: a flag over a value hides no mistake in it
+        tuning = replace(FinetuneConfig(), **found)  # by itself first: a flag over a value hides no mistake in it
     except ConfigError as error:
         raise ConfigError(f"recipe {recipe}: {error}") from None
     tuning = replace(tuning, **said)
-    if said.get("rank", Tuning.rank) != Tuning.rank and tuning.method != "lora":
+    if said.get("rank", FinetuneConfig.rank) != FinetuneConfig.rank and tuning.method != "lora":
         raise ConfigError(f"--rank is of --method lora, this is --method {tuning.method}: leave it out")
     return tuning
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.inference.layout import Layout, pieces
 from dofa.inference.many import Written
 from dofa.inference.reading import open_features
@@ -153,6 +153,8 @@ def with_areas(written: Written, task: str) -> Mapped:
         areas = class_areas(path, task != "multilabel")
         record = {"format_version": FORMAT_VERSION, "map": path.name, "note": CAVEAT}
         record |= {"classes": [area.to_dict() for area in areas]}
-        write_atomically(beside(path), (json.dumps(shown_in(record), indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(
+            beside(path), (json.dumps(redact_values(record), indent=1, ensure_ascii=False) + "\n").encode()
+        )
         found.append((path, areas))
     return Mapped(**vars(written), areas=tuple(found))

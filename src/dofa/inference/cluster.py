@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 import dofa
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.inference import engine
-from dofa.inference.engine import Block, Item, Job, Joint
+from dofa.inference.engine import Block, Item, Job, TileAccumulator
 from dofa.inference.inputs import Inputs
-from dofa.inference.workers import Streams, TileModel, answer, in_bf16
+from dofa.inference.workers import TileModel, WorkerThreads, in_bf16, run_model
 from dofa.model.compiled import compiled
-from dofa.model.devices import choose
+from dofa.model.devices import choose_device
 from dofa.model.vit import VisionTransformer
 from dofa.options import Precision
 from dofa.pixels import Float
@@ -91,9 +91,9 @@ def run_on_cluster(
         DofaError: the scheduler is not reached or lost, it has no workers, or they die again and again.
     """
     with _connected(cluster) as (client, threads), ThreadPoolExecutor(1, "dofa-join") as joiner:
-        crew = _Crew(client, cluster)
-        how = _How(device, precision, compile, threads, _versions())
-        joint, todo = Joint(jobs), engine.batches(jobs, batch)
+        crew = _WorkerPool(client, cluster)
+        how = _RunSettings(device, precision, compile, threads, _versions())
+        joint, todo = TileAccumulator(jobs), engine.batches(jobs, batch)
         models: dict[int, Any] = {}
         scenes: dict[int, bytes] = {}
         waiting: deque[tuple[list[Item], Any]] = deque()
@@ -134,7 +134,7 @@ def run_on_cluster(
 
 
 @dataclass(frozen=True)
-class _How:
+class _RunSettings:
     """What all tasks of a run share.
 
     Attributes:
@@ -152,7 +152,7 @@ class _How:
     versions: tuple[str, str]
 
 
-class _Crew:
+class _WorkerPool:
     """The workers, as this process sees them."""
 
     def __init__(self, client: Any, name: str) -> None:
@@ -229,7 +229,7 @@ def _connected(cluster: str) -> Iterator[tuple[Any, int | None]]:
             yield client, max(1, cores // int(rest))
         return
     if "://" not in cluster or "@" in cluster:
-        raise ConfigError(f"--cluster {shown(cluster)}: a scheduler's address such as tcp://HOST:8786, or local:4")
+        raise ConfigError(f"--cluster {redact(cluster)}: a scheduler's address such as tcp://HOST:8786, or local:4")
     with _silenced():
         try:
             client = Client(cluster, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
@@ -255,7 +255,7 @@ def _silenced() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def _send(client: Any, model: TileModel, how: _How) -> Any:
+def _send(client: Any, model: TileModel, how: _RunSettings) -> Any:
     """The model as a task of its own: the scheduler has it made again where all workers that held it were lost."""
     if isinstance(model, torch.nn.Module) and any(p.device.type != "cpu" for p in model.parameters()):
         model = copy.deepcopy(model).cpu()
@@ -295,14 +295,14 @@ class _Model:
     low: bool
 
 
-class _Here:
+class _WorkerCache:
     """What a worker process keeps from task to task."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._scenes: OrderedDict[bytes, Inputs] = OrderedDict()
         self._model: tuple[str, TileModel] | None = None
-        self._streams: dict[tuple[torch.device, int], Streams] = {}
+        self._streams: dict[tuple[torch.device, int], WorkerThreads] = {}
 
     def inputs(self, recipe: bytes, number: int) -> Inputs:
         """An open scene; `number` tells it from the others of its batch where it cannot be opened."""
@@ -317,7 +317,7 @@ class _Here:
                 self._scenes.popitem(last=False)  # closed when the last task lets go of it
             return self._scenes[recipe]
 
-    def answer(self, model: _Model, images: Float, seen: Sequence[bool], how: _How) -> list[Float | None]:
+    def answer(self, model: _Model, images: Float, seen: Sequence[bool], how: _RunSettings) -> list[Float | None]:
         """As many batches at a time as `engine.run` computes here, however many tasks the worker runs."""
         from distributed import get_worker
 
@@ -325,11 +325,11 @@ class _Here:
         device, threads = _device(how.device, worker.name), how.threads or worker.state.nthreads
         with self._lock:
             if (device, threads) not in self._streams:
-                self._streams[device, threads] = Streams(device, threads)
+                self._streams[device, threads] = WorkerThreads(device, threads)
             streams, tiles = self._streams[device, threads], self._held(model, device, how)
-        return streams.submit(answer, tiles, images, seen, device, model.low).result()
+        return streams.submit(run_model, tiles, images, seen, device, model.low).result()
 
-    def _held(self, model: _Model, device: torch.device, how: _How) -> TileModel:
+    def _held(self, model: _Model, device: torch.device, how: _RunSettings) -> TileModel:
         """The model on the device it runs on."""
         if self._model is None or self._model[0] != model.key:
             tiles = model.tiles
@@ -342,10 +342,10 @@ class _Here:
         return self._model[1]
 
 
-_here = _Here()
+_here = _WorkerCache()
 
 
-def _load(payload: bytes, how: _How) -> _Model:
+def _load(payload: bytes, how: _RunSettings) -> _Model:
     """A model, in the memory of the worker this runs on; Dask brings it to the others."""
     _check(how)
     device = _device(how.device, None)
@@ -356,7 +356,7 @@ def _load(payload: bytes, how: _How) -> _Model:
 
 
 def _work(
-    model: _Model, recipes: Sequence[bytes], tiles: Sequence[tuple[int, Window]], how: _How
+    model: _Model, recipes: Sequence[bytes], tiles: Sequence[tuple[int, Window]], how: _RunSettings
 ) -> list[Float | None]:
     """The answers of one batch."""
     _check(how)
@@ -368,7 +368,7 @@ def _work(
     return _here.answer(model, images, seen, how)
 
 
-def _check(how: _How) -> None:
+def _check(how: _RunSettings) -> None:
     if how.versions != _versions():
         (theirs, torches), (ours, torch_here) = _versions(), how.versions
         raise ConfigError(
@@ -402,4 +402,4 @@ def _device(wanted: str | None, name: Any) -> torch.device:
     """The device of a worker; the numbered workers of one machine share its GPUs evenly."""
     if wanted is None and torch.cuda.is_available():
         return torch.device("cuda", name % torch.cuda.device_count() if isinstance(name, int) else 0)
-    return choose(wanted or "cpu")
+    return choose_device(wanted or "cpu")

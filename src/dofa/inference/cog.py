@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 
 from dofa.inference.layout import Layout, pieces
-from dofa.io import free_bytes, in_words
+from dofa.io import format_bytes, free_bytes
 from dofa.raster.gdal import OPTIONS
 from dofa.scene.grid import Window
 
@@ -110,7 +110,7 @@ def _at(window: Window) -> Any:
 
 def _check_room(folder: Path, need: int) -> None:
     if free_bytes(folder) < need:
-        raise OSError(errno.ENOSPC, f"up to {in_words(need)} are needed while it is made")
+        raise OSError(errno.ENOSPC, f"up to {format_bytes(need)} are needed while it is made")
 
 
 def _coding(layout: Layout) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from dofa.errors import ConfigError
 from dofa.inference.engine import Job
 from dofa.inference.features import embed_all
-from dofa.inference.inputs import say
+from dofa.inference.inputs import print_inputs
 from dofa.inference.many import Scenes, Written
 from dofa.inference.saving import save
 from dofa.inference.tile_encoder import What
@@ -53,7 +53,7 @@ def embed_command(
         given.opened, weights, level=level, blocks=levels, pca=pca, progress=bar.advance, strict=opening.strict,
         on_error=given.fail, **run.settings(),
     )  # fmt: skip
-    say([e.inputs for e in embeddings])
+    print_inputs([e.inputs for e in embeddings])
     with bar.over([e.job for e in embeddings]):
         done = save(
             embeddings, [given.paths[id(e.inputs.scene)] for e in embeddings], dtype=dtype,

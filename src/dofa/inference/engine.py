@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.inference.inputs import Inputs
 from dofa.inference.tiles import Plan, Tile
-from dofa.inference.workers import Streams, TileModel, answer, in_bf16
-from dofa.model.devices import choose
+from dofa.inference.workers import TileModel, WorkerThreads, in_bf16, run_model
+from dofa.model.devices import choose_device
 from dofa.options import Precision
 from dofa.pixels import Float
 from dofa.scene.grid import Window
@@ -132,7 +132,7 @@ def run(
         ConfigError: a device that is not there, or a batch below one.
         SceneError: pixels that cannot be decoded, or answers that are not finite; the scene is named.
     """
-    target = choose(device)
+    target = choose_device(device)
     low = in_bf16(precision, target)
     joined: deque[Future[list[Block]]] = deque()
     ahead: deque[_Batch] = deque()
@@ -144,9 +144,9 @@ def run(
     with (
         ThreadPoolExecutor(threads, "dofa-read") as readers,
         ThreadPoolExecutor(1, "dofa-join") as joiner,
-        Streams(target) as streams,
+        WorkerThreads(target) as streams,
     ):
-        joint, room = Joint(jobs), Room()
+        joint, room = TileAccumulator(jobs), BufferPool()
         try:
             while True:
                 while len(ahead) < streams.count + AHEAD and (items := next(todo, None)) is not None:
@@ -176,8 +176,8 @@ def run(
 def _answer_read(
     model: TileModel, images: Float, seen: "Sequence[Future[bool]]", device: torch.device, low: bool
 ) -> list[Float | None]:
-    """`answer` of a batch once it is read."""
-    return answer(model, images, [one.result() for one in seen], device, low)
+    """`run_model` of a batch once it is read."""
+    return run_model(model, images, [one.result() for one in seen], device, low)
 
 
 def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
@@ -194,7 +194,7 @@ def swath_of(inputs: Inputs, tile: int, model: TileModel, stride: int) -> int:
     return max(2 * tile, narrowest, int(BUDGET / column) // model.patch * model.patch)
 
 
-class Room:
+class BufferPool:
     """Memory for batches that is used again: fresh pages from the system cost more than the numbers put there."""
 
     def __init__(self) -> None:
@@ -280,7 +280,7 @@ def _items(jobs: Sequence[Job]) -> Iterator[Item]:
                 yield Item(number, block, tile, block >= needed, i == len(tiles) - 1)
 
 
-class Joint:
+class TileAccumulator:
     """Adds up the answers of overlapping tiles and hands out blocks as they are finished; used by one thread."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:

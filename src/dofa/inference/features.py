@@ -18,11 +18,11 @@ import dofa
 from dofa.errors import ConfigError, DofaError
 from dofa.inference import cluster as clusters
 from dofa.inference.engine import Job
-from dofa.inference.inputs import Inputs, settle, warn
-from dofa.inference.many import OnError, without_failing
+from dofa.inference.inputs import Inputs, resolve_inputs, warn_of_own_statistics
+from dofa.inference.many import OnError, leave_out_failing
 from dofa.inference.principal_components import Projection
 from dofa.inference.scene_statistics import measure
-from dofa.inference.tile_encoder import EncoderTiles, What, plan_of, specialised, tile_side
+from dofa.inference.tile_encoder import EncoderTiles, What, plan_for_encoder, specialised, tile_side
 from dofa.inference.tiles import Plan
 from dofa.inference.value_checks import check_values
 from dofa.inference.workers import in_bf16
@@ -139,7 +139,7 @@ def embed(
         tile: pixels a side that the model sees at once; None for the size the weights were trained at.
         overlap: pixels that neighbouring tiles share; None for a third of a tile.
         pca: keep so many principal components, fitted on a sample of the scene.
-        stats: see `dofa.inference.inputs.settle`.
+        stats: see `dofa.inference.inputs.resolve_inputs`.
         precision: see `engine.run`.
         device: see `engine.run`.
         compile: run the model through torch.compile.
@@ -189,12 +189,12 @@ def embed_all(
     strict = bool(opening.get("strict"))
 
     def settle_one(scene: Scene, found: Any) -> Inputs:
-        given = settle(scene, model.config, stats=stats, measured=found, strict=strict)
+        given = resolve_inputs(scene, model.config, stats=stats, measured=found, strict=strict)
         check_values(given)
         return given
 
-    inputs = settled(opened, lambda some: measure(some, stats, model.config), on_error, settle_one)
-    warn(inputs)
+    inputs = resolve_all(opened, lambda some: measure(some, stats, model.config), on_error, settle_one)
+    warn_of_own_statistics(inputs)
     settings = {"batch": batch, "precision": precision, "device": device, "progress": progress}
     if cluster is not None:  # here only samples are looked at
         settings |= {"cluster": cluster, "compile": compile}
@@ -208,14 +208,14 @@ def embed_all(
         if key not in tiles_of:
             tiles_of[key] = EncoderTiles(specialised(model, given, device, compile, precision), level, blocks, side)
         tiles = tiles_of[key]
-        plan = plan_of(given, tiles, side, stride, overlap)
+        plan = plan_for_encoder(given, tiles, side, stride, overlap)
         meta = describe(given, model, digest, plan, level, tiles)
         out.append(Embedding(given, plan, tiles, meta, settings))
     if pca is not None:
         if len({tiles.channels for tiles in tiles_of.values()}) > 1:
             raise ConfigError("--pca: scenes with different numbers of features share no components")
         told = None if on_error is None else lambda one, error: on_error(one.inputs.scene, error)
-        out, found = without_failing(out, sample, told)
+        out, found = leave_out_failing(out, sample, told)
         projection = Projection.fit(found, pca)
         for tiles in tiles_of.values():
             tiles.project(projection)
@@ -228,7 +228,7 @@ def embed_all(
     return out
 
 
-def settled(
+def resolve_all(
     scenes: Sequence[Scene],
     measure_all: Callable[[Sequence[Scene]], Sequence[Any]],
     on_error: OnError | None,
@@ -241,7 +241,7 @@ def settled(
         on_error: called for a scene that cannot be used, which is left out; None to let its error through.
         settle_one: makes the inputs of a scene and its measured statistics.
     """
-    left, measured = without_failing(list(scenes), measure_all, on_error)
+    left, measured = leave_out_failing(list(scenes), measure_all, on_error)
     out = []
     for scene, found in zip(left, measured, strict=True):
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dofa.errors import ConfigError, DofaError, listed
-from dofa.inference.many import Scenes, folded, print_failed, without_failing
+from dofa.inference.many import Scenes, leave_out_failing, merge_warnings, print_failed
 from dofa.inference.scene_statistics import measure
 from dofa.inference.value_checks import clipped_share, out_of_unit, without_content
 from dofa.inference.value_checks import doubts as values_doubts
@@ -60,7 +60,7 @@ class Report:
         if self.json:
             print(dumps(self.scenes[0] if alone else self.scenes, indent=2, ensure_ascii=False))
         else:
-            shared = folded([doubt for known in self.scenes for doubt in known["doubts"]])
+            shared = merge_warnings([doubt for known in self.scenes for doubt in known["doubts"]])
             for known in self.scenes:
                 own = [doubt for doubt in known["doubts"] if doubt in shared]
                 shared = [line for line in shared if line not in own]
@@ -92,7 +92,7 @@ def info(
     config = None if weights is None else _config(weights)
     reports = []
     try:
-        left, measured = without_failing(list(given.opened), lambda some: measure(some, stats, config), given.fail)
+        left, measured = leave_out_failing(list(given.opened), lambda some: measure(some, stats, config), given.fail)
         for scene, found in zip(left, measured, strict=True):
             try:
                 reports.append(describe(scene, config, stats=stats, measured=found, strict=opening.strict))
@@ -116,7 +116,7 @@ def describe(
 
     Args:
         config: of the encoder that will be fed; None to leave statistics out.
-        stats: see `dofa.inference.inputs.settle`.
+        stats: see `dofa.inference.inputs.resolve_inputs`.
 
     Raises:
         DataError: pixels that cannot be decoded.
@@ -124,10 +124,10 @@ def describe(
     inputs, without = None, None
     used = measured
     if config is not None:
-        from dofa.inference.inputs import settle
+        from dofa.inference.inputs import resolve_inputs
 
         try:
-            inputs = settle(scene, config, stats=stats, measured=measured, strict=strict)
+            inputs = resolve_inputs(scene, config, stats=stats, measured=measured, strict=strict)
         except ConfigError as error:
             without, used = str(error), None
         else:

@@ -14,7 +14,7 @@ from dofa.inference.chunks import Chunks
 from dofa.inference.scene_statistics import measure, scene_statistics
 from dofa.model.config import EncoderConfig
 from dofa.model.heads import Head
-from dofa.model.sensor_matching import Match, known_statistics, match_sensor, own_statistics
+from dofa.model.sensor_matching import SensorMatch, known_statistics, match_sensor, own_statistics
 from dofa.pixels import Float, Scaling, convert_units, resolve_stats, unit_path
 from dofa.scene.grid import Window
 from dofa.sensors import Sensor
@@ -44,7 +44,7 @@ class Inputs:
         count: of bands.
     """
 
-    def __init__(self, scene: "Scene", scalings: Sequence[Scaling], matches: Sequence[Match] = ()) -> None:
+    def __init__(self, scene: "Scene", scalings: Sequence[Scaling], matches: Sequence[SensorMatch] = ()) -> None:
         self.scene = scene
         self.scalings = tuple(scalings)
         self.matches = tuple(matches)
@@ -125,7 +125,7 @@ class Inputs:
         return out
 
 
-def settle(
+def resolve_inputs(
     scene: "Scene",
     config: EncoderConfig,
     *,
@@ -167,7 +167,7 @@ def settle(
     return Inputs(scene, [m.scaling for m in matches], matches)
 
 
-def say(inputs: Sequence[Inputs]) -> None:
+def print_inputs(inputs: Sequence[Inputs]) -> None:
     """Two lines on the error stream for every way in which scenes are fed to the model.
 
     Args:
@@ -184,7 +184,7 @@ def say(inputs: Sequence[Inputs]) -> None:
             print(f"dofa: {scenes}: {line}", file=sys.stderr)
 
 
-def warn(inputs: Sequence[Inputs]) -> None:
+def warn_of_own_statistics(inputs: Sequence[Inputs]) -> None:
     """A warning for every sensor that takes the scenes' own statistics although nobody asked for it.
 
     Args:
@@ -197,7 +197,7 @@ def warn(inputs: Sequence[Inputs]) -> None:
         warnings.warn(f"{name}: {text}", OwnStatisticsWarning, stacklevel=3)
 
 
-def _of_checkpoint(scene: "Scene", config: EncoderConfig, part: "Part", stats: str | None) -> Match | None:
+def _of_checkpoint(scene: "Scene", config: EncoderConfig, part: "Part", stats: str | None) -> SensorMatch | None:
     """The checkpoint's statistics for a part of a scene; None where it has none and `stats` does not ask for them."""
     known = known_statistics(config)
     if stats is not None and stats not in ("checkpoint", *known):

@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.documents import parse_json
-from dofa.errors import ConfigError, DataError, short
+from dofa.errors import ConfigError, DataError, shorten
 from dofa.options import Format
 from dofa.scene.grid import Window
 
@@ -202,7 +202,7 @@ class Layout:
             "zero": None if self.zero is None else self.zero.tolist(),
             "class_names": None if self.class_names is None else list(self.class_names),
             "colours": None if self.colours is None else [list(c) for c in self.colours],
-            "meta": shown_in(self.meta),
+            "meta": redact_values(self.meta),
             **({} if self.control_points is None else {"control_points": self.control_points}),
         }
 
@@ -220,7 +220,7 @@ class Layout:
         version = record.get("format_version") if isinstance(record, dict) else None
         if not isinstance(version, int) or not 0 < version <= FORMAT_VERSION:
             raise DataError(
-                f"DOFA_META has format {short(str(version))}, this dofa reads up to {FORMAT_VERSION}: update dofa"
+                f"DOFA_META has format {shorten(str(version))}, this dofa reads up to {FORMAT_VERSION}: update dofa"
             )
         nodata, points = record.get("nodata"), record.get("control_points")
         try:

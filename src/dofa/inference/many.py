@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from dofa import sensors
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.errors import ConfigError, DataError, DofaError
 from dofa.inference.outputs import check_out
 from dofa.options import Format, OutputOptions, ScenesOptions
 from dofa.raster import remote
 from dofa.raster.factors import check_dn_offsets
-from dofa.scene.folders import bands_said, scenes_of
+from dofa.scene.folders import band_count_of_user, scenes_of
 from dofa.scene.metadata import basename
 from dofa.scene.opening import open_with
 from dofa.scene.scene import Scene
@@ -155,7 +155,7 @@ class Scenes:
     def _fail(self, number: int, error: DofaError) -> None:
         if len(self.sources) == 1:
             raise error
-        self.failed.append((shown(self.sources[number][0]), " ".join(str(error).split())))
+        self.failed.append((redact(self.sources[number][0]), " ".join(str(error).split())))
 
     def _refuse_none(self) -> None:
         """Stop where no scene is left; one line in place of many where all failed alike."""
@@ -180,13 +180,13 @@ class Scenes:
             made: outputs that were made now; the others were there.
         """
         paths = [self.paths[id(scene)] for scene in self.opened]
-        notes = folded([warning for scene in self.opened for warning in scene.warnings])
+        notes = merge_warnings([warning for scene in self.opened for warning in scene.warnings])
         return Written(tuple(paths), tuple(p for p in paths if p not in made), tuple(notes), tuple(self.failed))
 
 
 def _expanded(sources: Sequence[str], opening: ScenesOptions) -> list[str]:
     """Sources of one scene each; how a folder was understood is told at once."""
-    count = bands_said(opening.sensor, opening.bands, opening.wavelengths)
+    count = band_count_of_user(opening.sensor, opening.bands, opening.wavelengths)
     out: list[str] = []
     for source in sources:
         found = scenes_of(source, count)
@@ -195,11 +195,11 @@ def _expanded(sources: Sequence[str], opening: ScenesOptions) -> list[str]:
         out += found.scenes
     twice = next((one for one in out if out.count(one) > 1), None) if len(set(out)) < len(out) else None
     if twice is not None:
-        raise ConfigError(f"{shown(twice)} is named twice: name each scene once")
+        raise ConfigError(f"{redact(twice)} is named twice: name each scene once")
     return out
 
 
-def without_failing(
+def leave_out_failing(
     scenes: Sequence[Thing], act: Callable[[Sequence[Thing]], Made], on_error: Callable[[Thing, DofaError], None] | None
 ) -> tuple[list[Thing], Made]:
     """What `act` makes of all scenes together; scenes that it fails on alone are left out.
@@ -273,11 +273,11 @@ def _twice(stems: Sequence[str]) -> set[str]:
 def _folders(source: str) -> tuple[str, ...]:
     """Names of the folders above a file, or of an address."""
     if remote.is_remote(source):
-        return tuple(part for part in shown(source).split("/")[2:-1] if part)
+        return tuple(part for part in redact(source).split("/")[2:-1] if part)
     return Path(source).absolute().parent.parts[1:]
 
 
-def folded(warnings: Sequence[str]) -> list[str]:
+def merge_warnings(warnings: Sequence[str]) -> list[str]:
     """Warnings that several scenes share as one line with the number of scenes; those that differ in numbers as well.
 
     Args:

@@ -22,15 +22,25 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.documents import read_json
-from dofa.errors import ConfigError, DataError, DofaError, short
+from dofa.errors import ConfigError, DataError, DofaError, shorten
 from dofa.inference.layout import FORMATS, Dtype, Layout
 from dofa.inference.reading import Features, open_features
-from dofa.io import FileLock, allocate, flush, free_bytes, in_words, lock_folder, reason, remove, write_atomically
+from dofa.io import (
+    FileLock,
+    allocate,
+    flush,
+    format_bytes,
+    free_bytes,
+    lock_folder,
+    os_error_reason,
+    remove,
+    write_atomically,
+)
 from dofa.options import Format
 from dofa.scene.grid import Window
-from dofa.settings import check_keys, whole
+from dofa.settings import check_keys, whole_number
 
 __all__ = ["Dtype", "Features", "Format", "Layout", "Values", "Work", "format_of", "open_features"]
 
@@ -87,8 +97,8 @@ class Values:
         """(K, h, w) stored numbers of a window of cells inside the output."""
         layout = self.layout
         cells = np.empty((window.height, window.width, layout.channels), layout.numpy_dtype)
-        whole = window.width == layout.width
-        for i, part in enumerate((cells,) if whole else cells):
+        full_width = window.width == layout.width
+        for i, part in enumerate((cells,) if full_width else cells):
             self._file.seek(((window.row + i) * layout.width + window.col) * layout.cell_bytes)
             left = memoryview(part).cast("B")
             while left:
@@ -153,7 +163,7 @@ class Work:
         folder = _work_folder(out)
         work = cls(out, layout, folder, kind, overwrite)
         work._job = json.loads(
-            json.dumps(shown_in({"format_version": 1, "key": key, "layout": layout.to_json()}), allow_nan=False)
+            json.dumps(redact_values({"format_version": 1, "key": key, "layout": layout.to_json()}), allow_nan=False)
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +204,7 @@ class Work:
             self._discard_if(self.done == 0)
             free = free_bytes(self.out.parent)
             raise DofaError(
-                f"{self.out}: {in_words(size)} are needed for its numbers and {in_words(free)} are free in "
+                f"{self.out}: {format_bytes(size)} are needed for its numbers and {format_bytes(free)} are free in "
                 f"{self.out.parent} ({error.strerror}): make room or name a file elsewhere"
             ) from None
 
@@ -207,8 +217,8 @@ class Work:
             if "sha256" in entry and entry != self._entry(*(entry[key] for key in nothing)):
                 raise DataError(f"{journal} is damaged: it is not what was written")
             total = self.layout.height * self.layout.width
-            whole(entry["cells"], f"{journal}: cells", 0, total, DataError)
-            whole(entry["done"], f"{journal}: done", 0, total, DataError)
+            whole_number(entry["cells"], f"{journal}: cells", 0, total, DataError)
+            whole_number(entry["done"], f"{journal}: done", 0, total, DataError)
             if not isinstance(entry["job"], dict) and entry["done"]:
                 raise DataError(f"{journal}: job is no mapping")
         except FileNotFoundError:
@@ -355,7 +365,7 @@ class Work:
     def _disk(self, error: Exception, what: str) -> DofaError:
         free = free_bytes(self.out.parent)
         return DofaError(
-            f"{self.out}: {what} cannot be written ({reason(error)}; {in_words(free)} are free in "
+            f"{self.out}: {what} cannot be written ({os_error_reason(error)}; {format_bytes(free)} are free in "
             f"{self.out.parent}): make room and run the same command again, it goes on from here"
         )
 
@@ -416,4 +426,4 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     for part in ("key", "layout"):
         a, b = (said if isinstance(said := job.get(part), dict) else {} for job in (old, new))
         names += [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
-    return ", ".join(dict.fromkeys(map(short, names))) or "format"
+    return ", ".join(dict.fromkeys(map(shorten, names))) or "format"

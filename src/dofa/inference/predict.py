@@ -17,13 +17,13 @@ from dofa.inference.areas import Mapped, with_areas
 from dofa.inference.band_statistics import BandInputs, BandTiles, band_inputs, band_plan, describe_bands
 from dofa.inference.embed import Bar
 from dofa.inference.engine import Job
-from dofa.inference.features import describe, settled
-from dofa.inference.inputs import Inputs, bands_for_head, settle
+from dofa.inference.features import describe, resolve_all
+from dofa.inference.inputs import Inputs, bands_for_head, resolve_inputs
 from dofa.inference.many import OnError, Scenes
 from dofa.inference.outputs import Layout
 from dofa.inference.saving import Output, digest, write_all
 from dofa.inference.scene_statistics import measure
-from dofa.inference.tile_encoder import EncoderTiles, plan_of, specialised
+from dofa.inference.tile_encoder import EncoderTiles, plan_for_encoder, specialised
 from dofa.inference.tiles import Plan
 from dofa.inference.value_checks import check_values
 from dofa.model.checkpoint import load
@@ -158,7 +158,7 @@ def predict_all(
             a decoder has its own way from patches to pixels and takes one pass.
         tile: pixels a side; None for the size the head was trained at.
         overlap: pixels that neighbouring tiles share; None for a third of a tile.
-        stats: other statistics than the head's, with `force`; see `dofa.inference.inputs.settle`.
+        stats: other statistics than the head's, with `force`; see `dofa.inference.inputs.resolve_inputs`.
         force: take other statistics, and scenes of any pixel size.
         compile: run the encoder through torch.compile.
         precision: the map will be run in; see `engine.run`.
@@ -176,13 +176,13 @@ def predict_all(
 
     def settle_one(scene: Scene, found: Any) -> Inputs:
         check_head(scene, head, force)
-        inputs = settle(scene, model.config, stats=stats, measured=found, head=head, force=force)
+        inputs = resolve_inputs(scene, model.config, stats=stats, measured=found, head=head, force=force)
         check_values(inputs)
         return inputs
 
     out: list[Prediction] = []
     shared: dict[Any, HeadTiles] = {}
-    for inputs in settled(scenes, lambda some: measure(some, stats), on_error, settle_one):
+    for inputs in resolve_all(scenes, lambda some: measure(some, stats), on_error, settle_one):
         scene = inputs.scene
         patch = model.config.patch
         side = patch * -(-(tile or head.tile_size) // patch) if tile is None else tile
@@ -192,7 +192,7 @@ def predict_all(
             vit = specialised(model, inputs, device, compile, precision)
             shared[key] = HeadTiles(EncoderTiles(vit, "patch", head.levels, side), head)
         tiles = shared[key]
-        plan = plan_of(inputs, tiles, side, stride, overlap)
+        plan = plan_for_encoder(inputs, tiles, side, stride, overlap)
         meta = describe(inputs, model, str(head.encoder_sha256), plan, "patch", tiles.encoder)
         out.append(Prediction(inputs, plan, tiles, {**meta, **_of_head(head)}))
     return out
@@ -226,7 +226,7 @@ def _band_maps(
 
     shared: dict[int, BandTiles] = {}
     out = []
-    for inputs in settled(scenes, lambda some: [None] * len(some), on_error, settle_one):
+    for inputs in resolve_all(scenes, lambda some: [None] * len(some), on_error, settle_one):
         side = tile or head.tile_size
         tiles = shared.setdefault(side, BandTiles(head, side))
         plan = band_plan(inputs, tiles, stride, tile, overlap)

@@ -8,7 +8,7 @@ import numpy as np
 
 from dofa.errors import ConfigError
 from dofa.inference.features import embed
-from dofa.inference.inputs import say
+from dofa.inference.inputs import print_inputs
 from dofa.inference.many import Written
 from dofa.inference.panels import Panel, colour_panel, draw
 from dofa.model.checkpoint import load
@@ -123,7 +123,7 @@ def picture(
     with scene.crop(window) as part:
         step = fine_stride(model.config, part.height, part.width) if stride is None else stride
         features = embed(part, model, pca=3, stride=step, **settings)
-        say([features.inputs])
+        print_inputs([features.inputs])
         left = colour_panel(part)
         values = features.array()
         seen = np.isfinite(values).all(axis=0)

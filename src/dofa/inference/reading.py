@@ -13,7 +13,7 @@ from rasterio.errors import RasterioError
 
 from dofa.errors import DataError
 from dofa.inference.layout import FORMATS, Affine, Layout, parse_meta
-from dofa.io import reason
+from dofa.io import os_error_reason
 from dofa.pixels import Float
 from dofa.raster.gdal import OPTIONS
 from dofa.scene.grid import Window
@@ -76,7 +76,7 @@ class Features:
             with self._lock:
                 return self._stored(window)
         except (RasterioError, OSError) as error:
-            raise DataError(f"{self.path}: {window} cannot be read: {reason(error)}") from None
+            raise DataError(f"{self.path}: {window} cannot be read: {os_error_reason(error)}") from None
 
     def read(self, window: Window | None = None) -> NDArray[np.float32]:
         """(K, h, w) float32 values of a window of cells, or of all; NaN where invalid. int8 is scaled back.
@@ -176,7 +176,7 @@ def _open_cog(path: Path) -> tuple[Layout, Callable[[Window], NDArray[Any]]]:
         with rasterio.Env(**OPTIONS):
             dataset = rasterio.open(path)
     except RasterioError as error:
-        raise DataError(f"{path} cannot be opened: {reason(error)}") from None
+        raise DataError(f"{path} cannot be opened: {os_error_reason(error)}") from None
     layout = parse_meta(path, dataset.tags().get("DOFA_META"))
     if (dataset.count, dataset.height, dataset.width) != (layout.channels, layout.height, layout.width):
         raise DataError(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.errors import ConfigError
 from dofa.inference import cluster
 from dofa.inference.engine import Block, Job, SceneError
@@ -258,4 +258,4 @@ def _job(features: Features) -> Any:
 
 def digest(value: Any) -> str:
     """Of anything JSON holds."""
-    return hashlib.sha256(json.dumps(shown_in(value), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(redact_values(value), sort_keys=True).encode()).hexdigest()

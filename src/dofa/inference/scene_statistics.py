@@ -124,7 +124,7 @@ def _refuse_fill(scene: Scene, parts: Sequence[NDArray[Any]], valid: NDArray[np.
         if told or not nodata.may_hold(raw):
             continue
         good = np.broadcast_to(valid.ravel(), (len(raw), valid.size))
-        for found in nodata.undeclared(raw.reshape(len(raw), -1), good):
+        for found in nodata.find_fill(raw.reshape(len(raw), -1), good):
             raise DataError(f"{scene.name}: in one of its windows {found.seen}: pass --nodata {found.text}")
 
 

@@ -16,7 +16,7 @@ from dofa.errors import ConfigError, DataError
 from dofa.inference import engine
 from dofa.inference.embed import Bar
 from dofa.inference.features import Embedding, embed, sample
-from dofa.inference.inputs import say
+from dofa.inference.inputs import print_inputs
 from dofa.inference.layout import FORMATS
 from dofa.inference.many import Written
 from dofa.inference.outputs import Layout
@@ -181,7 +181,7 @@ def picture(
     with scene.crop(window) as part:
         step = fine_stride(model.config, part.height, part.width) if stride is None else stride
         found = similarity(part, model, marks, stride=step, **settings)
-        say([found.embedding.inputs])
+        print_inputs([found.embedding.inputs])
         values = found.array()
         right = Panel(
             ramp_picture(values, RAMP),
@@ -230,7 +230,7 @@ def similar(
             shown = picture(opened, model, places, out, size=size, **settings)
             return Written((out,), notes=(*opened.warnings, *part_note(opened, shown)))
         found = similarity(opened, model, places, **settings)
-        say([found.embedding.inputs])
+        print_inputs([found.embedding.inputs])
         with bar.over([found.embedding.job]):
             write_all(
                 [found.embedding.job], [found.output(out)], overwrite=overwrite,

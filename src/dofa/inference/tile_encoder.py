@@ -14,7 +14,7 @@ from dofa.inference.inputs import Inputs
 from dofa.inference.principal_components import Projection
 from dofa.inference.tiles import Plan
 from dofa.inference.workers import TileModel, in_bf16
-from dofa.model.devices import choose
+from dofa.model.devices import choose_device
 from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.heads import Block as Level
 from dofa.model.heads import level_features, level_name
@@ -103,7 +103,7 @@ def specialised(
         compile: through torch.compile.
         precision: it will run in.
     """
-    target = choose(device)
+    target = choose_device(device)
     low = in_bf16(precision, target)
     vit = model.specialize(inputs.wavelengths, precision=torch.bfloat16 if low else None).eval().to(target)
     if compile:
@@ -113,7 +113,7 @@ def specialised(
     return vit
 
 
-def plan_of(inputs: Inputs, tiles: TileModel, side: int, stride: int | None, overlap: int | None) -> Plan:
+def plan_for_encoder(inputs: Inputs, tiles: TileModel, side: int, stride: int | None, overlap: int | None) -> Plan:
     """How a scene is cut for a model.
 
     Args:

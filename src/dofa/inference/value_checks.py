@@ -75,7 +75,7 @@ def without_content(normalised: NDArray[Any], bands: Sequence[str]) -> dict[str,
     }
 
 
-def impossible(
+def find_impossible(
     inputs: "Inputs", parts: Sequence[NDArray[Any]], valid: NDArray[np.bool_], unit_only: bool = False
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Bands that hold no values a sensor measures in some pixels: by the unit, and as the model is fed them.
@@ -117,7 +117,7 @@ def check_values(inputs: "Inputs", unit_only: bool = False) -> None:
         parts, valid = scene.read(window)
         if np.count_nonzero(valid) < LEAST:
             continue
-        by_unit, fed = impossible(inputs, parts, valid, unit_only)
+        by_unit, fed = find_impossible(inputs, parts, valid, unit_only)
         bad = {**fed, **by_unit}
         if len(bad) < NEARLY_ALL * count:
             return

@@ -35,7 +35,7 @@ class TileModel(Protocol):
         """Normalised (B, C, h, w) to (B, K, h / cell, w / cell)."""
 
 
-class Streams:
+class WorkerThreads:
     """Threads that compute batches beside each other: two on a processor, each with half of its threads, elsewhere one.
 
     The threads that compute one batch wait for each other hundreds of times, so a core that reads tiles for a while
@@ -69,7 +69,7 @@ class Streams:
         """
         return self._pool.submit(compute, *args, **named)
 
-    def __enter__(self) -> "Streams":
+    def __enter__(self) -> "WorkerThreads":
         return self
 
     def __exit__(
@@ -85,7 +85,7 @@ def _take_threads(count: int) -> None:
 
 
 @torch.inference_mode()
-def answer(
+def run_model(
     model: TileModel, images: Float, seen: Sequence[bool], device: torch.device, low: bool
 ) -> list[Float | None]:
     """(h, w, K) float32 an image of (B, C, h, w), None for those in which no measurement was seen.

@@ -58,12 +58,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, recompute: bool = False) -> Tensor:
         if torch.compiler.is_compiling():
             return probabilities(q, k) @ v
         if recompute:
-            return cast(Tensor, FrugalAttention.apply(q, k, v))  # type: ignore[no-untyped-call]
+            return cast(Tensor, MemoryEfficientAttention.apply(q, k, v))  # type: ignore[no-untyped-call]
         return torch.cat([probabilities(q[part], k[part]) @ v[part] for part in parts(q)])
     return F.scaled_dot_product_attention(q, k, v)
 
 
-class FrugalAttention(torch.autograd.Function):
+class MemoryEfficientAttention(torch.autograd.Function):
     """Attention by plain products, a few images at a time, that keeps no scores for the backward pass.
 
     They are computed again there: one product in six more.

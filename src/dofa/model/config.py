@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from dofa.errors import ConfigError, nearest, short
+from dofa.errors import ConfigError, nearest, shorten
 from dofa.pixels import Scaling
-from dofa.settings import check_keys, check_types, each, field_names, numbers
+from dofa.settings import check_keys, check_types, field_names, list_of, numbers
 
 Polarisation = Literal["VV", "VH", "HH", "HV"]
 Embedding = Literal["dynamic", "separate"]
@@ -71,7 +71,7 @@ class TrainedSensor:
         """
         check_keys(data, field_names(cls), "trained sensor", ("bands", "wavelength_um"))
         return cls(
-            bands=tuple(each(data["bands"], str, "trained sensor: bands")),
+            bands=tuple(list_of(data["bands"], str, "trained sensor: bands")),
             wavelength_um=numbers(data["wavelength_um"], "trained sensor: wavelength_um"),
             scaling=None if data.get("scaling") is None else Scaling.from_dict(data["scaling"]),
             gsd_m=data.get("gsd_m"),
@@ -132,7 +132,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.embedding not in [*get_args(Embedding)]:
-            raise ConfigError(f"embedding is {short(repr(self.embedding))}; one of {', '.join(get_args(Embedding))}")
+            raise ConfigError(f"embedding is {shorten(repr(self.embedding))}; one of {', '.join(get_args(Embedding))}")
         check_types(self, "encoder: ")
         for name, (low, high) in _LIMITS.items():
             if not low <= (value := getattr(self, name)) <= high:
@@ -181,7 +181,7 @@ class EncoderConfig:
             try:
                 sensors[name] = TrainedSensor.from_dict(entry)
             except ConfigError as error:
-                raise ConfigError(f"sensor {short(name)}: {error}") from None
+                raise ConfigError(f"sensor {shorten(name)}: {error}") from None
         return cls(**{**data, "sensors": sensors})
 
     def fewest_weights(self) -> int:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import dofa
-from dofa.errors import CheckpointError, short
+from dofa.errors import CheckpointError, shorten
 from dofa.model.config import SAR_WAVELENGTH_V1, SAR_WAVELENGTH_V2, DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
@@ -228,7 +228,7 @@ def unpickle(path: Path) -> Any:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
             raise CheckpointError(
-                f"{path} is a pickle with {short(foreign[1])} in it, which could run code and is not read: "
+                f"{path} is a pickle with {shorten(foreign[1])} in it, which could run code and is not read: "
                 "save the state dict alone, best as .safetensors"
             ) from None
         raise CheckpointError(f"{path} is no PyTorch file of tensors, or damaged") from None

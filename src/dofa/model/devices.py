@@ -5,7 +5,7 @@ import torch
 from dofa.errors import ConfigError
 
 
-def choose(device: str | None) -> torch.device:
+def choose_device(device: str | None) -> torch.device:
     """The device that is told, or this machine's best.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import dofa
 from dofa import sensors
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.errors import ConfigError
 from dofa.model.checkpoint import encoder_sha256, load
 from dofa.model.encoder import DOFA
@@ -122,7 +122,7 @@ def export(
         head = load_head(head)
     if head is not None and head.encoder_sha256 is None:
         raise ConfigError("--head: band statistics need no encoder and are not exported: export the encoder's head")
-    task = settle(model, sensor, bands, head, image_size, levels, maps, normalise, dn_offset or 0.0)
+    task = resolve_task(model, sensor, bands, head, image_size, levels, maps, normalise, dn_offset or 0.0)
     module, record = task.module().eval(), task.describe()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,9 @@ def export(
             difference = max(compare(run, *task.images(count), str(out)) for count in (1, 3))
             how = "onnxruntime" if out.suffix == ".onnx" else "torch.export"
             record |= {"file_sha256": file_sha256(file), "checked": {"with": how, "difference": difference}}
-            beside(file).write_text(json.dumps(shown_in(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            beside(file).write_text(
+                json.dumps(redact_values(record), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             for part in (file, beside(file)):
                 with part.open("rb+") as opened:
                     os.fsync(opened.fileno())
@@ -150,7 +152,7 @@ def beside(file: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Task:
+class ExportTask:
     """What is exported, settled.
 
     Attributes:
@@ -247,7 +249,7 @@ class Task:
         }
 
 
-def settle(
+def resolve_task(
     model: DOFA,
     sensor: str | Sensor | None,
     bands: Sequence[str] | None,
@@ -257,7 +259,7 @@ def settle(
     maps: bool,
     numbers: Numbers | None,
     dn_offset: float,
-) -> Task:
+) -> ExportTask:
     """Decide what is exported; the arguments are those of `export`.
 
     Raises:
@@ -290,7 +292,7 @@ def settle(
         scaling = normalisable(model, known, scaling, numbers, dn_offset)
     blocks = named_blocks(levels or ("pooled",), len(model.blocks)) if head is None else head.levels
     maps = maps or (head is not None and head.task == "segmentation")
-    return Task(model, known, side, blocks, maps, head, scaling, numbers)
+    return ExportTask(model, known, side, blocks, maps, head, scaling, numbers)
 
 
 def statistics(model: DOFA, sensor: Sensor) -> Scaling | None:

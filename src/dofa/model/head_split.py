@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.documents import parse_json
 from dofa.errors import CheckpointError
 
@@ -95,7 +95,7 @@ class SplitRecord:
             "rate": self.rate,
         }
         arrays: dict[str, NDArray[Any]] = {"digests": self.digests, "roles": self.roles, "windows": self.windows}
-        return save(arrays, {"split": json.dumps(shown_in(told))})
+        return save(arrays, {"split": json.dumps(redact_values(told))})
 
 
 def read_split(path: Path, weights_sha256: str) -> SplitRecord | None:

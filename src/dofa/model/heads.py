@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from dofa.addresses import shown, shown_in
+from dofa.addresses import redact, redact_values
 from dofa.documents import read_bytes
-from dofa.errors import CONTROLS, CheckpointError, ConfigError, nearest, short
+from dofa.errors import CONTROLS, CheckpointError, ConfigError, nearest, shorten
 from dofa.io import write_atomically
 from dofa.model.checkpoint import encoder_sha256
 from dofa.model.decoders import DPTDecoder, UPerNet
@@ -33,7 +33,7 @@ from dofa.model.head_split import SplitRecord, read_split
 from dofa.model.model_folder import read_record
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
-from dofa.settings import check_keys, check_types, each, whole
+from dofa.settings import check_keys, check_types, list_of, whole_number
 
 FORMAT_VERSION = 3  # of band statistics; 2 with a decoder, 1 linear: an older dofa reads those that it knows
 LARGEST = 2**32  # bytes of weights that are read; a large decoder has 300 MB
@@ -71,7 +71,7 @@ class Decoder:
     def __post_init__(self) -> None:
         if self.kind not in [*_DECODERS]:
             raise CheckpointError(
-                f"head has the decoder {short(repr(self.kind))}: {nearest(str(self.kind), _DECODERS)}"
+                f"head has the decoder {shorten(repr(self.kind))}: {nearest(str(self.kind), _DECODERS)}"
             )
 
 
@@ -135,7 +135,7 @@ class Head:
         classes = len(self.class_names)
         if self.task not in [*get_args(Task)]:
             raise CheckpointError(
-                f"head is for the task {short(repr(self.task))}; this dofa knows {', '.join(get_args(Task))}"
+                f"head is for the task {shorten(repr(self.task))}; this dofa knows {', '.join(get_args(Task))}"
             )
         check_types(self, "head: ", skip=("weight", "bias", "decoder", "split"))
         if any(CONTROLS.search(name) for name in self.class_names):
@@ -148,7 +148,7 @@ class Head:
         if (self.encoder_sha256 is not None and not self.levels) or not all(
             level == "pooled" or -256 <= int(level) < 256 for level in self.levels
         ):
-            raise CheckpointError(f"head reads the levels {short(repr(self.levels))}; blocks of an encoder fit")
+            raise CheckpointError(f"head reads the levels {shorten(repr(self.levels))}; blocks of an encoder fit")
         if self.weight.ndim != 2 or len(self.weight) != classes or self.bias.shape != (classes,):
             raise CheckpointError(
                 f"head has weight {self.weight.shape} and bias {self.bias.shape} for {classes} classes; "
@@ -303,7 +303,9 @@ class Head:
         else:
             write_atomically(folder / SPLIT, self.split.to_bytes(str(record["weights_sha256"])))
         write_atomically(folder / WEIGHTS, weights)
-        write_atomically(folder / CONFIG, (json.dumps(shown_in(record), indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(
+            folder / CONFIG, (json.dumps(redact_values(record), indent=1, ensure_ascii=False) + "\n").encode()
+        )
         return folder
 
 
@@ -321,10 +323,10 @@ def load_head(folder: str | Path, model: DOFA | None = None) -> Head:
     record = read_record(folder / CONFIG, "head", FORMAT_VERSION, (*_KEYS, "decoder", "features"))
     check_keys(record, (*_KEYS, "decoder", "features"), str(folder / CONFIG), _KEYS, CheckpointError)
     if (record["encoder_sha256"] is None) != (record.get("features") == BAND_STATISTICS):
-        told = short(repr(record.get("features")))
+        told = shorten(repr(record.get("features")))
         raise CheckpointError(f"{folder / CONFIG}: features is {told}, encoder_sha256 does not fit it")
     if not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{shown(str(folder))} is no head folder: {WEIGHTS} is missing")
+        raise CheckpointError(f"{redact(str(folder))} is no head folder: {WEIGHTS} is missing")
     data = read_bytes(folder / WEIGHTS, CheckpointError, LARGEST)
     if hashlib.sha256(data).hexdigest() != record["weights_sha256"]:
         raise CheckpointError(
@@ -356,15 +358,15 @@ def _of_record(
     decoder = None
     if said is not None:
         check_keys(said, ("kind", "width", "channels"), "decoder", ("kind", "width", "channels"))
-        width, channels = (whole(said[key], f"decoder: {key}", 1, 2**15) for key in ("width", "channels"))
+        width, channels = (whole_number(said[key], f"decoder: {key}", 1, 2**15) for key in ("width", "channels"))
         decoder = Decoder(said["kind"], width, channels, own)
-    colours = [each(colour, int, "colours") for colour in each(record["colours"], object, "colours")]
+    colours = [list_of(colour, int, "colours") for colour in list_of(record["colours"], object, "colours")]
     return Head(
         task=record["task"],
-        class_names=tuple(each(record["class_names"], str, "class_names")),
+        class_names=tuple(list_of(record["class_names"], str, "class_names")),
         colours=tuple((red, green, blue) for red, green, blue in map(_rgb, colours)),
         encoder_sha256=record["encoder_sha256"],
-        levels=tuple(each(record["levels"], Block, "levels")),
+        levels=tuple(list_of(record["levels"], Block, "levels")),
         sensor=Sensor.from_dict(record["sensor"]),
         scaling=Scaling.from_dict(record["scaling"]),
         patch_offset=record["patch_offset"],
@@ -382,7 +384,7 @@ def _of_record(
 
 def _rgb(colour: list[int]) -> Colour:
     if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
-        raise ConfigError(f"colours holds {short(repr(colour))}; red, green and blue from 0 to 255 are expected")
+        raise ConfigError(f"colours holds {shorten(repr(colour))}; red, green and blue from 0 to 255 are expected")
     return colour[0], colour[1], colour[2]
 
 

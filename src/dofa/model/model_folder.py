@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import dofa
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.documents import read_json
-from dofa.errors import CheckpointError, ConfigError, short
-from dofa.io import json_digest, naming
+from dofa.errors import CheckpointError, ConfigError, shorten
+from dofa.io import json_digest, name_os_errors
 from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.lora import require_merged
@@ -83,18 +83,18 @@ def save(model: DOFA | MaskedAutoencoder, folder: str | Path, *, provenance: dic
         record["decoder"] = asdict(model.decoder_config)
         record["mask"] = asdict(model.mask_config)
         record["legacy_layout"] = model.legacy_layout
-    with naming(folder / WEIGHTS):
+    with name_os_errors(folder / WEIGHTS):
         save_file(state, temporary, metadata={"format": "pt"})
     record[CONFIG_DIGEST] = _meaning(record)
     record["licence"] = encoder.origin.licence
     record["attribution"] = encoder.origin.attribution
-    record["provenance"] = shown_in(_provenance(encoder.origin, provenance))
+    record["provenance"] = redact_values(_provenance(encoder.origin, provenance))
     record["weights_sha256"] = file_sha256(temporary)
-    with naming(folder / CONFIG):
+    with name_os_errors(folder / CONFIG):
         pending.write_text(_pretty(record) + "\n", encoding="utf-8")
     shutil.copymode(pending, temporary)  # safetensors writes for the owner's eyes alone
     for written in (temporary, pending):
-        with naming(written), written.open("rb+") as file:
+        with name_os_errors(written), written.open("rb+") as file:
             os.fsync(file.fileno())
     os.replace(temporary, folder / WEIGHTS)
     os.replace(pending, folder / CONFIG)  # a kill before this leaves `pending`, which readers take (`_pair`)
@@ -227,14 +227,16 @@ def _load(folder: Path) -> DOFA | MaskedAutoencoder:
         check_types(origin, "")
         sha256 = record.get("weights_sha256")
         if sha256 is not None and not isinstance(sha256, str):
-            raise ConfigError(f"weights_sha256 is {short(repr(sha256))}; text is expected")
+            raise ConfigError(f"weights_sha256 is {shorten(repr(sha256))}; text is expected")
         tensors = _read_weights(folder, sha256)
         _check_size(folder / WEIGHTS, config)
         if "decoder" in record:
             decoder = DecoderConfig(**check_keys(record["decoder"], field_names(DecoderConfig), "decoder"))
             mask = MaskConfig(**check_keys(record["mask"], field_names(MaskConfig), "mask"))
             if not isinstance(record["legacy_layout"], bool):
-                raise ConfigError(f"legacy_layout is {short(repr(record['legacy_layout']))}; true or false is expected")
+                raise ConfigError(
+                    f"legacy_layout is {shorten(repr(record['legacy_layout']))}; true or false is expected"
+                )
             model: DOFA | MaskedAutoencoder = build_autoencoder(config, decoder, mask, record["legacy_layout"])
         else:
             model = build_encoder(config)
@@ -318,7 +320,7 @@ def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> d
         raise CheckpointError(f"{path} has no format_version: not a {what} of dofa")
     if found > version:
         raise CheckpointError(
-            f"{path} has format_version {short(str(found))}; dofa {dofa.__version__} reads up to {version}: "
+            f"{path} has format_version {shorten(str(found))}; dofa {dofa.__version__} reads up to {version}: "
             "install a newer dofa"
         )
     return dict(check_keys(record, keys, str(path), error=CheckpointError))

@@ -322,7 +322,7 @@ IMITATES = 0.1  # a kernel further from the teacher's than this is another kerne
 
 
 @dataclass(frozen=True)
-class Prefitted:
+class PrefitResult:
     """What `dofa prefit` made.
 
     Attributes:
@@ -364,7 +364,7 @@ def prefit_command(
     method: Method = "closed-form",
     generator: Path | None = None,
     wavelengths: Sequence[float] = RGB_UM,
-) -> Prefitted:
+) -> PrefitResult:
     """Start a model from an RGB teacher: its blocks copied, its patch kernel imitated at the RGB wavelengths.
 
     Args:
@@ -410,4 +410,4 @@ def prefit_command(
     save(model, out, provenance={"prefit": how, "prefit_wavelength_um": numbers, "prefit_residual": left})
     licence = f"licence: {source.licence or 'unknown, the source says none; mind it before you share the model'}"
     name = f"{source.name}, sha256 {source.sha256[:12]}…"
-    return Prefitted(out, name, (*source.notes, licence), fit, left, difference)
+    return PrefitResult(out, name, (*source.notes, licence), fit, left, difference)

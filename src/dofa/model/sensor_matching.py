@@ -23,7 +23,7 @@ DOUBTFUL = ("gaofen-2",)
 
 
 @dataclass(frozen=True)
-class Match:
+class SensorMatch:
     """How the bands of an image are fed to a checkpoint.
 
     Attributes:
@@ -84,7 +84,9 @@ class Match:
         }
 
 
-def match_sensor(config: EncoderConfig, sensor: Sensor, physical: Scaling, only: str | None = None) -> Match | None:
+def match_sensor(
+    config: EncoderConfig, sensor: Sensor, physical: Scaling, only: str | None = None
+) -> SensorMatch | None:
     """The checkpoint's statistics for an image: of its sensor, of its platform, or of the nearest trained bands.
 
     Args:
@@ -102,7 +104,9 @@ def match_sensor(config: EncoderConfig, sensor: Sensor, physical: Scaling, only:
     return match_by_name(config, sensor, physical, only) or match_by_wavelength(config, sensor, physical, only)
 
 
-def match_by_name(config: EncoderConfig, sensor: Sensor, physical: Scaling, only: str | None = None) -> Match | None:
+def match_by_name(
+    config: EncoderConfig, sensor: Sensor, physical: Scaling, only: str | None = None
+) -> SensorMatch | None:
     """Like `match_sensor`, of the sensor itself or another product of its platform, whose bands have the same names.
 
     Args:
@@ -137,7 +141,7 @@ def match_by_name(config: EncoderConfig, sensor: Sensor, physical: Scaling, only
 
 def match_by_wavelength(
     config: EncoderConfig, sensor: Sensor, physical: Scaling, only: str | None = None
-) -> Match | None:
+) -> SensorMatch | None:
     """Like `match_sensor`, for a sensor the checkpoint never saw: the trained bands nearest in wavelength.
 
     Each is the other's nearest and at most 5 % away. Of several trained sensors the one is taken that shares the
@@ -168,7 +172,7 @@ def match_by_wavelength(
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def own_statistics(config: EncoderConfig, sensor: Sensor, measured: Scaling, asked: bool) -> Match:
+def own_statistics(config: EncoderConfig, sensor: Sensor, measured: Scaling, asked: bool) -> SensorMatch:
     """The scenes' own statistics.
 
     Args:
@@ -182,7 +186,9 @@ def own_statistics(config: EncoderConfig, sensor: Sensor, measured: Scaling, ask
         "compare with these"
     )
     approximated = () if asked else (text,)
-    return Match(sensor.name, "scene", None, names, names, (), (), measured.select(names), approximated=approximated)
+    return SensorMatch(
+        sensor.name, "scene", None, names, names, (), (), measured.select(names), approximated=approximated
+    )
 
 
 def known_statistics(config: EncoderConfig) -> list[str]:
@@ -206,12 +212,12 @@ def _match(
     scaling: Scaling,
     maps: tuple[UnitMap, ...],
     approximated: tuple[str, ...],
-) -> Match:
+) -> SensorMatch:
     absent = tuple(b for b in trained.bands if b not in pairs.values())
     if absent:
         approximated = (*approximated, f"without {listed(absent)}, which it learned together with these")
     left_out = tuple(b for b in sensor.band_names if b not in pairs)
-    return Match(
+    return SensorMatch(
         sensor.name, how, name, tuple(pairs), tuple(pairs.values()), left_out, absent, scaling, maps, approximated
     )
 

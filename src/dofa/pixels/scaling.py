@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.errors import ConfigError, DataError, listed, short
+from dofa.errors import ConfigError, DataError, listed, shorten
 from dofa.pixels.units import Float, Unit
-from dofa.settings import check_keys, each, number, numbers
+from dofa.settings import check_keys, list_of, number, numbers
 
 Source = Literal["user", "file", "values", "catalogue", "checkpoint", "head", "corpus", "scene", "display"]
 Clip = tuple[float, float]
@@ -68,11 +68,11 @@ class Scaling:
 
     def __post_init__(self) -> None:
         if self.unit not in [*get_args(Unit)]:  # a list: the value may be one itself, which has no hash
-            raise ConfigError(f"scaling.unit is {short(repr(self.unit))}; known units: {', '.join(get_args(Unit))}")
+            raise ConfigError(f"scaling.unit is {shorten(repr(self.unit))}; known units: {', '.join(get_args(Unit))}")
         for source in (self.physical_source, self.stats_source):
             if source is not None and source not in [*get_args(Source)]:
                 known = ", ".join(get_args(Source))
-                raise ConfigError(f"scaling has the source {short(repr(source))}; known: {known}")
+                raise ConfigError(f"scaling has the source {shorten(repr(source))}; known: {known}")
         if len(set(self.bands)) < len(self.bands):
             raise ConfigError(f"scaling names a band twice: {', '.join(self.bands)}")
         for field in ("scale", "offset", "clip", "mean", "std"):
@@ -306,17 +306,17 @@ class Scaling:
         def clip(value: Any) -> Clip | None:
             if value is None:
                 return None
-            pair = [number(one, "scaling.clip", finite=False) for one in each(value, object, "scaling.clip")]
+            pair = [number(one, "scaling.clip", finite=False) for one in list_of(value, object, "scaling.clip")]
             if len(pair) != 2:
                 raise ConfigError(f"scaling.clip has an entry of {len(pair)} numbers; [low, high] or null is expected")
             return pair[0], pair[1]
 
         return cls(
             unit=data["unit"],
-            bands=tuple(each(data["bands"], str, "scaling.bands")),
+            bands=tuple(list_of(data["bands"], str, "scaling.bands")),
             scale=column("scale"),
             offset=column("offset"),
-            clip=tuple(clip(value) for value in each(data["clip"], object, "scaling.clip")),
+            clip=tuple(clip(value) for value in list_of(data["clip"], object, "scaling.clip")),
             mean=None if data.get("mean") is None else column("mean"),
             std=None if data.get("std") is None else column("std"),
             physical_source=data["physical_source"],

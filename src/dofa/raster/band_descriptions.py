@@ -35,7 +35,7 @@ class FileBand:
 
 
 @dataclass
-class Recognised:
+class BandMatch:
     """The answer: a sensor with only the bands found, in the file's order.
 
     Attributes:
@@ -56,7 +56,7 @@ def tolerance_um(band: Band) -> float:
     return max(0.5 * (band.fwhm_um or 0.02 * (band.wavelength_um or 0)), 0.001)
 
 
-def refuse_twice(names: Sequence[str], numbers: Sequence[int]) -> None:
+def check_unique(names: Sequence[str], numbers: Sequence[int]) -> None:
     """Two bands of a file that are the same band of a sensor are an error.
 
     Raises:
@@ -73,7 +73,7 @@ def refuse_twice(names: Sequence[str], numbers: Sequence[int]) -> None:
 # -- Bands of a file found by their descriptions.
 
 
-def says_nothing(file: Sequence[FileBand]) -> bool:
+def lacks_descriptions(file: Sequence[FileBand]) -> bool:
     """Whether the descriptions name nothing: absent, all the same, or a text and the number of each band's place.
 
     "Band 1", "lyr.1" or "scene_1" count places; "B1", "SR_B1" and "sr_band1" are names that products use.
@@ -103,7 +103,7 @@ def _counted(text: str, place: int) -> str | None:
     return None if found is None or int(found[1]) != place else f"{text[: found.start()]}\0{text[found.end() :]}"
 
 
-def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | None:
+def match_descriptions(file: Sequence[FileBand], sensor: Sensor) -> BandMatch | None:
     """Bands whose description names one of the sensor's; None where no description does.
 
     Raises:
@@ -138,7 +138,7 @@ def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | No
                     f"names {IN_ORDER}"
                 )
     kept = [(b.number, m.band) for b, m in found if m.band is not None]
-    refuse_twice([band.name for _, band in kept], [n for n, _ in kept])
+    check_unique([band.name for _, band in kept], [n for n, _ in kept])
     if unknown:
         # Of a file that has all bands of the sensor nothing is lost with what else it holds: indices, elevation, …
         _refuse_unknown(unknown, sensor, whole=len(kept) == len(sensor.bands))
@@ -147,7 +147,7 @@ def by_descriptions(file: Sequence[FileBand], sensor: Sensor) -> Recognised | No
         said = ", ".join(f"{b.number} ({b.description or 'no description'})" for b in left_out)
         notes.append(("bands-left-out", f"left out as no band of {sensor.name}: {said}"))
     chosen = sensor.select([band.name for _, band in kept])
-    return Recognised(chosen, [n for n, _ in kept], assumptions, notes)
+    return BandMatch(chosen, [n for n, _ in kept], assumptions, notes)
 
 
 def _by_wavelength(band: FileBand, found: NameMatch) -> NameMatch:

@@ -10,11 +10,11 @@ from dofa import sensors
 from dofa.errors import DataError, listed
 from dofa.raster.band_descriptions import (
     IN_ORDER,
+    BandMatch,
     FileBand,
-    Recognised,
-    by_descriptions,
-    refuse_twice,
-    says_nothing,
+    check_unique,
+    lacks_descriptions,
+    match_descriptions,
     tolerance_um,
 )
 from dofa.raster.band_names import AUXILIARY, LONGEST, key, match, plain_text, read_name
@@ -25,7 +25,7 @@ GENERIC_RGB = "rgb-aerial"
 THERMAL_FROM_UM = 3.0
 
 
-def recognise(
+def match_bands(
     file: Sequence[FileBand],
     sensor: Sensor | None,
     *,
@@ -34,7 +34,7 @@ def recognise(
     gsd_m: float = 1.0,
     dtype: str = "uint16",
     alpha_is_mask: Callable[[], bool] = lambda: True,
-) -> Recognised:
+) -> BandMatch:
     """Find a sensor's bands in a file.
 
     The user's word (`names`, `wavelengths_um`, in the file's order) comes first, then descriptions, wavelength tags and
@@ -81,7 +81,7 @@ def _by_names(
     wavelengths_um: Sequence[float] | None,
     gsd_m: float,
     dtype: str,
-) -> Recognised:
+) -> BandMatch:
     """The user named the bands."""
     kept = [i for i, name in enumerate(names) if name is not None]
     wanted = [name for name in names if name is not None]
@@ -90,11 +90,11 @@ def _by_names(
     numbers = [file[i].number for i in kept]
     if sensor is None and wavelengths_um is not None:
         bands = [_made_band(str(names[i]), wavelengths_um[i], None) for i in kept]
-        return Recognised(_made_sensor(bands, gsd_m), numbers)
+        return BandMatch(_made_sensor(bands, gsd_m), numbers)
     if sensor is None:
         sensor = _in_catalogue(wanted, dtype, len(wanted))
     chosen = sensor.select([_known_name(name, sensor) for name in wanted])
-    refuse_twice(chosen.band_names, numbers)
+    check_unique(chosen.band_names, numbers)
     if wavelengths_um is not None:
         chosen = _with_wavelengths(chosen, [wavelengths_um[i] for i in kept])
     notes = []
@@ -104,7 +104,7 @@ def _by_names(
             notes.append(
                 ("bands-renamed", f"band {i + 1} is described as {said.name} and taken as {band.name}, as told")
             )
-    return Recognised(chosen, numbers, notes=notes)
+    return BandMatch(chosen, numbers, notes=notes)
 
 
 def _known_name(name: str, sensor: Sensor) -> str:
@@ -113,7 +113,7 @@ def _known_name(name: str, sensor: Sensor) -> str:
     return name if band is None else band.name
 
 
-def _by_wavelengths(file: Sequence[FileBand], sensor: Sensor | None, gsd_m: float, *, override: bool) -> Recognised:
+def _by_wavelengths(file: Sequence[FileBand], sensor: Sensor | None, gsd_m: float, *, override: bool) -> BandMatch:
     """Every band has a wavelength: the nearest of a sensor told, or a sensor made of them.
 
     With `override` the numbers replace the catalogue's: they are the user's.
@@ -124,10 +124,10 @@ def _by_wavelengths(file: Sequence[FileBand], sensor: Sensor | None, gsd_m: floa
     numbers = [b.number for b in file]
     if sensor is None:
         plain = [plain_text(b.description) for b in file]
-        named = not says_nothing(file) and len(set(plain)) == len(plain) and all(plain)
+        named = not lacks_descriptions(file) and len(set(plain)) == len(plain) and all(plain)
         labels = plain if named else _wavelength_names(waves)
         made = [_made_band(n, w, b.fwhm_um) for n, w, b in zip(labels, waves, file, strict=True)]
-        return Recognised(_made_sensor(made, gsd_m), numbers)
+        return BandMatch(_made_sensor(made, gsd_m), numbers)
 
     optical = [b for b in sensor.bands if b.wavelength_um is not None]
     pairs = sorted(
@@ -147,13 +147,13 @@ def _by_wavelengths(file: Sequence[FileBand], sensor: Sensor | None, gsd_m: floa
             f"not): pass another --sensor, or --bands with their names {IN_ORDER}"
         )
     chosen = sensor.select([taken[i].name for i in range(len(waves))])
-    return Recognised(_with_wavelengths(chosen, waves) if override else chosen, numbers)
+    return BandMatch(_with_wavelengths(chosen, waves) if override else chosen, numbers)
 
 
-def _told(file: Sequence[FileBand], sensor: Sensor, alpha_is_mask: Callable[[], bool]) -> Recognised:
+def _told(file: Sequence[FileBand], sensor: Sensor, alpha_is_mask: Callable[[], bool]) -> BandMatch:
     """The sensor is known; the file says which bands it has."""
-    if not says_nothing(file):
-        by_description = by_descriptions(file, sensor)
+    if not lacks_descriptions(file):
+        by_description = match_descriptions(file, sensor)
         if by_description is not None:
             return by_description
     spectral = [b for b in file if b.colour != "alpha"]
@@ -164,13 +164,13 @@ def _told(file: Sequence[FileBand], sensor: Sensor, alpha_is_mask: Callable[[], 
     default = [b.colour for b in file[:3]] == ["red", "green", "blue"]
     whole = len(sensor.bands) == len(spectral) or (len(sensor.bands) == len(file) and not alpha_is_mask())
     if by_colour and (not (whole and default) or by_colour == list(sensor.bands)):
-        return Recognised(sensor.select([b.name for b in by_colour]), [b.number for b in spectral])
+        return BandMatch(sensor.select([b.name for b in by_colour]), [b.number for b in spectral])
     return _by_order(file, spectral, sensor, alpha_is_mask)
 
 
 def _by_order(
     file: Sequence[FileBand], spectral: Sequence[FileBand], sensor: Sensor, alpha_is_mask: Callable[[], bool]
-) -> Recognised:
+) -> BandMatch:
     """The file says nothing of use: the order of the product, aloud, if the counts agree."""
     takes_alpha = len(spectral) < len(file) == len(sensor.bands) and not alpha_is_mask()
     taken = file if takes_alpha else spectral
@@ -193,16 +193,16 @@ def _by_order(
     text = f"the file does not name its bands; taken in the order of {sensor.name}: {listed(sensor.band_names)}"
     if takes_alpha:
         text += f" (band {len(file)} is marked alpha, but is no mask)"
-    return Recognised(sensor, [b.number for b in taken], assumptions=[("band-order-assumed", text)])
+    return BandMatch(sensor, [b.number for b in taken], assumptions=[("band-order-assumed", text)])
 
 
-def _untold(file: Sequence[FileBand], gsd_m: float, dtype: str, alpha_is_mask: Callable[[], bool]) -> Recognised:
+def _untold(file: Sequence[FileBand], gsd_m: float, dtype: str, alpha_is_mask: Callable[[], bool]) -> BandMatch:
     """Nobody said which sensor: descriptions that fit only one, wavelengths, or the colours of a photograph."""
     spectral = [b for b in file if b.colour != "alpha" and not AUXILIARY.fullmatch(b.description.strip())]
     masks = sum(b.colour == "alpha" for b in file)
     count = len(spectral) + (masks if masks and not alpha_is_mask() else 0)
     has_waves = bool(spectral) and all(b.wavelength_um is not None for b in spectral)
-    if not says_nothing(file) and all(b.description for b in spectral):
+    if not lacks_descriptions(file) and all(b.description for b in spectral):
         try:
             return _told(file, _in_catalogue([b.description for b in spectral], dtype, count), alpha_is_mask)
         except DataError:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.errors import ConfigError, DataError, listed
 from dofa.pixels import Float, Scaling
 from dofa.raster import band_metadata, gdal, nodata, physical_values, planet, subdatasets
 from dofa.raster.band_descriptions import FileBand, Said
-from dofa.raster.bands import recognise
+from dofa.raster.bands import match_bands
 from dofa.raster.factors import FileNumbers, UserNumbers
-from dofa.raster.gdal import Handles
+from dofa.raster.gdal import OpenDatasets
 from dofa.raster.masks import Header, Mask, Validity
 from dofa.raster.nodata import corner_windows, sample_windows
 from dofa.sensors import Sensor
@@ -61,9 +61,9 @@ class Raster:
     def __init__(self, path: str | Path, nodata: float | None = None, strict: bool = False) -> None:
         self.path = str(path)
         self.warnings: list[str] = []
-        self._name = shown(self.path).rsplit("/", 1)[-1]
+        self._name = redact(self.path).rsplit("/", 1)[-1]
         self._strict = strict
-        self._handles = Handles(self.path, self._name)
+        self._handles = OpenDatasets(self.path, self._name)
         self._empty: tuple[str, ...] = ()
         dataset = self._handles.dataset()
         try:
@@ -103,7 +103,7 @@ class Raster:
         dataset = self._handles.dataset()
         pages = subdatasets.pages(dataset)
         try:
-            found = recognise(
+            found = match_bands(
                 band_metadata.file_bands(dataset),
                 sensor,
                 names=bands,
@@ -128,7 +128,7 @@ class Raster:
         windows = sample_windows(self.height, self.width)
         raw = [self._decode(self._numbers, window) for window in windows]
         if self.dtype.itemsize > 1:
-            for doubt in self.take_fill(nodata.undeclared(*self._fill_sample(raw, windows))):
+            for doubt in self.take_fill(nodata.find_fill(*self._fill_sample(raw, windows))):
                 (self._assume if self._nodata is None else self._note)(doubt)
         raw = self._leave_out_empty(raw)
         valid = [self._valid(r, w) for r, w in zip(raw, windows, strict=True)]
@@ -136,7 +136,7 @@ class Raster:
         self._settle(user, sample[:, :: max(1, sample.shape[1] // SAMPLE_PIXELS)])
 
     def tell(self, sensor: Sensor, scaling: Scaling, numbers: Sequence[int]) -> None:
-        """Read these bands, by the caller's word; see `open_told`."""
+        """Read these bands, by the caller's word; see `open_known`."""
         self.scaling = scaling
         self._offset = max(scaling.offset) if scaling.unit == "reflectance" else 0.0
         self._take(sensor, numbers)
@@ -236,12 +236,12 @@ class Raster:
     def _settle(self, user: UserNumbers, sample: NDArray[Any]) -> None:
         """Decide the physical scaling: the user's word ends the matter, any other is checked against (C, n) pixels."""
         numbers = gdal.file_numbers(self._handles.dataset(), self._numbers)
-        by_name = planet.settle_analytic(self.path, self.sensor, numbers, self._numbers)
+        by_name = planet.resolve_analytic(self.path, self.sensor, numbers, self._numbers)
         if by_name is not None and not user.said:
             settled = by_name
         else:
-            settled = physical_values.settle(self.sensor, numbers, self.dtype.name, user, self._name)
-        settled = physical_values.assumed(settled, self.sensor, numbers, sample)
+            settled = physical_values.resolve_scaling(self.sensor, numbers, self.dtype.name, user, self._name)
+        settled = physical_values.infer_scaling(settled, self.sensor, numbers, sample)
         self.tell(self.sensor, settled.scaling, self._numbers)
         for said in settled.notes:
             self._note(said)

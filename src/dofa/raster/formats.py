@@ -19,9 +19,9 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.documents import parse_xml, read_bytes
-from dofa.errors import DataError, short
+from dofa.errors import DataError, shorten
 from dofa.raster import remote
 
 # Formats that builds of GDAL may leave out: by the first bytes of a file, and by its ending.
@@ -160,7 +160,7 @@ def check_virtual(path: str) -> list[str]:
     """
     cure = "download it, look which files it names, and open it here"
     if remote.is_remote(path) and (remote.suffix(path) == ".vrt" or path.lower().startswith("vrt:")):
-        raise DataError(f"{shown(path)} is a virtual file from the network, which may read files here: {cure}")
+        raise DataError(f"{redact(path)} is a virtual file from the network, which may read files here: {cure}")
     if remote.is_remote(path) or not path.lower().endswith(".vrt") or not Path(path).is_file():
         return []
     far: dict[str, None] = {}
@@ -169,7 +169,7 @@ def check_virtual(path: str) -> list[str]:
         if not remote.is_remote(named):
             continue
         if remote.suffix(named) == ".vrt" or "vrt://" in named.lower():
-            raise DataError(f"{path} names a virtual file from the network, {short(shown(named))}: {cure}")
+            raise DataError(f"{path} names a virtual file from the network, {shorten(redact(named))}: {cure}")
         far[named] = None
     return list(far)
 

@@ -17,7 +17,7 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, Ra
 from rasterio.io import DatasetReader
 from rasterio.warp import transform, transform_bounds
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.errors import DataError
 from dofa.raster import gdal, remote, subdatasets
 from dofa.raster.band_descriptions import Said
@@ -95,10 +95,10 @@ def open_dataset(path: str) -> Any:
     if local.exists() and not local.is_file() and not local.is_dir():
         raise DataError(f"{path} cannot be opened: it is a pipe or a device, no file")
     try:
-        return remote.persistently(path, act, lambda: None, lost=RasterioError)
+        return remote.with_retries(path, act, lambda: None, lost=RasterioError)
     except RasterioError as error:
         why = why_unopened(path, remote.reason(error), driver_names())
-    raise DataError(f"{shown(path)} cannot be opened: {why}")
+    raise DataError(f"{redact(path)} cannot be opened: {why}")
 
 
 def check_text(dataset: Any) -> None:
@@ -201,7 +201,7 @@ def usable_crs(dataset: Any) -> tuple[Any, Said | None]:
     A system without a transform says where nothing lies, a local one (LOCAL_CS, an engineering system) leads to no
     longitude and latitude, ground control points and rational polynomials are no grid.
     """
-    crs, name = dataset.crs, os.path.basename(shown(dataset.name))
+    crs, name = dataset.crs, os.path.basename(redact(dataset.name))
     if crs is not None and not (crs.is_projected or crs.is_geographic):
         known = re.match(r'\w+\["([^"]*)"', crs.to_wkt())
         called = f" ({known[1]})" if known and known[1] else ""
@@ -375,7 +375,7 @@ def bounds_lonlat(crs: Any, affine: Any, width: int, height: int) -> tuple[float
 # -- A file's open GDAL datasets: one for each thread, opened again where a network lost an answer.
 
 
-class Handles:
+class OpenDatasets:
     """Datasets of one file; any thread may ask, each gets its own.
 
     Args:
@@ -427,12 +427,12 @@ class Handles:
                 return ask(dataset)
 
         try:
-            return remote.persistently(self._fetched, act, self._forget, lost=RasterioError)
+            return remote.with_retries(self._fetched, act, self._forget, lost=RasterioError)
         except RasterioError as error:
             far = remote.is_remote(self._fetched)
             why = f"its {what} cannot be decoded: {remote.reason(error, 'the server sent' if far else 'the file has')}"
             if far:
-                raise DataError(f"{shown(self._path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
+                raise DataError(f"{redact(self._path)}: {why} (asked {1 + len(remote.WAITS_S)} times)") from None
             raise DataError(f"{self._name}: truncated or damaged, {why}: copy or download it again") from None
 
     def _forget(self) -> None:

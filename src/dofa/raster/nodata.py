@@ -67,7 +67,7 @@ class Fill:
         return "undeclared-nodata", f"{self.seen}: they count as not measured: {cure}"
 
 
-def undeclared(raw: NDArray[Any], measured: Mask, alone: bool = True) -> tuple[Fill, ...]:
+def find_fill(raw: NDArray[Any], measured: Mask, alone: bool = True) -> tuple[Fill, ...]:
     """Fill values among pixels.
 
     Each band is looked at by itself. A known value below all others counts wherever it is far from them, a value beyond
@@ -77,7 +77,7 @@ def undeclared(raw: NDArray[Any], measured: Mask, alone: bool = True) -> tuple[F
     Args:
         raw: (C, n) numbers.
         measured: (C, n) where each is a measurement by what is declared.
-        alone: whether these are all bands there are; others, of other files, agree or do not (`undeclared_of_files`).
+        alone: whether these are all bands there are; others, of other files, agree or do not (`find_fill_of_files`).
     """
     if raw.dtype.itemsize == 1:
         return ()
@@ -106,7 +106,7 @@ def undeclared(raw: NDArray[Any], measured: Mask, alone: bool = True) -> tuple[F
     return tuple(Fill(value, float(where.mean())) for value, where in sorted(single.items()))
 
 
-def undeclared_of_files(samples: Sequence[tuple[NDArray[Any], Mask, Hashable]]) -> list[tuple[Fill, ...]]:
+def find_fill_of_files(samples: Sequence[tuple[NDArray[Any], Mask, Hashable]]) -> list[tuple[Fill, ...]]:
     """Fill values among the bands of one scene that lie in several files, for each file.
 
     Files of one grid are looked at as if their bands lay in one file. A value that may be saturation counts where the
@@ -123,7 +123,7 @@ def undeclared_of_files(samples: Sequence[tuple[NDArray[Any], Mask, Hashable]]) 
     found = {}
     for key, members in grids.items():
         raw, good = (np.concatenate([samples[i][part] for i in members]) for part in (0, 1))
-        found[key] = {fill.value: fill for fill in undeclared(raw, good, alone)}
+        found[key] = {fill.value: fill for fill in find_fill(raw, good, alone)}
     out: list[tuple[Fill, ...]] = [()] * len(samples)
     for key, members in grids.items():
         for value, fill in found[key].items():
@@ -205,7 +205,7 @@ def leave_out(raw: NDArray[Any], measured: Mask, each: Mask) -> tuple[Fill, ...]
         each: (C, h, w) where each number is a measurement by what is declared.
     """
     good = (each & measured).reshape(len(raw), -1)
-    seen = undeclared(raw.reshape(len(raw), -1), good)
+    seen = find_fill(raw.reshape(len(raw), -1), good)
     # Of some the numbers of the whole file decide, not those of a window: windows would differ from the whole.
     of_file = (*SMALL, *OFFSETS, *COLD)
     found = tuple(f for f in seen if (f.value < 0 and f.value not in of_file) or f.value >= HUGE)

@@ -59,7 +59,7 @@ def open_raster(
     return raster
 
 
-def open_told(
+def open_known(
     path: str | Path,
     sensor: Sensor,
     scaling: Scaling,

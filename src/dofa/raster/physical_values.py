@@ -43,13 +43,13 @@ TELLING_BANDS = 4  # a few bands alone may well have no dark pixel: infrared ove
 
 
 @dataclass(frozen=True)
-class Settled:
+class ResolvedScaling:
     """What the numbers of a sensor's bands mean, and what is still open.
 
     Attributes:
         scaling: from raw to physical values, without statistics.
         offset_open: nobody said whether a Sentinel-2 product carries its offset.
-        scale_open: nobody said the factor of numbers that may not be the product's counts; see `assumed`.
+        scale_open: nobody said the factor of numbers that may not be the product's counts; see `infer_scaling`.
         dn_offset: what the user adds to the numbers first, once their factor is known.
         told: by the user: it is not to be doubted.
         notes: what was understood of the file's words.
@@ -81,7 +81,7 @@ class Settled:
         return [*self.assumptions, *found]
 
 
-def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, name: str) -> Settled:
+def resolve_scaling(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, name: str) -> ResolvedScaling:
     """Decide what numbers mean: the user's word, then the file's, then the product's.
 
     Args:
@@ -93,13 +93,13 @@ def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, 
     """
     names, product = sensor.band_names, sensor.scaling
     if user.scaling is not None:
-        return Settled(resolve_physical(user.scaling.select(names), None, None), told=True)
+        return ResolvedScaling(resolve_physical(user.scaling.select(names), None, None), told=True)
     if user.unit is not None or user.dn_scale is not None:
         taken = user_scaling(user, numbers, names, product, name)
         if user.dn_scale is None or user.dn_offset is not None:
-            return Settled(taken, told=True)
+            return ResolvedScaling(taken, told=True)
         taken, notes = _with_product_offset(taken, product, "--dn-scale")
-        return Settled(taken, told=True, notes=notes)
+        return ResolvedScaling(taken, told=True, notes=notes)
     tagged, notes = tagged_units(numbers, sensor)
     said = file_scaling(numbers, tagged, names, product, dtype)
     if said is not None:
@@ -110,8 +110,8 @@ def settle(sensor: Sensor, numbers: FileNumbers, dtype: str, user: UserNumbers, 
     if user.dn_offset is not None:
         base = replace(scaling, offset=product.offset if product else (0.0,) * len(names))
         moved = replace(with_dn_offset(base, [user.dn_offset] * len(names)), physical_source="user")
-        return Settled(moved, scale_open=open_scale, dn_offset=user.dn_offset, notes=notes)
-    settled = Settled(scaling, scale_open=open_scale, notes=notes)
+        return ResolvedScaling(moved, scale_open=open_scale, dn_offset=user.dn_offset, notes=notes)
+    settled = ResolvedScaling(scaling, scale_open=open_scale, notes=notes)
     return settled if open_scale else with_sentinel2_offset(settled, sensor, numbers, dtype)
 
 
@@ -143,7 +143,9 @@ def _scale_open(scaling: Scaling, product: Scaling | None, tagged: Sequence[Tagg
     return counts and (dtype.startswith("float") or any(t.unit == product.unit for t in tagged))
 
 
-def with_sentinel2_offset(settled: Settled, sensor: Sensor, numbers: FileNumbers, dtype: str) -> Settled:
+def with_sentinel2_offset(
+    settled: ResolvedScaling, sensor: Sensor, numbers: FileNumbers, dtype: str
+) -> ResolvedScaling:
     """The same with the Sentinel-2 offset where the file says it; where nobody does it is open.
 
     Args:
@@ -158,7 +160,7 @@ def with_sentinel2_offset(settled: Settled, sensor: Sensor, numbers: FileNumbers
     return replace(settled, scaling=replace(with_dn_offset(settled.scaling, offset), physical_source="file"))
 
 
-def assumed(settled: Settled, sensor: Sensor, numbers: FileNumbers, raw: NDArray[Any]) -> Settled:
+def infer_scaling(settled: ResolvedScaling, sensor: Sensor, numbers: FileNumbers, raw: NDArray[Any]) -> ResolvedScaling:
     """Decide by their values what numbers mean whose factor nobody says; see `factors.likely_factor`.
 
     Args:

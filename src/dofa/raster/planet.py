@@ -10,7 +10,7 @@ from dofa.documents import LARGEST, parse_json, parse_xml
 from dofa.errors import DataError
 from dofa.pixels import Scaling
 from dofa.raster.factors import FileNumbers
-from dofa.raster.physical_values import Settled
+from dofa.raster.physical_values import ResolvedScaling
 from dofa.sensors import Sensor
 
 RADIANCE_SCALE = 0.01  # radiometricScaleFactor of every analytic product: counts to W m-2 sr-1 um-1
@@ -18,7 +18,7 @@ RADIANCE_SCALE = 0.01  # radiometricScaleFactor of every analytic product: count
 ANALYTIC = re.compile(r"_(1B|3A|3B)_(Basic_?)?Analytic(MS)?(?!.*_SR)(_|\.|$)", re.IGNORECASE)
 
 
-def settle_analytic(path: str, sensor: Sensor, numbers: FileNumbers, places: Sequence[int]) -> Settled | None:
+def resolve_analytic(path: str, sensor: Sensor, numbers: FileNumbers, places: Sequence[int]) -> ResolvedScaling | None:
     """What the numbers of a file of top-of-atmosphere radiance mean; None where it is none, or its tags say it.
 
     With Planet's XML file beside it they become top-of-atmosphere reflectance by the coefficients in it. Without, they
@@ -45,14 +45,14 @@ def settle_analytic(path: str, sensor: Sensor, numbers: FileNumbers, places: Seq
             f"radiance, made top-of-atmosphere reflectance by the reflectanceCoefficient of {side.name}; "
             f"{sensor.name} is surface reflectance (_SR)"
         )
-        return Settled(scaling, notes=(("toa-reflectance", text),))
+        return ResolvedScaling(scaling, notes=(("toa-reflectance", text),))
     text = (
         "an analytic product without _SR is radiance × 100, not surface reflectance, and is read so: take the _SR "
         "product, put its _metadata.xml beside it for top-of-atmosphere reflectance, or, if it is surface reflectance, "
         "say --unit dn"
     )
     scaling = Scaling.uniform("radiance", names, RADIANCE_SCALE, physical_source="file")
-    return Settled(scaling, assumptions=(("radiance", text),))
+    return ResolvedScaling(scaling, assumptions=(("radiance", text),))
 
 
 def coefficients(path: Path) -> dict[int, float] | None:

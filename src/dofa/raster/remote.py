@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.errors import DataError
 
 WAITS_S: tuple[float, ...] = (1.0, 3.0)  # before the second and the third attempt
@@ -50,7 +50,7 @@ def gdal_name(path: str) -> str:
     return f"{head}://{rest}" if head.startswith("/vsicurl") else head + rest
 
 
-def persistently(path: str, act: Callable[[], Answer], forget: Callable[[], None], *, lost: type[Exception]) -> Answer:
+def with_retries(path: str, act: Callable[[], Answer], forget: Callable[[], None], *, lost: type[Exception]) -> Answer:
     """Do something with a file; over a network up to three times.
 
     Args:
@@ -93,7 +93,7 @@ def fetch(url: str) -> bytes:
         DataError: it did not come; one line with the address and the reason.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"{shown(url)}: documents are fetched from http and https addresses alone: download it first")
+        raise DataError(f"{redact(url)}: documents are fetched from http and https addresses alone: download it first")
     why = ""
     began = time.monotonic()
     for wait in (*WAITS_S, None):
@@ -105,7 +105,7 @@ def fetch(url: str) -> bytes:
                 ):  # bytes that are to come: `read` itself takes them for the end
                     raise http.client.IncompleteRead(data, answer.length)
             if len(data) > LARGEST:
-                raise DataError(f"{shown(url)} is larger than {LARGEST // 2**20} MB: it is no catalogue item")
+                raise DataError(f"{redact(url)} is larger than {LARGEST // 2**20} MB: it is no catalogue item")
             return data
         except urllib.error.HTTPError as error:
             why = f"HTTP {error.code} {error.reason}"
@@ -122,7 +122,7 @@ def fetch(url: str) -> bytes:
         if wait is None or time.monotonic() - began > PATIENCE_S:
             break
         time.sleep(wait)
-    raise DataError(f"{shown(url)} cannot be fetched: {' '.join(why.split())}")
+    raise DataError(f"{redact(url)} cannot be fetched: {' '.join(why.split())}")
 
 
 def _read(answer: http.client.HTTPResponse, began: float) -> bytes:

@@ -19,7 +19,7 @@ BESIDE = re.compile(r"udm\d*|f?mask\d*|.*[_-]mask|scl|qa|qa_.*|.*_qa|aot|wvp|tci
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundScenes:
     """What a source of the command line turned out to be.
 
     Attributes:
@@ -31,7 +31,7 @@ class Found:
     note: str | None = None
 
 
-def scenes_of(source: str, bands: int | None = None) -> Found:
+def scenes_of(source: str, bands: int | None = None) -> FoundScenes:
     """The scenes that a source of the command line stands for.
 
     Args:
@@ -43,13 +43,13 @@ def scenes_of(source: str, bands: int | None = None) -> Found:
     """
     folder = Path(source)
     if not folder.is_dir() or one_dataset(folder) or is_product(source) or folder.suffix.lower() == ".safe":
-        return Found((source,))
+        return FoundScenes((source,))
     images = images_in(folder)
     if not images:
         inside = sorted(str(p) for p in folder.iterdir() if not p.name.startswith(".") and _is_scene(p))
-        return Found((source,)) if not inside else _many(folder, inside)
+        return FoundScenes((source,)) if not inside else _many(folder, inside)
     if len(_products(folder)) == 1:
-        return Found((source,), f"{folder}: one scene of {len(images)} files")
+        return FoundScenes((source,), f"{folder}: one scene of {len(images)} files")
     names = {image: _band_names(image) for image in images}
     several = [f for f, found in names.items() if found is not None and len(found) > 1]
     beside = [f for f in several if _is_auxiliary(f)]
@@ -58,9 +58,11 @@ def scenes_of(source: str, bands: int | None = None) -> Found:
     if bands == 1 and not several:
         return _many(folder, [f for f in images if not _is_auxiliary(f)])
     if not several:
-        return Found((source,), f"{folder}: one scene of {len(images)} band {'file' if len(images) == 1 else 'files'}")
+        return FoundScenes(
+            (source,), f"{folder}: one scene of {len(images)} band {'file' if len(images) == 1 else 'files'}"
+        )
     if len(several) == 1 and all(found is not None for found in names.values()):
-        return Found((source,), f"{folder}: one scene of {len(images)} {'file' if len(images) == 1 else 'files'}")
+        return FoundScenes((source,), f"{folder}: one scene of {len(images)} {'file' if len(images) == 1 else 'files'}")
     lone = [f for f in single if not _is_auxiliary(f)]
     if lone:
         raise ConfigError(
@@ -68,13 +70,13 @@ def scenes_of(source: str, bands: int | None = None) -> Found:
             f"scene or many: name the files of each scene, such as {folder}/*.tif, with --stack where they are one"
         )
     if _apart([names[f] or [] for f in several]):
-        return Found((source,), f"{folder}: one scene of {len(several)} files")
+        return FoundScenes((source,), f"{folder}: one scene of {len(several)} files")
     return _many(folder, [f for f in images if f not in beside and f not in single], len(beside) + len(single))
 
 
-def _many(folder: Path, scenes: Sequence[str], beside: int = 0) -> Found:
+def _many(folder: Path, scenes: Sequence[str], beside: int = 0) -> FoundScenes:
     left_out = f" ({beside} masks and quality files beside them are not scenes)" if beside else ""
-    return Found(tuple(scenes), f"{folder}: {len(scenes)} {'scene' if len(scenes) == 1 else 'scenes'}{left_out}")
+    return FoundScenes(tuple(scenes), f"{folder}: {len(scenes)} {'scene' if len(scenes) == 1 else 'scenes'}{left_out}")
 
 
 def _is_scene(path: Path) -> bool:
@@ -114,7 +116,9 @@ def _shown(files: Sequence[str]) -> str:
     return ", ".join(Path(f).name for f in files[:2]) + (", …" if len(files) > 2 else "")
 
 
-def bands_said(sensor: str | None, bands: Sequence[str] | None, wavelengths: Sequence[float] | None) -> int | None:
+def band_count_of_user(
+    sensor: str | None, bands: Sequence[str] | None, wavelengths: Sequence[float] | None
+) -> int | None:
     """How many bands of each scene the user named; None where nobody did.
 
     Args:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from dofa.errors import DataError
 from dofa.pixels import Scaling
-from dofa.raster import Raster, open_told, physical_values, remote
+from dofa.raster import Raster, open_known, physical_values, remote
 from dofa.raster.factors import FileNumbers
-from dofa.raster.physical_values import Settled
+from dofa.raster.physical_values import ResolvedScaling
 from dofa.scene.grid import Grid, Mask, Window, place, resample, span
 from dofa.scene.metadata import basename
 from dofa.sensors import Sensor
@@ -203,7 +203,7 @@ class Product:
     part: Part
     classes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    settled: Settled | None = None
+    settled: ResolvedScaling | None = None
     said: FileNumbers | None = None
 
 
@@ -248,7 +248,7 @@ def open_files(part: Part) -> list[Raster]:
         for file in part.files:
             sensor, scaling = part.sensor.select(file.bands), part.scaling.select(file.bands)
             told: dict[str, Any] = {"nodata": file.nodata, "fill_values": file.fill_values, "alpha": file.alpha}
-            opened.append(open_told(file.href, sensor, scaling, file.numbers, **told))
+            opened.append(open_known(file.href, sensor, scaling, file.numbers, **told))
     except DataError:
         for raster in opened:
             raster.close()
@@ -256,7 +256,7 @@ def open_files(part: Part) -> list[Raster]:
     return opened
 
 
-def identity(raster: Raster) -> list[list[Any]]:
+def file_identity(raster: Raster) -> list[list[Any]]:
     """What tells whether a file changed: of each file it consists of the path, the size and the time of change."""
     out: list[list[Any]] = []
     for name in raster.files:

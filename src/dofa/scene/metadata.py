@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
-from dofa.addresses import shown
+from dofa.addresses import redact
 from dofa.raster.band_names import match
 from dofa.sensors import Sensor
 
@@ -27,7 +27,7 @@ LEVEL_1C = re.compile(r"T\d\d[A-Z]{3}_\d{8}T\d{6}_(B\d[\dA]|TCI)\.")
 
 def basename(path: str) -> str:
     """The last part of a path or address, without its query."""
-    return shown(path).removesuffix("?…").rstrip("/").rsplit("/", 1)[-1]
+    return redact(path).removesuffix("?…").rstrip("/").rsplit("/", 1)[-1]
 
 
 def tokens(path: str) -> list[str]:

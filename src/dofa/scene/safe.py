@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 
 from dofa import sensors
 from dofa.documents import LARGEST, parse_xml
-from dofa.errors import DataError, short
+from dofa.errors import DataError, shorten
 from dofa.pixels import Scaling
 from dofa.scene.layers import BandFile, Part, Product
 from dofa.sensors import Sensor
@@ -119,7 +119,7 @@ def _scaling(tree: Element, sensor: Sensor, name: str) -> Scaling:
         except ValueError:
             found = math.nan
         if not abs(found) < 1e9:
-            raise DataError(f"{name}: {told.tag} is {short(repr(text))} in its metadata, which is no such number")
+            raise DataError(f"{name}: {told.tag} is {shorten(repr(text))} in its metadata, which is no such number")
         return found
 
     quantities = [e for e in tree.iter() if e.tag in ("BOA_QUANTIFICATION_VALUE", "QUANTIFICATION_VALUE")]

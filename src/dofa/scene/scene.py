@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Float, Scaling
-from dofa.raster import Raster, gdal, open_told, remote
+from dofa.raster import Raster, gdal, open_known, remote
 from dofa.raster.band_descriptions import Said
 from dofa.scene.band_files import absolute
 from dofa.scene.first_look import check_measured, has_zero_border, sample
 from dofa.scene.grid import Grid, Mask, Window, finest
-from dofa.scene.layers import Part, Stack, identity, open_files
+from dofa.scene.layers import Part, Stack, file_identity, open_files
 from dofa.scene.masks import ClassMask, MaskLayer, class_mask, legend_of
 from dofa.scene.metadata import basename
-from dofa.scene.sources import Opened, Words, grouped, open_group, share
+from dofa.scene.sources import Opened, UserMetadata, grouped, open_group, share
 from dofa.sensors import Band, Sensor
 
 VERSION = 1  # of the recipe
@@ -90,7 +90,7 @@ class Scene:
 
     def _open_mask(self, mask: ClassMask) -> MaskLayer:
         scaling = Scaling.uniform("dn", ("class",))
-        raster = open_told(mask.href, Sensor("mask", (Band("class", 1.0),), 1.0), scaling, (mask.number,))
+        raster = open_known(mask.href, Sensor("mask", (Band("class", 1.0),), 1.0), scaling, (mask.number,))
         self._rasters.append(raster)
         _one_system([raster], self._first)
         return MaskLayer(mask, raster, self._whole)
@@ -215,8 +215,8 @@ class Scene:
     def fingerprint(self) -> str:
         """Of the files (paths, sizes, times of change) and of how they are read: another one is another scene."""
         settled = {key: value for key, value in self.recipe.items() if key != "warnings"}
-        files = [identity(raster) for raster in self._rasters]
-        text = json.dumps(shown_in([settled, files]), sort_keys=True)  # a new signature is no new scene
+        files = [file_identity(raster) for raster in self._rasters]
+        text = json.dumps(redact_values([settled, files]), sort_keys=True)  # a new signature is no new scene
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -352,7 +352,7 @@ def open_scene(
     if not listed:
         raise ConfigError("a scene needs at least one source")
     groups = grouped(listed, sensor)
-    say = Words(bands, wavelengths_um, scaling, dn_offset, dn_scale, unit, nodata, strict)
+    say = UserMetadata(bands, wavelengths_um, scaling, dn_offset, dn_scale, unit, nodata, strict)
     name = _name([source for group in groups for source in group.sources])
     opened: list[Opened] = []
     try:
@@ -372,7 +372,7 @@ def open_scene(
 def _assembled(
     name: str,
     opened: Sequence[Opened],
-    say: Words,
+    say: UserMetadata,
     gsd_m: float | None,
     mask: str | Path | None,
     mask_values: Sequence[int | str] | None,

@@ -14,7 +14,7 @@ from dofa.pixels import Scaling
 from dofa.raster import Raster, gdal, nodata, open_raster, physical_values
 from dofa.raster.band_descriptions import Said
 from dofa.raster.band_names import match
-from dofa.raster.bands import recognise
+from dofa.raster.bands import match_bands
 from dofa.raster.factors import FileNumbers, UserNumbers, user_scaling
 from dofa.scene.band_files import absolute, bands_in_parts, by_product_name, described_bands, without_auxiliary
 from dofa.scene.layers import BandFile, Part, Product, open_files
@@ -29,7 +29,7 @@ NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Words:
+class UserMetadata:
     """What the user says of files; see `open_scene`."""
 
     bands: Sequence[str | None] | None = None
@@ -65,7 +65,7 @@ class Opened:
     rasters: list[Raster]
     classes: dict[str, tuple[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    settled: physical_values.Settled | None = None
+    settled: physical_values.ResolvedScaling | None = None
     said: FileNumbers | None = None
     name: str | None = None
 
@@ -123,7 +123,7 @@ def is_product(source: str) -> bool:
     return is_item(source) or (Path(source).exists() and is_safe(Path(source)))
 
 
-def share(groups: Sequence[Group], say: Words) -> list[Words]:
+def share(groups: Sequence[Group], say: UserMetadata) -> list[UserMetadata]:
     """What the user's words mean for each group.
 
     Raises:
@@ -151,7 +151,7 @@ def _fitting(nodata: float, source: str) -> float | None:
         return nodata if gdal.fits(nodata, header.dtype) else None
 
 
-def open_group(group: Group, say: Words) -> Opened:
+def open_group(group: Group, say: UserMetadata) -> Opened:
     """Open what one sensor took.
 
     Raises:
@@ -179,7 +179,7 @@ def open_group(group: Group, say: Words) -> Opened:
     return _open_list(sources, sensor, say)
 
 
-def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
+def open_product(product: Product, sensor: Sensor | None, say: UserMetadata) -> Opened:
     """Open a product whose metadata say everything, with the user's words over theirs.
 
     Args:
@@ -236,7 +236,7 @@ def open_product(product: Product, sensor: Sensor | None, say: Words) -> Opened:
     return opened
 
 
-def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
+def _open_file(source: str, sensor: Sensor | None, say: UserMetadata) -> Opened:
     """One file with all bands."""
     bands = say.bands
     open_question = bands is None and say.wavelengths_um is None
@@ -263,7 +263,7 @@ def _open_file(source: str, sensor: Sensor | None, say: Words) -> Opened:
     return Opened(part, [raster], classes, [*warnings, *raster.warnings])
 
 
-def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder: Path | None = None) -> Opened:
+def _open_list(sources: Sequence[str], sensor: Sensor | None, say: UserMetadata, folder: Path | None = None) -> Opened:
     """Bands in files of their own."""
     if not sources:
         raise DataError(f"{folder} holds no images ({', '.join(IMAGES)}){_inside(folder)}")
@@ -280,7 +280,7 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
         flat = [replace(b, number=n) for n, b in enumerate((b for bands in heard for b in bands), 1)]
         name = basename(files[0].path)
         try:
-            found = recognise(
+            found = match_bands(
                 flat, sensor, names=say.bands, wavelengths_um=say.wavelengths_um,
                 gsd_m=min(f.gsd_m or 1.0 for f in files), dtype=_dtype(files),
             )  # fmt: skip
@@ -301,7 +301,7 @@ def _open_list(sources: Sequence[str], sensor: Sensor | None, say: Words, folder
     return opened
 
 
-def _other_level(path: str, sensor: Sensor | None, say: Words) -> list[Said]:
+def _other_level(path: str, sensor: Sensor | None, say: UserMetadata) -> list[Said]:
     """A doubt where a file's name is that of another product than the sensor named: B05 is red edge in one of HLS."""
     known = product_sensor(path)
     if sensor is None or known in (None, sensor.name) or say.numbers.said:
@@ -315,14 +315,14 @@ def _other_level(path: str, sensor: Sensor | None, say: Words) -> list[Said]:
     return [("level-by-name", text)]
 
 
-def _undeclared(rasters: Sequence[Raster], say: Words) -> list[str]:
+def _undeclared(rasters: Sequence[Raster], say: UserMetadata) -> list[str]:
     """Look for fill values that no file declares, which count as nodata from now on: a warning for each value.
 
     Raises:
         DataError: there is one, and what looks wrong is an error.
     """
     looked = [raster for raster in rasters if raster.dtype.itemsize > 1]
-    fills = nodata.undeclared_of_files([(*r.fill_sample(), (r.height, r.width)) for r in looked])
+    fills = nodata.find_fill_of_files([(*r.fill_sample(), (r.height, r.width)) for r in looked])
     found: dict[str, tuple[str, Said, int]] = {}
     for raster, fill_values in zip(looked, fills, strict=True):
         for one, doubt in zip(fill_values, raster.take_fill(fill_values), strict=True):
@@ -342,7 +342,7 @@ def _with_fill(files: Sequence[BandFile], rasters: Sequence[Raster]) -> tuple[Ba
 
 
 def _settle(
-    files: Sequence[Raster], chosen: dict[str, tuple[int, int]], sensor: Sensor, say: Words, name: str
+    files: Sequence[Raster], chosen: dict[str, tuple[int, int]], sensor: Sensor, say: UserMetadata, name: str
 ) -> Opened:
     """What the numbers of bands in several files mean; `chosen` is the file and the number in it of each band."""
     numbers = [files[i].file_numbers([n]) for i, n in chosen.values()]
@@ -356,7 +356,7 @@ def _settle(
         amplitude=any(n.amplitude for n in numbers),
     )
     used = [files[i] for i in dict.fromkeys(i for i, _ in chosen.values())]
-    settled = physical_values.settle(sensor, said, _dtype(used), say.numbers, name)
+    settled = physical_values.resolve_scaling(sensor, said, _dtype(used), say.numbers, name)
     band_files = []
     for file in used:
         held = {band: n for band, (i, n) in chosen.items() if files[i] is file}
@@ -380,7 +380,7 @@ def _by_values(opened: Opened) -> None:
     if opened.settled is None or opened.said is None or not opened.settled.scale_open:
         return
     values = np.concatenate([file.sample() for file in opened.rasters])
-    opened.settled = physical_values.assumed(opened.settled, opened.part.sensor, opened.said, values)
+    opened.settled = physical_values.infer_scaling(opened.settled, opened.part.sensor, opened.said, values)
     opened.part = replace(opened.part, scaling=opened.settled.scaling)
     for file in opened.rasters:
         file.tell(file.sensor, opened.settled.scaling.select(file.sensor.band_names), file.numbers)

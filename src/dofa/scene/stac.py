@@ -13,11 +13,11 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from dofa import addresses, sensors
 from dofa.documents import parse_json
-from dofa.errors import ConfigError, DataError, short
+from dofa.errors import ConfigError, DataError, shorten
 from dofa.raster import physical_values, remote
 from dofa.raster.band_descriptions import FileBand
 from dofa.raster.band_names import AUXILIARY, match
-from dofa.raster.bands import recognise
+from dofa.raster.bands import match_bands
 from dofa.raster.factors import FileNumbers, UserNumbers
 from dofa.scene.layers import BandFile, Part, Product
 from dofa.scene.masks import legend_of
@@ -145,14 +145,14 @@ def read_item(source: str | Path, sensor: Sensor | None = None) -> Product:
         sensor = whole.select([band for band in whole.band_names if band in held])
         said = _numbers(item, sensor, held)
         dtype = str(held[sensor.band_names[0]].said.get("data_type", ""))
-        settled = physical_values.settle(sensor, said, dtype, UserNumbers(), name)
+        settled = physical_values.resolve_scaling(sensor, said, dtype, UserNumbers(), name)
     except DataError as error:
         text = str(error)
-        raise DataError(text if name in text else f"{short(name)}: {text}") from None
+        raise DataError(text if name in text else f"{shorten(name)}: {text}") from None
     except ConfigError as error:  # figures of a band that no sensor has
-        raise DataError(f"{short(name)}: {error}") from None
+        raise DataError(f"{shorten(name)}: {error}") from None
     except (ValueError, OSError) as error:  # urllib's, of an address that is none; the file system's, of a name
-        raise DataError(f"{short(name)}: an asset's address cannot be understood: {error}") from None
+        raise DataError(f"{shorten(name)}: an asset's address cannot be understood: {error}") from None
     lost = [band for band in whole.band_names if band not in held]
     warnings = (f"bands-left-out: {name}: it has no assets of {', '.join(lost[:13])}",) if lost else ()
     part = Part(sensor, settled.scaling, _files(sensor, held))
@@ -165,7 +165,7 @@ def read_item(source: str | Path, sensor: Sensor | None = None) -> Product:
 def _load(source: str) -> dict[str, Any]:
     """The item, checked to be one."""
     if remote.is_remote(source):
-        shown, data = addresses.shown(source), remote.fetch(source)
+        shown, data = addresses.redact(source), remote.fetch(source)
     else:
         shown = source
         try:
@@ -180,7 +180,7 @@ def _load(source: str) -> dict[str, Any]:
     if kind == "FeatureCollection":
         features = _dicts(item.get("features"))
         if len(features) != 1:
-            some = ", ".join(short(str(f.get("id"))) for f in features[:4])
+            some = ", ".join(shorten(str(f.get("id"))) for f in features[:4])
             raise DataError(
                 f"{shown} holds {len(features)} items ({some} …): save the one to open as a file of its own"
             )
@@ -208,21 +208,21 @@ def _href(asset: Mapping[str, Any], source: str) -> str:
     if remote.is_remote(source):
         joined = urljoin(source, href)
         if urlsplit(joined).scheme not in ("http", "https") or scheme:
-            raise DataError(f"asset {short(href)!r} is no address, and an item from the network names no other files")
+            raise DataError(f"asset {shorten(href)!r} is no address, and an item from the network names no other files")
         return joined
     if scheme == "file":
         return unquote(urlsplit(href).path)
     if scheme:
         known = ", ".join(f"{s}://" for s in remote.SCHEMES)
-        raise DataError(f"asset {short(href)!r}: addresses begin with {known}")
+        raise DataError(f"asset {shorten(href)!r}: addresses begin with {known}")
     if len(href) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in href.split("/")):
-        raise DataError(f"asset {short(href)!r} is longer than a file system's names")
+        raise DataError(f"asset {shorten(href)!r} is longer than a file system's names")
     if href.startswith("/"):
         return href
     folder = Path(source).resolve().parent
     path = (folder / href).resolve()
     if not path.is_relative_to(folder):
-        raise DataError(f"asset {short(href)!r} leads out of the folder of {source}: name it by its whole path")
+        raise DataError(f"asset {shorten(href)!r} leads out of the folder of {source}: name it by its whole path")
     return str(path)
 
 
@@ -304,7 +304,7 @@ def _by_wavelengths(item: Mapping[str, Any], bands: Sequence[AssetBand]) -> tupl
         keys = ", ".join(dict.fromkeys(band.asset for band in spectral))
         raise DataError(f"assets {keys} hold bands of the same wavelengths: open the file of the one you want")
     told = [FileBand(i, b.names[0] if b.names else "", b.wavelength_um, b.fwhm_um) for i, b in enumerate(spectral, 1)]
-    found = recognise(told, None, gsd_m=min((b.gsd_m for b in spectral if b.gsd_m), default=1.0))
+    found = match_bands(told, None, gsd_m=min((b.gsd_m for b in spectral if b.gsd_m), default=1.0))
     return found.sensor, {n: spectral[i - 1] for n, i in zip(found.sensor.band_names, found.numbers, strict=True)}
 
 

@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 
 from dofa.documents import LARGEST_YAML, parse_yaml, read_bytes
-from dofa.errors import ConfigError, nearest, short
+from dofa.errors import ConfigError, nearest, shorten
 from dofa.sensors.sensor import Sensor
 
 _FOLDER = resources.files("dofa") / "catalogue"
@@ -47,7 +47,9 @@ def get(name: str) -> Sensor:
     aliases = {alias.lower(): sensor for sensor in catalogue().values() for alias in sensor.aliases}
     if key in aliases:
         return aliases[key]
-    raise ConfigError(f"unknown sensor {short(name)!r}: {nearest(name, [*names(), *aliases])} (dofa sensors lists all)")
+    raise ConfigError(
+        f"unknown sensor {shorten(name)!r}: {nearest(name, [*names(), *aliases])} (dofa sensors lists all)"
+    )
 
 
 @cache

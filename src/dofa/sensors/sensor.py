@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from dofa.errors import ConfigError, nearest, short
+from dofa.errors import ConfigError, nearest, shorten
 from dofa.pixels import Scaling
 from dofa.settings import check_keys, field_names, number
 
@@ -43,7 +43,7 @@ class Band:
     def __post_init__(self) -> None:
         if self.kind not in [*get_args(Kind)]:
             raise ConfigError(
-                f"band {self.name}: kind is {short(repr(self.kind))}; it is one of {', '.join(get_args(Kind))}"
+                f"band {self.name}: kind is {shorten(repr(self.kind))}; it is one of {', '.join(get_args(Kind))}"
             )
         if self.gsd_m is not None and not 0 < self.gsd_m < LARGEST_GSD_M:
             raise ConfigError(f"band {self.name}: gsd_m is {self.gsd_m:g}; metres, above 0")
@@ -52,7 +52,7 @@ class Band:
                 raise ConfigError(f"band {self.name}: a SAR band has no wavelength here; its polarisation names it")
             if self.polarisation not in ("VV", "VH", "HH", "HV"):
                 raise ConfigError(
-                    f"band {self.name}: polarisation is {short(repr(self.polarisation))}; one of VV, VH, HH, HV"
+                    f"band {self.name}: polarisation is {shorten(repr(self.polarisation))}; one of VV, VH, HH, HV"
                 )
             return
         if self.polarisation is not None:
@@ -70,7 +70,7 @@ class Band:
         Raises:
             ConfigError: an unknown key (with the nearest known one), a missing name, or figures that do not fit.
         """
-        what = f"band {short(str(data.get('name', '?')))}" if isinstance(data, Mapping) else "bands"
+        what = f"band {shorten(str(data.get('name', '?')))}" if isinstance(data, Mapping) else "bands"
         check_keys(data, field_names(cls), what, ("name",))
         numbers = {
             key: None if data.get(key) is None else number(data[key], f"{what}: {key}")
@@ -227,7 +227,7 @@ class Sensor:
         bands = tuple(Band.from_dict(entry) for entry in _list(data["bands"], "bands"))
         renderings = data.get("renderings") or {}
         if not isinstance(renderings, Mapping):
-            raise ConfigError(f"renderings is {short(repr(renderings))}; names with three bands each")
+            raise ConfigError(f"renderings is {shorten(repr(renderings))}; names with three bands each")
         return cls(
             name=_text(data["name"], "name"),
             bands=bands,
@@ -285,13 +285,13 @@ def _figures(value: Any, what: str) -> Any:
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{what} holds {short(repr(value))} where fields with names are expected")
+        raise ConfigError(f"{what} holds {shorten(repr(value))} where fields with names are expected")
     return value
 
 
 def _list(value: Any, what: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{what} is {short(repr(value))}; a list is expected")
+        raise ConfigError(f"{what} is {shorten(repr(value))}; a list is expected")
     return value
 
 
@@ -299,7 +299,7 @@ def _text(value: Any, what: str) -> str:
     # YAML reads a bare `no` as false and 12 as a number: the number is surely a name, the truth value surely not.
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ConfigError(
-            f"{what} is {short(repr(value))}; a text is expected, in quotes where YAML reads it as something else"
+            f"{what} is {shorten(repr(value))}; a text is expected, in quotes where YAML reads it as something else"
         )
     return str(value)
 

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import dofa
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DofaError
 from dofa.io import FileLock
-from dofa.settings import whole
+from dofa.settings import whole_number
 
 FORMAT_VERSION = 1
 LOCK_PATIENCE_S = 15.0
@@ -80,8 +80,8 @@ def save_state(
         partial.mkdir()
         safetensors.torch.save_file(tensors, partial / "model.safetensors")
         safetensors.torch.save_file(slots, partial / "optimizer.safetensors")
-        state = {"format_version": FORMAT_VERSION, "update": update, "surroundings": surroundings(), **facts}
-        (partial / "state.json").write_text(json.dumps(shown_in(state), indent=1), encoding="utf-8")
+        state = {"format_version": FORMAT_VERSION, "update": update, "surroundings": environment(), **facts}
+        (partial / "state.json").write_text(json.dumps(redact_values(state), indent=1), encoding="utf-8")
         for file in partial.iterdir():
             _flush(file)
         _flush(partial)
@@ -102,7 +102,7 @@ def save_state(
 
 
 @contextmanager
-def sole_run(fabric: Fabric, folder: Path) -> Iterator[None]:
+def lock_run(fabric: Fabric, folder: Path) -> Iterator[None]:
     """Keep every other run out of a run folder; the system lets go when the process ends, however it ends.
 
     A killed torchrun may leave its workers running for a while: they must not write beside those of the next start.
@@ -137,7 +137,7 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(partial)
 
 
-def read_facts(checkpoint: Path) -> dict[str, Any]:
+def read_run_info(checkpoint: Path) -> dict[str, Any]:
     """The contents of a checkpoint's state.json.
 
     Raises:
@@ -145,7 +145,7 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         facts = read_json(checkpoint / "state.json", CheckpointError)
-        version = whole(facts["format_version"], "format_version")
+        version = whole_number(facts["format_version"], "format_version")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is not a training checkpoint: {error}") from None
     if version > FORMAT_VERSION:
@@ -165,12 +165,12 @@ def load_state(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optim
         optimizer: filled in place.
 
     Returns:
-        its `read_facts`.
+        its `read_run_info`.
 
     Raises:
-        CheckpointError: keys or shapes that do not fit, or see `read_facts`.
+        CheckpointError: keys or shapes that do not fit, or see `read_run_info`.
     """
-    facts = read_facts(checkpoint)
+    facts = read_run_info(checkpoint)
     own = module.state_dict()
     tensors = _read(checkpoint / "model.safetensors", own.keys())
     with torch.no_grad():
@@ -193,7 +193,7 @@ def load_state(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optim
             "exp_avg": _like(slots[f"{name}:exp_avg"], parameter),
             "exp_avg_sq": _like(slots[f"{name}:exp_avg_sq"], parameter),
         }
-    now = surroundings()
+    now = environment()
     before = facts.get("surroundings", {})
     changed = [f"{k} {before.get(k)} -> {now[k]}" for k in now if before.get(k) != now[k]]
     if changed:
@@ -206,7 +206,7 @@ def load_state(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optim
     return facts
 
 
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What bit-equality depends on: threads, processes, device kind and library versions."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {

@@ -19,7 +19,7 @@ from dofa.model.released import RELEASED, trained_sensors
 from dofa.sensors import Sensor
 from dofa.settings import check_keys, field_names
 from dofa.train.config import DataConfig, ModelConfig, PretrainConfig
-from dofa.train.teacher_inputs import plan_view
+from dofa.train.teacher_inputs import plan_teacher_input
 
 TRAINED = 3  # forward, and backward to the input and to the weights
 PIXELS = 2  # the same without the gradient of the input
@@ -341,7 +341,7 @@ def cost(config: PretrainConfig, corpora: Sequence[Corpus] | None = None) -> Cos
         if name not in mixture.sensors:
             continue
         side = _side(config.data, corpus, encoder.patch)
-        pictures = len(plan_view(corpus.sensor, distill).pictures) if taught else 1
+        pictures = len(plan_teacher_input(corpus.sensor, distill).pictures) if taught else 1
         parts, mean = dict.fromkeys(PARTS, 0.0), 0.0
         for share, bands in _band_sets(config.data, corpus.sensor):
             step = Step(batches[name], bands, side, pictures)

@@ -22,7 +22,7 @@ from dofa.pixels import Scaling
 from dofa.sensors import Sensor, catalogue
 from dofa.train.augment import draw_bands, draw_window, flip, generator, jitter_basis, resize, spectral_jitter
 from dofa.train.config import DataConfig, PretrainConfig
-from dofa.train.teacher_inputs import View
+from dofa.train.teacher_inputs import TeacherInput
 
 Float = NDArray[np.float32]
 
@@ -50,7 +50,7 @@ class Source:
     val: NDArray[np.int64]
     side: int
     batch: int
-    view: View | None = None
+    view: TeacherInput | None = None
     rgb: tuple[int, ...] | None = None
 
     def held_out(self, limit: int) -> NDArray[np.int64]:
@@ -66,7 +66,7 @@ def describe_sources(
     scalings: dict[str, Scaling],
     data: DataConfig,
     patch: int,
-    views: Mapping[str, View] | None = None,
+    views: Mapping[str, TeacherInput] | None = None,
 ) -> dict[str, Source]:
     """What a run does with every sensor of its stores.
 

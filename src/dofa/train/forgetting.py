@@ -20,7 +20,7 @@ from dofa.documents import read_json
 from dofa.errors import CheckpointError, DataError
 from dofa.io import write_atomically
 from dofa.model.mae import MaskedAutoencoder
-from dofa.settings import whole
+from dofa.settings import whole_number
 from dofa.train.config import PretrainConfig
 from dofa.train.data import Source
 from dofa.train.evaluate import Evaluation, evaluate_store, place_interval
@@ -239,7 +239,7 @@ def read_report(folder: Path) -> Report | None:
         return None
     try:
         record = read_json(file, CheckpointError)
-        version = whole(record["format_version"], "format_version")
+        version = whole_number(record["format_version"], "format_version")
         if version <= FORMAT_VERSION:
             changes = tuple(Change.from_dict(c) for c in record["sensors"])
             return Report(record["init"], record["evaluate_images"], record["seed"], changes, record["updates"])

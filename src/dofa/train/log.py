@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dofa.documents import parse_json, read_bytes
 from dofa.errors import CheckpointError, DataError
-from dofa.io import naming, write_atomically
+from dofa.io import name_os_errors, write_atomically
 from dofa.train.loop import Step
 
 LARGEST = 2**30  # bytes of log.jsonl; a line has some hundred
@@ -82,9 +82,9 @@ class RunLog:
         """Keep one row; it has `update`, and numbers under names of the columns."""
         if not self._enabled:
             return
-        with naming(self._json), open(self._json, "a", encoding="utf-8", opener=_there) as file:
+        with name_os_errors(self._json), open(self._json, "a", encoding="utf-8", opener=_there) as file:
             file.write(json.dumps(row) + "\n")
-        with naming(self._csv), open(self._csv, "a", newline="", encoding="utf-8", opener=_there) as file:
+        with name_os_errors(self._csv), open(self._csv, "a", newline="", encoding="utf-8", opener=_there) as file:
             csv.DictWriter(file, self._columns, extrasaction="ignore").writerow(row)
         if self._board is not None:
             for name, value in row.items():

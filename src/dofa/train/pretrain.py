@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.corpus.store import open_stores
 from dofa.errors import ConfigError
 from dofa.io import write_atomically
@@ -20,7 +20,7 @@ from dofa.model.mae import MaskedAutoencoder
 from dofa.model.prefit import patch_kernel
 from dofa.model.teacher import Teacher, load_teacher
 from dofa.train import forgetting
-from dofa.train.checkpoint import checkpoints, load_state, read_facts, remove_partial, save_state, sole_run
+from dofa.train.checkpoint import checkpoints, load_state, lock_run, read_run_info, remove_partial, save_state
 from dofa.train.config import PretrainConfig
 from dofa.train.data import MicroBatches, Source, describe_sources, make_mixture
 from dofa.train.launch import launch
@@ -38,8 +38,8 @@ from dofa.train.objective import (
 )
 from dofa.train.optim import adamw, learning_rate
 from dofa.train.recipes import LENGTH, differences, from_dict, to_yaml
-from dofa.train.teacher_features import teacher_answers
-from dofa.train.teacher_inputs import plan_views
+from dofa.train.teacher_features import cached_teacher_features
+from dofa.train.teacher_inputs import plan_teacher_inputs
 from dofa.version import code_version
 
 STANDARD_BATCHES = 32  # micro-batches whose teacher's features are standardised by
@@ -80,10 +80,12 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     mae.set_grad_checkpointing(config.model.gradient_checkpointing)
     known = set(mae.encoder.config.sensors)
     scalings = learn_sensors(mae, stores, config.data.statistics, teacher)
-    initial = copied(mae.encoder) if config.optim.keep_initial else None
+    initial = copy_weights(mae.encoder) if config.optim.keep_initial else None
     patch = mae.encoder.config.patch
     taught = teacher is not None and config.distill.weight > 0
-    views = plan_views({name: store.sensor for name, store in stores.items()}, config.distill) if taught else {}
+    views = (
+        plan_teacher_inputs({name: store.sensor for name, store in stores.items()}, config.distill) if taught else {}
+    )
     sources = describe_sources(stores, scalings, config.data, patch, views)
     digests = {name: store_digest(store) for name, store in stores.items()}
 
@@ -104,11 +106,11 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
     adam = adamw(objective, config.optim)  # after sharding, so that it holds what this process holds
     optimizer = fabric.setup_optimizers(adam)
     with ExitStack() as stack:
-        stack.enter_context(sole_run(fabric, out))
+        stack.enter_context(lock_run(fabric, out))
         done = images = 0
         newest = find_checkpoint(config, resume)
         if newest is not None:
-            facts = read_facts(newest)
+            facts = read_run_info(newest)
             check_stores(facts["stores"], digests)
             check_teacher(facts.get("teacher"), teacher)
             load_state(newest, objective, adam)
@@ -121,8 +123,8 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
                 forgetting.write_report(out, report)
         log = stack.enter_context(RunLog(out, columns(list(sources), objective.parts), done, updates, enabled=writes))
         if taught and teacher is not None:
-            learn_answers(objective, teacher, data, config, digests, fabric, log.say, anew=newest is None)
-        log.say(introduce(sources, updates, mixture.updates_per_epoch, done, fabric))
+            fit_to_teacher(objective, teacher, data, config, digests, fabric, log.say, anew=newest is None)
+        log.say(describe_run(sources, updates, mixture.updates_per_epoch, done, fabric))
         if config.optim.generator_lr != 1:
             log.say(f"  the weight generator learns at {config.optim.generator_lr:g} × optim.lr")
         draws = bool(run.pictures_every) and can_draw(log.say)
@@ -131,7 +133,7 @@ def pretrain(config: PretrainConfig, resume: bool = False) -> Path:
         measured: dict[str, float] = {}
 
         def keep(update: int) -> None:
-            facts = {"images": images, "stores": digests, "config": shown_in(config.to_dict())}
+            facts = {"images": images, "stores": digests, "config": redact_values(config.to_dict())}
             facts |= {"teacher": teacher.sha256} if teacher is not None else {}
             save_state(out / "checkpoints", update, objective, adam, facts, keep=run.keep, write=writes)
             provenance = {"code": code_version(), "updates": update, **facts}
@@ -216,7 +218,7 @@ def assemble(
     return Pretraining(mae.train(), sensors, distill, teacher, distilled, anchor)
 
 
-def learn_answers(
+def fit_to_teacher(
     objective: Pretraining,
     teacher: Teacher,
     data: MicroBatches,
@@ -245,7 +247,7 @@ def learn_answers(
             "precision": config.run.precision,
         }
         folder = Path(config.run.out) / "teacher"
-        data.answers = teacher_answers(folder, data, objective.teach, key, fabric, say)
+        data.answers = cached_teacher_features(folder, data, objective.teach, key, fabric, say)
     if config.distill.loss == "smooth-l1" and anew:
         told = []
         # All of an update's micro-batches, for the first are of its commonest sensor.
@@ -257,7 +259,7 @@ def learn_answers(
         objective.distillation.standardise(torch.cat([t[:, :, :shortest].float() for t in told]))
 
 
-def copied(module: nn.Module) -> dict[str, torch.Tensor]:
+def copy_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """A module's weights as they are now."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
@@ -279,7 +281,7 @@ def find_checkpoint(config: PretrainConfig, resume: bool) -> Path | None:
         raise ConfigError(
             f"{out} already holds a run ({found[-1].name}): continue it with --resume, or choose another run.out"
         )
-    before = from_dict(read_facts(found[-1])["config"], f"the configuration in {found[-1]}")
+    before = from_dict(read_run_info(found[-1])["config"], f"the configuration in {found[-1]}")
     changed = [change for change in differences(before, config) if change.split(":")[0] not in LENGTH]
     if changed:
         raise ConfigError(
@@ -349,7 +351,7 @@ def due(update: int, every: int) -> bool:
     return bool(every) and update % every == 0
 
 
-def introduce(sources: dict[str, Source], updates: int, per_epoch: float, done: int, fabric: Fabric) -> str:
+def describe_run(sources: dict[str, Source], updates: int, per_epoch: float, done: int, fabric: Fabric) -> str:
     """What the run is about to do, in a line for each sensor.
 
     Args:

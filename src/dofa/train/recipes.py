@@ -8,9 +8,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dofa.addresses import shown_in
+from dofa.addresses import redact_values
 from dofa.documents import LARGEST_YAML, as_mapping, parse_yaml, read_bytes
-from dofa.errors import ConfigError, nearest, short
+from dofa.errors import ConfigError, nearest, shorten
 from dofa.train.config import FORMAT_VERSION, PretrainConfig
 
 # What may differ between a run and its continuation without changing a single weight.
@@ -88,7 +88,7 @@ def print_config(config: PretrainConfig) -> None:
 
 def to_yaml(config: PretrainConfig) -> str:
     """The whole configuration, defaults included, as YAML that `load_config` reads; addresses without their secrets."""
-    return yaml.safe_dump(shown_in(config.to_dict()), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(redact_values(config.to_dict()), sort_keys=False, allow_unicode=True)
 
 
 def recipes() -> list[str]:
@@ -99,7 +99,7 @@ def recipes() -> list[str]:
 
 def differences(before: PretrainConfig, now: PretrainConfig) -> list[str]:
     """Settings that matter to the weights and differ, each as `key: before -> now`."""
-    old, new = (_flat(shown_in(each.to_dict())) for each in (before, now))
+    old, new = (_flat(redact_values(each.to_dict())) for each in (before, now))
     warmups = {c.optim.warmup(c.run.updates) if c.run.updates else None for c in (before, now)}
     if len(warmups) == 1 and None not in warmups:  # the same, whether as a share or as a number
         new |= {key: old[key] for key in ("optim.warmup_ratio", "optim.warmup_updates")}
@@ -129,23 +129,23 @@ def _override(data: dict[str, Any], override: str) -> None:
         if not isinstance(data.get(parent), dict):
             data[parent] = {}  # also replaces a single number by one a sensor: data.crop.naip-rgb=64
         data = data[parent]
-    data[last] = parse_yaml(text, f"override {short(override)!r}")
+    data[last] = parse_yaml(text, f"override {shorten(override)!r}")
 
 
 def _check_keys(data: Any, owner: type, origin: str, where: str) -> None:
     """Refuse unknown keys and nulls where none may stand: jsonargparse names no neighbours and lets nulls through."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{origin}: {where.rstrip('.')} is {short(repr(data))}; a mapping of settings")
+        raise ConfigError(f"{origin}: {where.rstrip('.')} is {shorten(repr(data))}; a mapping of settings")
     hints = get_type_hints(owner)
     known = {f.name for f in fields(owner)}
     for key, value in data.items():
         if key not in known:
-            raise ConfigError(f"{origin}: unknown key {where}{short(str(key))}: {nearest(str(key), known)}")
+            raise ConfigError(f"{origin}: unknown key {where}{shorten(str(key))}: {nearest(str(key), known)}")
         hint = hints[key]
         if is_dataclass(hint) and isinstance(hint, type):
             _check_keys(value, hint, origin, f"{where}{key}.")
         elif isinstance(value, str) and get_origin(hint) is tuple:
-            raise ConfigError(f"{origin}: {where}{key} is a list: {where}{key}=[{short(value)}]")
+            raise ConfigError(f"{origin}: {where}{key} is a list: {where}{key}=[{shorten(value)}]")
         elif value is None and not (get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)):
             raise ConfigError(f"{origin}: {where}{key} is empty")
 

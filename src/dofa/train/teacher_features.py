@@ -13,14 +13,14 @@ from torch import Tensor
 
 from dofa.documents import read_bytes
 from dofa.errors import CheckpointError
-from dofa.io import allocate, naming, write_atomically
+from dofa.io import allocate, name_os_errors, write_atomically
 from dofa.train.data import MicroBatches, Source
 
 Answers = NDArray[np.float16]
 BATCH = 32  # crops the teacher is shown at a time
 
 
-def teacher_answers(
+def cached_teacher_features(
     folder: Path,
     data: MicroBatches,
     teach: Callable[[Tensor, int], Tensor],
@@ -94,7 +94,10 @@ def _make(
             if rows is None:
                 shape = (len(source.train), crops, *found.shape[1:])
                 rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-                with naming(partial), partial.open("r+b") as made:  # a full disk ends a process that writes to a map
+                with (
+                    name_os_errors(partial),
+                    partial.open("r+b") as made,
+                ):  # a full disk ends a process that writes to a map
                     allocate(made.fileno(), os.fstat(made.fileno()).st_size)
             rows.reshape(-1, *found.shape[1:])[first : first + len(found)] = found
         fabric.barrier()

@@ -15,7 +15,7 @@ Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class View:
+class TeacherInput:
     """The pictures of one sensor.
 
     Attributes:
@@ -30,7 +30,7 @@ class View:
     channels: int
     maps: tuple[DisplayMap, ...] | None
 
-    def draw(self, rng: np.random.Generator) -> "View":
+    def draw(self, rng: np.random.Generator) -> "TeacherInput":
         """The view of one micro-batch: with the channel drawn that is shown three times, where one is."""
         if not self.channels:
             return self
@@ -66,7 +66,7 @@ class View:
         return pictures
 
 
-def plan_view(sensor: Sensor, config: DistillConfig) -> View:
+def plan_teacher_input(sensor: Sensor, config: DistillConfig) -> TeacherInput:
     """Which bands of a sensor make the pictures.
 
     Args:
@@ -78,13 +78,13 @@ def plan_view(sensor: Sensor, config: DistillConfig) -> View:
     radar = all(band.kind == "sar" for band in sensor.bands)
     maps = None if config.input == "sensor" else band_maps(sensor)
     if sensor.name in config.proxies:
-        return View((_three(sensor, config.proxies[sensor.name]),), False, 0, maps)
+        return TeacherInput((_three(sensor, config.proxies[sensor.name]),), False, 0, maps)
     if radar and config.view == "proxy":
         count = len(sensor.bands)
         if config.sar_proxy == "random" or count == 1:
-            return View(((0, 0, 0),), False, count, maps)
+            return TeacherInput(((0, 0, 0),), False, count, maps)
         # The third band repeats the first's wavelength, and holds zeros (the published code).
-        return View(((0, 1, 0),), True, 0, maps)
+        return TeacherInput(((0, 1, 0),), True, 0, maps)
     if not sensor.renderings:
         raise ConfigError(
             f"sensor {sensor.name} names no three bands that make a picture: say them in distill.proxies, such as "
@@ -92,11 +92,11 @@ def plan_view(sensor: Sensor, config: DistillConfig) -> View:
         )
     chosen = [three for name, three in sensor.renderings.items() if name in config.renderings]
     chosen = chosen or [next(iter(sensor.renderings.values()))]
-    return View(tuple(_three(sensor, three) for three in chosen), False, 0, maps)
+    return TeacherInput(tuple(_three(sensor, three) for three in chosen), False, 0, maps)
 
 
-def plan_views(sensors: Mapping[str, Sensor], config: DistillConfig) -> dict[str, View]:
-    """`plan_view` for every sensor of a run.
+def plan_teacher_inputs(sensors: Mapping[str, Sensor], config: DistillConfig) -> dict[str, TeacherInput]:
+    """`plan_teacher_input` for every sensor of a run.
 
     Args:
         config: what the teacher is to be shown.
@@ -118,7 +118,7 @@ def plan_views(sensors: Mapping[str, Sensor], config: DistillConfig) -> dict[str
         and any(b.kind == "sar" for s in sensors.values() for b in s.bands)
     ):
         raise ConfigError("distill.crops keeps one teacher's answer a crop: sar_proxy random would need one a channel")
-    return {name: plan_view(sensor, config) for name, sensor in sensors.items()}
+    return {name: plan_teacher_input(sensor, config) for name, sensor in sensors.items()}
 
 
 def band_maps(sensor: Sensor) -> tuple[DisplayMap, ...]:

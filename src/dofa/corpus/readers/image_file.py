@@ -213,11 +213,13 @@ class ArrayFile(ImageFile):
             raise DataError(f"sensor {sensor.name} has no default scaling: give one")
         taken, n = sensor.select(self.bands), len(self.bands)
         nothing = FileNumbers((1.0,) * n, (0.0,) * n, ("",) * n, {}, ({},) * n, {})
-        settled = physical_values.settle(taken, nothing, self.dtype.name, numbers, path)
+        settled = physical_values.resolve_scaling(taken, nothing, self.dtype.name, numbers, path)
         if settled.scale_open:
             some = archives.images(path).reshape(-1, channels, *size)[:: max(1, self.count // SAMPLED)]
             some = some[:, [self._channel[b] for b in self.bands]]
-            settled = physical_values.assumed(settled, taken, nothing, some if nodata is None else some[some != nodata])
+            settled = physical_values.infer_scaling(
+                settled, taken, nothing, some if nodata is None else some[some != nodata]
+            )
         self.scaling = settled.scaling
         self.warnings = tuple(f"{title}: {path}: {text}" for title, text in settled.assumptions)
 
