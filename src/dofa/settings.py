@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dofa.errors import ConfigError, DofaError, nearest, shorten
+from dofa.errors import ConfigError, DataError, DofaError, nearest, shorten
 
 HUGE = 2**53  # beyond it a whole number is not itself as float64, and no size, count or code is meant
 
@@ -92,6 +92,22 @@ def number(value: Any, what: str, *, finite: bool = True, error: type[DofaError]
     if found is None or math.isnan(found) or (finite and math.isinf(found)):
         raise error(f"{what} is {shorten(repr(value))}; a {'' if found is None else 'finite '}number is expected")
     return found
+
+
+def check_version(value: Any, newest: int, what: str, error: type[DofaError] = DataError) -> int:
+    """The format version of a file, at most the newest one that this dofa reads.
+
+    Args:
+        what: the file, for messages.
+
+    Raises:
+        DofaError: `error`: no format version, or a newer one.
+    """
+    if not _is(value, int) or value < 1:
+        raise error(f"{what} has no format_version ({shorten(repr(value))}): damaged, or not written by dofa")
+    if value > newest:
+        raise error(f"{what} has format_version {value}, newer than the {newest} this dofa reads: update dofa")
+    return int(value)
 
 
 def numbers(value: Any, what: str, error: type[DofaError] = ConfigError) -> tuple[float, ...]:

@@ -354,7 +354,7 @@ def test_a_format_version_from_the_future_is_refused_by_name(toy, tmp_path):
     pack(toy.reading(), tmp_path / "store", progress=False)
     for folder in (tmp_path / "store" / "toy", tmp_path / "store"):
         zarr.open_group(folder, mode="r+").attrs["format_version"] = 7
-        with pytest.raises(DataError, match="format version 7, newer than the 2 this dofa reads: update dofa"):
+        with pytest.raises(DataError, match="format_version 7, newer than the 2 this dofa reads: update dofa"):
             open_stores(tmp_path / "store")
 
 

@@ -136,9 +136,7 @@ def test_config_json_is_readable_and_names_what_design_promises(saved):
 
 def test_a_format_from_the_future_is_refused_by_name(saved):
     edit(saved, format_version=2)
-    with pytest.raises(
-        CheckpointError, match=r"format_version 2; dofa .* reads up to 1: install a newer dofa"
-    ) as caught:
+    with pytest.raises(CheckpointError, match="format_version 2, newer than the 1 this dofa reads") as caught:
         load(saved)
     one_line(caught)
 
@@ -146,7 +144,7 @@ def test_a_format_from_the_future_is_refused_by_name(saved):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"format_version": None}, "no format_version: not a model of dofa"),
+        ({"format_version": None}, "no format_version .*not written by dofa"),
         ({"format_version": "1"}, "no format_version"),
         ({"encodr": {}}, "unknown key 'encodr': did you mean encoder"),
         ({"encoder": None}, "encoder is missing"),

@@ -197,7 +197,7 @@ def test_a_missing_repository_or_file_is_one_line(server, repository):
 def test_a_repository_of_another_library_is_one_line(server):
     server.files["me/bert/config.json"] = json.dumps({"architectures": ["Bert"]}).encode()
     server.files["me/bert/model.safetensors"] = b"x"
-    with pytest.raises(CheckpointError, match="not a model of dofa") as caught:
+    with pytest.raises(CheckpointError, match="not written by dofa") as caught:
         load("me/bert")
     one_line(caught)
 

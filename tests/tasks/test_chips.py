@@ -678,7 +678,7 @@ def test_an_interrupted_command_leaves_what_was_there(cut, tmp_path, monkeypatch
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "deal", stop)
+    monkeypatch.setattr(command, "assign_blocks", stop)
     with pytest.raises(KeyboardInterrupt):
         cut(overwrite=True, seed=3)
     assert (tmp_path / "chips" / "chips.json").read_bytes() == before
@@ -721,7 +721,7 @@ def test_damaged_folders_are_refused(cut, tmp_path) -> None:
     os.utime(folder / "images.npy", (1, 1))
     assert read_chips(folder).fingerprint != fingerprint
     (folder / "chips.json").write_text(json.dumps(record | {"format_version": 2}))
-    with pytest.raises(DataError, match="format version 2, newer than the 1"):
+    with pytest.raises(DataError, match="format_version 2, newer than the 1"):
         read_chips(folder)
     (folder / "chips.json").write_text(json.dumps(record | {"labels": record["labels"][1:]}))
     with pytest.raises(DataError, match=r"places has 256 entries for 255 chips"):

@@ -23,7 +23,7 @@ from dofa.addresses import redact_values
 from dofa.documents import as_mapping, read_json
 from dofa.errors import DataError
 from dofa.io import write_atomically
-from dofa.settings import whole_number
+from dofa.settings import check_version
 
 CELLS = "cells"  # the folder's name in that of a bench
 HEARTBEAT = 15.0  # seconds between two signs of life
@@ -122,11 +122,7 @@ class JobStore:
             raise DataError(f"{error}: delete it, and it is computed again") from None
         if not isinstance(record, dict) or record.get("name") != name:
             raise DataError(f"{file} is no record of the cell of that name: delete it, and it is computed again")
-        if whole_number(record.get("format_version", 0), f"{file}: format_version", error=DataError) > FORMAT_VERSION:
-            raise DataError(
-                f"{file} has format_version {record['format_version']}; this dofa reads up to {FORMAT_VERSION}: "
-                "install a newer dofa"
-            )
+        check_version(record.get("format_version", 1), FORMAT_VERSION, str(file))
         digest = record.pop("sha256", None)  # of records since there is one
         if (digest is not None and digest != _digest(record)) or record.get("status") not in [*STATUS]:
             raise DataError(f"{file} is damaged: delete it, and the cell is computed again")

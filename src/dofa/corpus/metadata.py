@@ -16,6 +16,7 @@ from dofa.corpus.http import HTTPStore
 from dofa.documents import parse_json
 from dofa.errors import DataError
 from dofa.io import json_digest
+from dofa.settings import check_version
 
 FORMAT = "dofa-store"
 FORMAT_VERSION = 2
@@ -134,13 +135,7 @@ def check_format(attributes: dict[str, Any], url: str, sensor: str = "") -> None
     where = f"{url}, {sensor}" if sensor else url
     if attributes.get("format") != FORMAT:
         raise DataError(f"{where} is Zarr but no store written by dofa pack")
-    version = attributes.get("format_version")
-    if not isinstance(version, int) or isinstance(version, bool):
-        raise DataError(f"{where} is damaged: format_version is {version!r:.40}: {COPY_AGAIN}")
-    if version > FORMAT_VERSION:
-        raise DataError(
-            f"{where} has store format version {version}, newer than the {FORMAT_VERSION} this dofa reads: update dofa"
-        )
+    version = check_version(attributes.get("format_version"), FORMAT_VERSION, where)
     finished = not sensor or attributes.get("complete") is True
     if (SEAL in attributes or (version > 1 and finished)) and attributes.get(SEAL) != _digest(attributes):
         raise DataError(f"{where} is damaged: its zarr.json is not as it was written: {COPY_AGAIN}")

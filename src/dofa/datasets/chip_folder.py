@@ -28,7 +28,7 @@ from dofa.errors import ConfigError, DataError, DofaError, shorten
 from dofa.io import json_digest, lock_folder, name_os_errors, place_folder, restore_folder
 from dofa.pixels import Scaling
 from dofa.sensors import Sensor
-from dofa.settings import check_keys, list_of, whole_number
+from dofa.settings import check_keys, check_version, list_of, whole_number
 
 FORMAT, FORMAT_VERSION = "dofa-chips", 1
 RECORD, IMAGES, VALID, MASKS = "chips.json", "images.npy", "valid.npy", "masks.npy"
@@ -244,11 +244,7 @@ def _record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"{file} was not written by dofa chips")
     try:
-        version = whole_number(record.get("format_version"), "format_version", 1)
-        if version > FORMAT_VERSION:
-            raise DataError(
-                f"{folder} has format version {version}, newer than the {FORMAT_VERSION} this dofa reads: update dofa"
-            )
+        check_version(record.get("format_version"), FORMAT_VERSION, str(file))
         missing = [key for key in KEYS if key not in record]
         if missing:
             raise DataError(f"{', '.join(missing)} missing")

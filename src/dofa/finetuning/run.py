@@ -41,6 +41,7 @@ from dofa.model.head_split import Role, SplitRecord
 from dofa.model.heads import Head, Kind, palette, split_decoder
 from dofa.model.lora import merge_lora
 from dofa.pixels import unit_path
+from dofa.settings import check_version
 from dofa.train.checkpoint import checkpoints, lock_run, read_run_info
 
 
@@ -208,8 +209,7 @@ def _found(folder: Path, digest: dict[str, Any], resume: bool) -> FinetuneResult
         raise ConfigError(f"{folder} holds a run of another {', '.join(changed)}: name another folder, or --overwrite")
     if not finished.is_file():
         return None
-    if record["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{finished} has format_version {record['format_version']}: update dofa")
+    check_version(record.get("format_version"), FORMAT_VERSION, str(finished), CheckpointError)
     return FinetuneResult(
         test={key: record[key] for key in ("metric", "score", "images", "classes", "confusion")},
         validation=tuple(record["validation"]),

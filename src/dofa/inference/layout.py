@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from dofa.addresses import redact_values
 from dofa.documents import parse_json
-from dofa.errors import ConfigError, DataError, shorten
+from dofa.errors import ConfigError, DataError
 from dofa.options import Format
 from dofa.scene.grid import Window
+from dofa.settings import check_version
 
 Dtype: TypeAlias = Literal["float32", "float16", "int8", "uint8"]
 Affine: TypeAlias = tuple[float, float, float, float, float, float]
@@ -217,11 +218,7 @@ class Layout:
         Raises:
             DataError: a newer format, or a record that is not whole.
         """
-        version = record.get("format_version") if isinstance(record, dict) else None
-        if not isinstance(version, int) or not 0 < version <= FORMAT_VERSION:
-            raise DataError(
-                f"DOFA_META has format {shorten(str(version))}, this dofa reads up to {FORMAT_VERSION}: update dofa"
-            )
+        check_version(record.get("format_version") if isinstance(record, dict) else None, FORMAT_VERSION, "DOFA_META")
         nodata, points = record.get("nodata"), record.get("control_points")
         try:
             return cls(

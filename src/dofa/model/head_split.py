@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from dofa.addresses import redact_values
 from dofa.documents import parse_json
 from dofa.errors import CheckpointError
+from dofa.settings import check_version
 
 FILE = "split.safetensors"
 FORMAT_VERSION = 1
@@ -118,8 +119,7 @@ def read_split(path: Path, weights_sha256: str) -> SplitRecord | None:
             told = parse_json((file.metadata() or {})["split"], str(path), CheckpointError)
             keys = ("format_version", "head", "seed", "block_side", "rate")
             version, head, seed, side, rate = (told[key] for key in keys)
-            if version > FORMAT_VERSION:
-                raise CheckpointError(f"{path} has format_version {version}: install a newer dofa")
+            check_version(version, FORMAT_VERSION, str(path), CheckpointError)
             digests, roles, windows = (file.get_tensor(name) for name in ("digests", "roles", "windows"))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): {cure}") from None

@@ -25,7 +25,7 @@ from dofa.model.config import DecoderConfig, EncoderConfig, MaskConfig, Origin
 from dofa.model.encoder import DOFA
 from dofa.model.lora import require_merged
 from dofa.model.mae import MaskedAutoencoder
-from dofa.settings import check_keys, check_types, field_names
+from dofa.settings import check_keys, check_types, check_version, field_names
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -315,14 +315,9 @@ def read_record(path: Path, what: str, version: int, keys: Collection[str]) -> d
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is no {what} folder: {path.name} is missing{_inside(path)}")
     record = read_json(path, CheckpointError)
-    found = record.get("format_version") if isinstance(record, dict) else None
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise CheckpointError(f"{path} has no format_version: not a {what} of dofa")
-    if found > version:
-        raise CheckpointError(
-            f"{path} has format_version {shorten(str(found))}; dofa {dofa.__version__} reads up to {version}: "
-            "install a newer dofa"
-        )
+    check_version(
+        record.get("format_version") if isinstance(record, dict) else None, version, str(path), CheckpointError
+    )
     return dict(check_keys(record, keys, str(path), error=CheckpointError))
 
 

@@ -28,7 +28,7 @@ from dofa.addresses import redact_values
 from dofa.documents import read_json
 from dofa.errors import CheckpointError, ConfigError, DofaError
 from dofa.io import FileLock
-from dofa.settings import whole_number
+from dofa.settings import check_version
 
 FORMAT_VERSION = 1
 LOCK_PATIENCE_S = 15.0
@@ -145,14 +145,10 @@ def read_run_info(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         facts = read_json(checkpoint / "state.json", CheckpointError)
-        version = whole_number(facts["format_version"], "format_version")
+        version = facts["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint} is not a training checkpoint: {error}") from None
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {checkpoint} has format_version {version}, newer than the {FORMAT_VERSION} this dofa reads: "
-            "update dofa"
-        )
+    check_version(version, FORMAT_VERSION, f"checkpoint {checkpoint}", CheckpointError)
     return dict(facts)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dofa.errors import ConfigError
 from dofa.model.config import DecoderConfig, DistillConfig, MaskConfig, preset
+from dofa.settings import check_version
 
 FORMAT_VERSION = 1
 FITTED_GENERATOR_LR = 0.05  # where a pre-fit made the kernels; measured (docs/distillation.md)
@@ -270,11 +271,7 @@ class PretrainConfig:
         if self.optim.generator_lr is None:  # in here, so that what is printed, kept and compared is the number
             factor = FITTED_GENERATOR_LR if self.model.start == "prefit" else 1.0
             object.__setattr__(self, "optim", replace(self.optim, generator_lr=factor))
-        if self.format_version > FORMAT_VERSION:
-            raise ConfigError(
-                f"this configuration has format_version {self.format_version}, newer than the {FORMAT_VERSION} this "
-                "dofa reads: update dofa"
-            )
+        check_version(self.format_version, FORMAT_VERSION, "this configuration", ConfigError)
 
     def check_init(self) -> None:
         """Refuse to train without the model that is to be trained further; a recipe may leave its name to the user.

@@ -20,7 +20,7 @@ from dofa.documents import read_json
 from dofa.errors import CheckpointError, DataError
 from dofa.io import write_atomically
 from dofa.model.mae import MaskedAutoencoder
-from dofa.settings import whole_number
+from dofa.settings import check_version
 from dofa.train.config import PretrainConfig
 from dofa.train.data import Source
 from dofa.train.evaluate import Evaluation, evaluate_store, place_interval
@@ -239,17 +239,13 @@ def read_report(folder: Path) -> Report | None:
         return None
     try:
         record = read_json(file, CheckpointError)
-        version = whole_number(record["format_version"], "format_version")
-        if version <= FORMAT_VERSION:
-            changes = tuple(Change.from_dict(c) for c in record["sensors"])
-            return Report(record["init"], record["evaluate_images"], record["seed"], changes, record["updates"])
+        check_version(record["format_version"], FORMAT_VERSION, str(file), CheckpointError)
+        changes = tuple(Change.from_dict(c) for c in record["sensors"])
+        return Report(record["init"], record["evaluate_images"], record["seed"], changes, record["updates"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}): remove it, and the error before is measured again from model.init"
         ) from None
-    raise CheckpointError(
-        f"{file} has format_version {version}, newer than the {FORMAT_VERSION} this dofa reads: update dofa"
-    )
 
 
 def _measure(mae: MaskedAutoencoder, store: SensorStore, change: Change, limit: int, seed: int) -> Evaluation | None:
