@@ -258,7 +258,7 @@ RUN = {
             "dofa pretrain": TWO,
         },
     ),
-}  # own-labels.md: tests/tasks/test_chips.py; analyst.md: test_analyst.py; checkpoints.md: model/test_released_full.py
+}  # own-labels.md and analyst.md: tests/datasets; checkpoints.md: model/test_released_full.py
 
 
 @pytest.fixture

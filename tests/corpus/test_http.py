@@ -17,7 +17,7 @@ from dofa.corpus.store import open_stores
 from dofa.errors import DataError
 from dofa.raster import remote
 
-SCRIPT = Path(__file__).parents[1] / "scene" / "flaky_server.py"
+SCRIPT = Path(__file__).parents[1] / "flaky_server.py"
 
 
 class Server:

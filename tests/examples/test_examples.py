@@ -19,7 +19,7 @@ from dofa.model import checkpoint
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 
-from ..tasks.conftest import labelled
+from ..labelled_images import labelled
 from ..vit_files import write_vit
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

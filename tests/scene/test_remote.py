@@ -60,7 +60,7 @@ class Server:
 def process(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     # A process of its own: rasterio holds Python's lock while it opens a file, and no thread could answer.
-    script = Path(__file__).with_name("flaky_server.py")
+    script = Path(__file__).parents[1] / "flaky_server.py"
     with subprocess.Popen([sys.executable, str(script), str(root)], stdout=subprocess.PIPE, text=True) as running:
         yield root, f"http://127.0.0.1:{running.stdout.readline().strip()}"
         running.terminate()

@@ -1,7 +1,7 @@
 """Where a file holds measurements: nodata values, masks, alpha bands, and numbers that are not finite.
 
 The mask of each band is the one GDAL computes. Where a nodata value alone makes it, the numbers that were read anyway
-are compared, with GDAL's tolerance: reading masks decodes a window's blocks a second time (`tests/test_raster_masks.py`
+are compared, with GDAL's tolerance: reading masks decodes a window's blocks a second time (`tests/raster/test_masks.py`
 holds the two against each other).
 """
 
