@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from dofa.datasets.folds import split_folds
 from dofa.datasets.labelled import LabelledImages
 from dofa.errors import ConfigError, DataError
-from dofa.evaluation import probe as room
+from dofa.evaluation import probe_images as room
 from dofa.evaluation.bootstrap import Classes, score_images
 from dofa.evaluation.cross_validation import fit_logistic
 from dofa.evaluation.frozen_features import encode

@@ -5,7 +5,7 @@ differences, and a head on everything, saved.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
@@ -21,15 +21,17 @@ from dofa.datasets.opening import LabelledImages, open_labelled
 from dofa.datasets.splits import By, EvaluationSplits, make_splits
 from dofa.errors import ConfigError
 from dofa.evaluation.backbones import DATASET, Backbone, DofaBackbone, open_backbone, random_encoder
-from dofa.evaluation.bootstrap import CrossValidated, interval, score_images
-from dofa.evaluation.cross_validation import PENALTIES, RATES, LinearModel, Optimizer, check_features
-from dofa.evaluation.frozen_features import Floats, Precision, band_statistics, block_number, encode
-from dofa.evaluation.judged_images import choose_images, make_panels
+from dofa.evaluation.bootstrap import CrossValidated, interval
+from dofa.evaluation.cross_validation import PENALTIES, RATES, LinearModel, Optimizer
+from dofa.evaluation.frozen_features import Precision, band_statistics, block_number
 from dofa.evaluation.metrics import class_scores
-from dofa.evaluation.pixel_features import BandPixels, EncoderPixels, plan_for_backbone
-from dofa.evaluation.pixel_probe import Ground, PixelTask, cut_blocks, draw_sample, gather, label_map
-from dofa.evaluation.probe_heads import BANDS, HEAD, band_head, encoder_head, fit_images, split_of
+from dofa.evaluation.pixel_features import plan_for_backbone
+from dofa.evaluation.pixel_probe import cut_blocks
+from dofa.evaluation.probe_heads import BANDS, HEAD, band_head, encoder_head, split_of
+from dofa.evaluation.probe_images import ImageProbe
+from dofa.evaluation.probe_pixels import PixelProbe
 from dofa.evaluation.probe_result import Classifier, Difference, Metric, ProbeResult, Row
+from dofa.evaluation.probe_settings import BAND_STATISTICS, Probe, ProbeSettings, Runs, level_name
 from dofa.evaluation.verdict import Kind, map_command, verdict
 from dofa.io import write_atomically
 from dofa.model.encoder import DOFA
@@ -123,14 +125,11 @@ def probe(
     if dense and len(images) == 1:
         uncut, (images, across) = images, cut_blocks(images, block_side)
         folds = min(folds, len(images))
-    backbone = (
-        weights
-        if isinstance(weights, Backbone)
-        else open_backbone(weights if isinstance(weights, DOFA) else str(weights))
-    )
-    levels = tuple(dict.fromkeys(block_number(block, backbone.depth) for block in blocks))
-    if dense:
-        levels = tuple(dict.fromkeys(backbone.depth - 1 if level == "pooled" else level for level in levels))
+    if isinstance(weights, Backbone):
+        backbone = weights
+    else:
+        backbone = open_backbone(weights if isinstance(weights, DOFA) else str(weights))
+    levels = _levels(blocks, backbone, dense)
     step = stride if stride is not None else max(d for d in range(1, backbone.patch) if backbone.patch % d == 0)
     if dense:
         plan_for_backbone(backbone, 1, 1, step)  # a stride that does not fit is told before anything is read
@@ -141,181 +140,107 @@ def probe(
         cache = Path(out) / "cache"
     cache = None if cache is None else Path(cache)
 
-    shared = make_splits(images, folds, by, seed, fraction, across > 0)
-    parts, notes = shared.parts, [*images.notes, *shared.notes]
-    fewest = min(len(part.train) for part in parts)
-    if not dense and not 1 <= neighbours <= fewest:
-        raise ConfigError(f"--neighbours {neighbours}: between 1 and the {fewest} training images of a fold")
-
-    seen = backbone.take(images, stats)
-    left_out = [name for name in images.sensor.band_names if name not in seen.sensor.band_names]
-    if left_out and isinstance(backbone, DofaBackbone):
-        notes.append(f"{backbone.name} is not fed {', '.join(left_out)}: it has no statistics of them")
-    measured = band_statistics(seen, cache) if stats == DATASET else None
+    splits = make_splits(images, folds, by, seed, fraction, across > 0)
+    inputs = backbone.take(images, stats)
+    measured = band_statistics(inputs, cache) if stats == DATASET else None
 
     def scaling_of(rows: Ints) -> Scaling:
         dataset = None
         if measured is not None:
             mean, std = measured.over(rows)
-            dataset = seen.scaling.with_stats(mean.tolist(), std.tolist(), "user")
-        return backbone.scaling(seen, stats, dataset)
+            dataset = inputs.scaling.with_stats(mean.tolist(), std.tolist(), "user")
+        return backbone.scaling(inputs, stats, dataset)
 
-    scalings = [scaling_of(part.train) for part in parts]
-    for mapped in unit_path(seen.scaling.unit, scalings[0].unit, seen.sensor.platform):
-        notes.append(f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}")
+    scalings = [scaling_of(part.train) for part in splits.parts]
+    notes = [*images.notes, *splits.notes, *_input_notes(backbone, images, inputs, scalings[0])]
+    contenders = [("", "encoder", backbone)]
+    if baselines and isinstance(backbone.module, DOFA):
+        config = backbone.module.config
+        contenders += [
+            ("random ", f"random weights, seed {number}", open_backbone(random_encoder(config, number)))
+            for number in range(seed, seed + random_seeds)
+        ]
+    elif baselines:
+        notes.append(f"{backbone.name} has no random weights beside it: only DOFA's architectures are drawn")
 
-    statistics = band_statistics(images, cache) if baselines and not dense else None
-    linear: Classifier = "LARS" if optimizer == "lars" else "logistic"
-    classifiers: tuple[Classifier, ...] = (linear,) if dense else (linear, "k-NN")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def announced(title: str, over: Sequence[Scaling]) -> Callable[[int], None]:
-            times = len(set(over))
+        def announce(title: str, times: int) -> Callable[[int], None]:
             task = progress.add_task(title, total=len(images) * times)
             if not console.is_terminal:
                 each = f", by {times} statistics" if times > 1 else ""
                 console.print(f"{images.name}, {title}: {len(images)} images{each}", highlight=False)
             return lambda count: progress.advance(task, count)
 
-        def encoded(encoder: Backbone, title: str, over: Sequence[Scaling]) -> dict[Block, list[Floats]]:
-            """(N, D) for each level and each scaling; equal scalings are encoded once."""
-            advance = announced(title, over)
-            found = {
-                scaling: encode(
-                    encoder, seen, scaling, levels, size=size, batch=batch, precision=precision, device=device,
-                    cache=cache, progress=advance,
-                )
-                for scaling in dict.fromkeys(over)
-            }  # fmt: skip
-            return {level: [found[scaling][level] for scaling in over] for level in levels}
-
-        def pixels_of(encoder: Backbone, title: str, over: Sequence[Scaling]) -> list[EncoderPixels]:
-            """The maps of every scaling, made when they are asked for."""
-            advance, numbers = announced(title, over), [int(level) for level in levels]
-            found = {
-                scaling: EncoderPixels(
-                    encoder, seen, scaling, numbers, stride=step, size=size, batch=batch, precision=precision,
-                    device=device, progress=advance,
-                )
-                for scaling in dict.fromkeys(over)
-            }  # fmt: skip
-            return [found[scaling] for scaling in over]
-
-        contenders = [("", "encoder", backbone)]
-        if baselines and isinstance(backbone.module, DOFA):
-            config = backbone.module.config
-            contenders += [
-                (
-                    "random ",
-                    f"random weights, seed {seed + number}",
-                    open_backbone(random_encoder(config, seed + number)),
-                )
-                for number in range(random_seeds)
-            ]
-        elif baselines:
-            notes.append(f"{backbone.name} has no random weights beside it: only DOFA's architectures are drawn")
-
-        runs: dict[tuple[str, Classifier], list[CrossValidated]] = {}
-        if dense:
-            sample = draw_sample(images, shared.groups, pixels, seed)
-            ground = Ground(across, images.shape[1:], gap if across else 0)
-            judged = sorted({int(row) for part in parts for row in part.test})
-            shown = frozenset(judged if across else choose_images(images, judged))
-            task = PixelTask(images, parts, shared.units, sample, ground, pixels, candidates, optimizer, seed, shown)
-            for before, title, encoder in contenders:
-                found = task.judge(pixels_of(encoder, title, scalings), encoder.width, title)
-                for level, run in zip(levels, found, strict=True):
-                    runs.setdefault((before + _name(level), linear), []).append(run)
-            if baselines:
-                width = 3 * len(images.sensor.bands)
-                runs["band statistics", linear] = task.judge(
-                    [BandPixels(images)] * len(parts), width, "band statistics"
-                )
-        else:
-            of: list[tuple[str, list[Floats]]] = []
-            for before, title, encoder in contenders:
-                of += [(before + _name(level), f) for level, f in encoded(encoder, title, scalings).items()]
-            if statistics is not None:
-                of.append(("band statistics", [statistics.features] * len(parts)))
-            for name, of_folds in of:
-                for features in {id(f): f for f in of_folds}.values():
-                    check_features(features, images.labels, images.sources, name)
-                for classifier in classifiers:
-                    run = score_images(
-                        classifier, of_folds, images.labels, parts, shared.units, classes=len(images.class_names),
-                        places=shared.places, candidates=candidates, neighbours=neighbours, seed=seed,
-                    )  # fmt: skip
-                    runs.setdefault((name, classifier), []).append(run)
-
+        settings = ProbeSettings(
+            images, inputs, splits, levels, candidates, optimizer, seed, size, batch, precision, device, cache, announce
+        )
+        task: Probe = PixelProbe(settings, step, pixels, across, gap) if dense else ImageProbe(settings, neighbours)
+        runs: Runs = {}
+        for prefix, title, encoder in contenders:
+            for name, found in task.score(encoder, prefix, title, scalings).items():
+                runs.setdefault(name, []).extend(found)
+        if baselines:
+            runs |= task.score_bands()
         rows = tuple(_row(name, classifier, images, of_name, seed) for (name, classifier), of_name in runs.items())
-        protocol = shared.protocol | {
+        protocol = splits.protocol | {
             "seed": seed,
             "optimizer": optimizer,
             "penalties": sorted(candidates),
             "random_seeds": random_seeds if baselines else 0,
         }
-        protocol |= (
-            {"stride": step, "pixels": pixels, "gap": ground.gap, "shape": list(images.shape[1:])}
-            if dense
-            else {"neighbours": neighbours}
-        )
-        setting = _setting(images, backbone, shared, scalings[0]) | {"protocol": protocol}
+        protocol |= task.protocol
+        setting = _setting(images, backbone, splits, scalings[0]) | {"protocol": protocol}
         setting["encoder"] |= {
-            "levels": [_name(level) for level in levels],
+            "levels": [level_name(level) for level in levels],
             "size": size,
             "precision": precision,
             "statistics": stats or scalings[0].stats_source,
         }
-        panels = None
-        if dense:
-            answers = {name: of_name[0].answers for (name, _), of_name in runs.items()}
-            panels = make_panels(images, {row: label_map(images, row) for row in sorted(shown)}, answers, across)
-        result = ProbeResult(setting, rows, _differences(rows, levels, seed), tuple(notes), panels=panels)
+        differences = _differences(rows, levels, seed)
+        result = ProbeResult(setting, rows, differences, tuple(notes), panels=task.panels(runs))
         if out is None:
             return replace(result, verdict=verdict(result.contenders, {}, seed))
         for stale in (HEAD, BANDS):  # of an earlier probe, and maybe of no contender of this one
             (Path(out) / stale / CONFIG).unlink(missing_ok=True)
-        split = split_of(images, shared, seed, uncut, block_side)
+        split = split_of(images, splits, seed, uncut, block_side)
         commands: dict[Kind, list[str]] = {}
         if isinstance(backbone.module, DOFA):
-            best = next(level for level in levels if _name(level) == result.best.features)
-            scaling = scaling_of(shared.learnt)
-            if dense:
-                maps = pixels_of(backbone, "head", [scaling])[0]
-                first = levels.index(best) * backbone.width
-                gathered = gather(maps, sample, images.shape[1:])[:, first : first + backbone.width]
-                layer = task.learn(gathered, shared.learnt, np.zeros(0, np.int64))
-                tile = maps.plan.tile
-            else:
-                whole = encoded(backbone, "head", [scaling])[best][0]
-                layer = fit_images(whole, images, shared, candidates, seed, optimizer)
-                tile = size or images.shape[1]
+            best = next(level for level in levels if level_name(level) == result.best.features)
+            scaling = scaling_of(splits.learnt)
+            layer, tile = task.fit(backbone, best, scaling)
             told = _validation(result.best, layer, protocol | {"levels_compared": list(levels)})
-            head = encoder_head(seen, backbone.module, backbone.sha256, best, scaling, layer, tile, size, told, split)
+            head = encoder_head(inputs, backbone.module, backbone.sha256, best, scaling, layer, tile, size, told, split)
             head.save(Path(out) / HEAD)
             result = replace(result, head=head)
             if not isinstance(weights, DOFA | Backbone):
                 commands["model"] = map_command(Path(out) / HEAD, images.task, str(weights), step if dense else None)
         if baselines:
-            if dense:
-                gathered = gather(BandPixels(images), sample, images.shape[1:])
-                layer = task.learn(gathered, shared.learnt, np.zeros(0, np.int64))
-            else:
-                assert statistics is not None
-                layer = fit_images(statistics.features, images, shared, candidates, seed, optimizer)
-            told = _validation(result.row("band statistics"), layer, protocol)
-            bands_head = band_head(images, layer, told, split)
+            layer = task.fit_bands()
+            bands_head = band_head(images, layer, _validation(result.row(BAND_STATISTICS), layer, protocol), split)
             bands_head.save(Path(out) / BANDS)
-            commands["band statistics"] = map_command(Path(out) / BANDS, images.task)
+            commands[BAND_STATISTICS] = map_command(Path(out) / BANDS, images.task)
             result = replace(result, band_head=bands_head)
         result = replace(result, verdict=verdict(result.contenders, commands, seed))
     write_atomically(Path(out) / RESULT, (json.dumps(redact_values(result.to_dict()), indent=1) + "\n").encode())
     return result
 
 
-def _name(level: Block) -> str:
-    return "pooled" if level == "pooled" else f"block {level}"
+def _levels(blocks: Sequence[int | str], backbone: Backbone, dense: bool) -> tuple[Block, ...]:
+    """Numbers of the blocks, each once; of pixels the last block stands for the pooled vector."""
+    levels = [block_number(block, backbone.depth) for block in blocks]
+    last = backbone.depth - 1
+    return tuple(dict.fromkeys(last if dense and level == "pooled" else level for level in levels))
+
+
+def _input_notes(backbone: Backbone, images: LabelledImages, inputs: LabelledImages, scaling: Scaling) -> Iterator[str]:
+    """Bands that the model is not fed, and how units are mapped."""
+    left_out = [name for name in images.sensor.band_names if name not in inputs.sensor.band_names]
+    if left_out and isinstance(backbone, DofaBackbone):
+        yield f"{backbone.name} is not fed {', '.join(left_out)}: it has no statistics of them"
+    for mapped in unit_path(inputs.scaling.unit, scaling.unit, inputs.sensor.platform):
+        yield f"pixels reach the encoder through {mapped.name}{', an approximation' * mapped.approximate}"
 
 
 def _validation(row: Row, layer: LinearModel, protocol: dict[str, Any]) -> dict[str, Any]:
@@ -344,11 +269,11 @@ def _row(name: str, classifier: Classifier, images: LabelledImages, runs: Sequen
 def _differences(rows: Sequence[Row], levels: Sequence[Block], seed: int) -> tuple[Difference, ...]:
     by_name = {(row.features, row.classifier): row for row in rows}
     return tuple(
-        Difference(_name(level), against, classifier, interval(mine.judged, seed, theirs.judged))
+        Difference(level_name(level), against, classifier, interval(mine.judged, seed, theirs.judged))
         for level in levels
-        for against in (f"random {_name(level)}", "band statistics")
+        for against in (f"random {level_name(level)}", BAND_STATISTICS)
         for classifier in dict.fromkeys(row.classifier for row in rows)
-        if (theirs := by_name.get((against, classifier))) and (mine := by_name[_name(level), classifier])
+        if (theirs := by_name.get((against, classifier))) and (mine := by_name[level_name(level), classifier])
     )
 
 

@@ -1,6 +1,5 @@
 """The heads that a probe leaves behind: fitted anew on all training images, one of the encoder and one of the bands."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +7,7 @@ import numpy as np
 
 from dofa.datasets.labelled import Ints, LabelledImages
 from dofa.datasets.splits import EvaluationSplits
-from dofa.evaluation.cross_validation import LinearModel, Optimizer, choose_penalty, fit
-from dofa.evaluation.frozen_features import Floats
+from dofa.evaluation.cross_validation import LinearModel
 from dofa.evaluation.overlap import record_split
 from dofa.inference.band_statistics import TILE
 from dofa.model.encoder import DOFA
@@ -18,25 +16,6 @@ from dofa.model.heads import Block, Head, palette
 from dofa.pixels import Scaling
 
 HEAD, BANDS = "head", "band-statistics"
-
-
-def fit_images(
-    features: Floats,
-    images: LabelledImages,
-    shared: EvaluationSplits,
-    candidates: Sequence[float],
-    seed: int,
-    optimizer: Optimizer,
-) -> LinearModel:
-    """A layer on the features of all training images.
-
-    Args:
-        features: (N, D).
-        candidates: penalties or rates to choose from.
-    """
-    rows, labels = features[shared.learnt], images.labels[shared.learnt]
-    places = None if shared.places is None else [shared.places[row] for row in shared.learnt]
-    return fit(rows, labels, choose_penalty(rows, labels, candidates, seed, places, optimizer), seed, optimizer)
 
 
 def split_of(
