@@ -113,7 +113,7 @@ def edit(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 4}, "format_version 4.*install a newer dofa"),
+        ({"format_version": 4}, "format_version 4, newer than the 3"),
         ({"format_version": "gone"}, "no format_version"),
         ({"tile_size": "gone", "gsd_m": "gone"}, "tile_size, gsd_m are missing"),
         ({"tile_sizes": 3}, "unknown key 'tile_sizes'.*tile_size"),
