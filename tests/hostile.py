@@ -209,7 +209,7 @@ def readers(fx: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
     from dofa.model.convert import read_released
     from dofa.model.heads import load_head
     from dofa.raster import open_raster
-    from dofa.raster.formats import read_geotiff, read_picture
+    from dofa.raster.in_memory import read_geotiff, read_picture
     from dofa.scene.safe import read_safe
     from dofa.scene.scene import open_scene
     from dofa.scene.stac import read_item

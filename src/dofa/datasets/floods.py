@@ -19,7 +19,7 @@ from dofa import sensors
 from dofa.datasets.labelled import IGNORE, LabelledImages, Raw, digest, file_state, read_lines, split_words, value_of
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
-from dofa.raster.formats import decoding
+from dofa.raster.in_memory import decoding
 from dofa.sensors import Band, Sensor
 
 OMBRIA_HOME = "https://github.com/geodrak/OMBRIA"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dofa.datasets.geobench2_sets import BOXES, SETS, TortillaSet
 from dofa.datasets.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
 from dofa.errors import ConfigError, DataError, nearest
-from dofa.raster.formats import LARGEST, read_geotiff
+from dofa.raster.in_memory import LARGEST, read_geotiff
 
 HOME = "https://huggingface.co/aialliance"
 MAGIC = b"#y"

@@ -22,7 +22,7 @@ from dofa.corpus.store import SensorStore, open_stores
 from dofa.datasets.labelled import LabelledImages, Raw, digest, read_lines
 from dofa.errors import DataError, nearest
 from dofa.pixels import Scaling
-from dofa.raster.formats import read_geotiff, read_picture
+from dofa.raster.in_memory import read_geotiff, read_picture
 from dofa.sensors import Sensor
 
 __all__ = [

@@ -13,7 +13,7 @@ from dofa import sensors
 from dofa.datasets.labelled import IGNORE, LabelledImages, Raw, digest, file_state, read_lines, split_words, value_of
 from dofa.errors import DataError
 from dofa.pixels import Scaling
-from dofa.raster.formats import decoding
+from dofa.raster.in_memory import decoding
 from dofa.sensors import Band
 
 RESISC45_HOME = "https://huggingface.co/datasets/torchgeo/resisc45"
