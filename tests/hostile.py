@@ -199,10 +199,10 @@ def readers(fx: Path) -> dict[str, tuple[str, Callable[[Path], object]]]:
     """
     from dofa.bench.suite import load_suite
     from dofa.datasets.chip_folder import read_chips
-    from dofa.datasets.geobench2 import _read_hdf5
-    from dofa.datasets.hyperspectral import read_hyperspectral
     from dofa.datasets.labels import read_labels
-    from dofa.datasets.restricted_pickle import read_inert_pickle
+    from dofa.datasets.published.geobench2 import _read_hdf5
+    from dofa.datasets.published.hyperspectral import read_hyperspectral
+    from dofa.datasets.published.restricted_pickle import read_inert_pickle
     from dofa.documents import parse_json, parse_xml, parse_yaml
     from dofa.finetuning.settings import resolve_settings
     from dofa.model.checkpoint import load

@@ -242,7 +242,7 @@ def test_a_web_service_in_the_clothes_of_an_image_is_not_asked(tmp_path, monkeyp
 
 def test_a_matlab_file_that_ends_its_reader_ends_nobody_else(fx, tmp_path) -> None:
     """SciPy 1.15 to 1.17 dies of a name's length that leads outside the element."""
-    from dofa.datasets.hyperspectral import read_hyperspectral
+    from dofa.datasets.published.hyperspectral import read_hyperspectral
     from dofa.errors import DataError
 
     whole = (fx / "x.mat").read_bytes()
@@ -259,7 +259,7 @@ def test_a_matlab_file_that_ends_its_reader_ends_nobody_else(fx, tmp_path) -> No
 def test_an_archive_that_unpacks_without_end_is_not_unpacked(tmp_path) -> None:
     import zipfile
 
-    from dofa.datasets.hyperspectral import LARGEST, read_hyperspectral
+    from dofa.datasets.published.hyperspectral import LARGEST, read_hyperspectral
     from dofa.errors import DataError
 
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:

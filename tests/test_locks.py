@@ -101,7 +101,7 @@ def test_a_file_without_a_holder_is_left_alone_while_it_may_be_written(tmp_path,
 
 def test_outputs_are_written_where_nothing_locks(tmp_path, kind):
     from dofa.errors import DofaError
-    from dofa.inference.outputs import Layout, Work
+    from dofa.outputs.work_file import Layout, Work
 
     layout = Layout(4, 4, 1, "float32", ("a",), crs="EPSG:32633")
     work = Work.open(tmp_path / "x.tif", layout, {})

@@ -22,13 +22,13 @@ from dofa.inference import engine
 from dofa.inference.areas import beside
 from dofa.inference.cluster import run as run_jobs
 from dofa.inference.predict import predict, predict_all
-from dofa.inference.reading import open_features
 from dofa.inference.saving import write_all
 from dofa.model.checkpoint import save
 from dofa.model.encoder import DOFA
 from dofa.model.export import export
 from dofa.model.heads import Head, load_head
 from dofa.options import JobOptions
+from dofa.outputs.reading import open_features
 
 from ..finetuning.test_finetune import masked
 from ..labelled_images import labelled

@@ -23,13 +23,13 @@ from dofa.finetuning.predictions import HeadPredictions
 from dofa.finetuning.samples import Samples
 from dofa.inference import engine
 from dofa.inference.predict import predict_all
-from dofa.inference.reading import open_features
 from dofa.inference.saving import write_all
 from dofa.model.checkpoint import save
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA
 from dofa.model.export import export
 from dofa.model.heads import load_head
+from dofa.outputs.reading import open_features
 
 from .test_finetune import FAST, masked, tinted
 

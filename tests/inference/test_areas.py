@@ -13,8 +13,8 @@ from pyproj import Geod
 
 from dofa.inference.areas import beside, class_areas, with_areas
 from dofa.inference.embed import Written
-from dofa.inference.layout import Layout
-from dofa.inference.outputs import Work
+from dofa.outputs.layout import Layout
+from dofa.outputs.work_file import Work
 
 PLACES = {
     "EPSG:32633": (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0),

@@ -20,7 +20,7 @@ from dofa.errors import ConfigError, DataError, DofaError
 from dofa.inference import cluster as clusters
 from dofa.inference.embed import embed_command
 from dofa.inference.features import embed
-from dofa.inference.outputs import Work
+from dofa.outputs.work_file import Work
 
 from ..scene.conftest import model_and_head, tree, write_tiff
 

@@ -21,9 +21,9 @@ SERVER = """
 import json, os, sys, time
 import rasterio, torch, zarr, pyarrow.parquet
 import dofa.cli, dofa.inference.embed, dofa.inference.predict
-import dofa.inference.cog, dofa.inference.zarr_store, dofa.inference.geoparquet
-from dofa.inference import outputs
-outputs.SYNC_S = 0.03  # a run of a second comes to the disk as often as one of an hour
+import dofa.outputs.cog, dofa.outputs.zarr_store, dofa.outputs.geoparquet
+from dofa.outputs import work_file
+work_file.SYNC_S = 0.03  # a run of a second comes to the disk as often as one of an hour
 torch.set_num_threads(1)
 for line in sys.stdin:
     pid = os.fork()

@@ -9,8 +9,8 @@ from dofa.errors import ConfigError
 from dofa.inference.features import embed, embed_all
 from dofa.inference.inputs import OwnStatisticsWarning
 from dofa.inference.principal_components import Projection
-from dofa.inference.reading import open_features
 from dofa.inference.saving import stored_as
+from dofa.outputs.reading import open_features
 
 from ..scene.conftest import write_tiff
 

@@ -22,8 +22,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A run of seconds comes to the disk as often as one of an hour: blocks are there long before its end.
 COMMAND = """
 import sys
-from dofa.inference import outputs
-outputs.SYNC_S = 0.3
+from dofa.outputs import work_file
+work_file.SYNC_S = 0.3
 from dofa.cli import main
 sys.exit(main(sys.argv[1:]))
 """

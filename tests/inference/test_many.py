@@ -10,7 +10,7 @@ import rasterio
 from dofa.cli import main
 from dofa.errors import ConfigError
 from dofa.inference.many import merge_warnings, output_paths
-from dofa.inference.outputs import open_features
+from dofa.outputs.work_file import open_features
 from dofa.raster.factors import check_dn_offsets, dn_offset_of
 from dofa.scene.folders import scenes_of
 

@@ -11,9 +11,9 @@ from dofa.cli import main
 from dofa.errors import CheckpointError, ConfigError
 from dofa.inference.features import embed
 from dofa.inference.predict import predict_all
-from dofa.inference.reading import open_features
 from dofa.model.checkpoint import encoder_sha256, save
 from dofa.model.heads import Head, palette
+from dofa.outputs.reading import open_features
 
 from ..scene.conftest import write_tiff
 

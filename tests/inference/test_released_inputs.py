@@ -18,11 +18,11 @@ from dofa import sensors
 from dofa.cli import main
 from dofa.inference.features import embed, embed_all
 from dofa.inference.inputs import OwnStatisticsWarning, resolve_inputs
-from dofa.inference.reading import open_features
 from dofa.model.checkpoint import load, save
 from dofa.model.config import EncoderConfig
 from dofa.model.encoder import DOFA, StaticViT
 from dofa.model.released import trained_sensors
+from dofa.outputs.reading import open_features
 from dofa.scene.grid import Window
 from dofa.scene.scene import open_scene
 

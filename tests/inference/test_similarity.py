@@ -13,10 +13,10 @@ from dofa.cli import main
 from dofa.errors import ConfigError, DataError
 from dofa.inference import engine
 from dofa.inference.features import sample
-from dofa.inference.reading import open_features
 from dofa.inference.saving import write_all
 from dofa.inference.similarity import feature_at, picture, similarity
 from dofa.model.checkpoint import save
+from dofa.outputs.reading import open_features
 from dofa.scene.coordinates import Pixel, lonlat
 from dofa.scene.scene import open_scene
 

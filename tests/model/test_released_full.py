@@ -18,13 +18,13 @@ pytest.importorskip("rasterio")
 
 from dofa import load, sensors
 from dofa.cli import main
-from dofa.inference.reading import open_features
 from dofa.model.checkpoint import load_mae
 from dofa.model.config import DecoderConfig, EncoderConfig
 from dofa.model.convert import UnverifiedWeightsWarning
 from dofa.model.encoder import DOFA
 from dofa.model.mae import MaskedAutoencoder
 from dofa.model.released import RELEASED
+from dofa.outputs.reading import open_features
 from dofa.pixels import convert_units
 
 from ..scene.conftest import write_tiff

@@ -56,13 +56,13 @@ PLACE_KM = 100  # side of the cells of a chip's own UTM zone that count as one p
 KINDS = {
     "eurosat-rgb": ("opening", "read_eurosat_rgb"),
     "eurosat-ms": ("opening", "read_eurosat_ms"),
-    "geobench": ("geobench", "read_geobench"),
-    "resisc45": ("resisc_segmunich", "read_resisc45"),
-    "segmunich": ("resisc_segmunich", "read_segmunich"),
-    "ombria": ("floods", "read_ombria"),
-    "sen1floods11": ("floods", "read_sen1floods11"),
-    "hyperspectral": ("hyperspectral", "read_hyperspectral"),
-    "tortilla": ("geobench2", "read_tortilla"),
+    "geobench": ("published.geobench", "read_geobench"),
+    "resisc45": ("published.resisc_segmunich", "read_resisc45"),
+    "segmunich": ("published.resisc_segmunich", "read_segmunich"),
+    "ombria": ("published.floods", "read_ombria"),
+    "sen1floods11": ("published.floods", "read_sen1floods11"),
+    "hyperspectral": ("published.hyperspectral", "read_hyperspectral"),
+    "tortilla": ("published.geobench2", "read_tortilla"),
     "chips": ("chip_folder", "read_chips"),
 }
 

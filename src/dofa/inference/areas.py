@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dofa.addresses import redact_values
-from dofa.inference.layout import Layout, pieces
 from dofa.inference.many import Written
-from dofa.inference.reading import open_features
 from dofa.io import write_atomically
+from dofa.outputs.layout import Layout, pieces
+from dofa.outputs.reading import open_features
 from dofa.scene.grid import Grid
 
 FORMAT_VERSION = 1

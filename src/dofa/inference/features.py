@@ -39,7 +39,7 @@ from dofa.scene.scene import Scene, open_scene
 if TYPE_CHECKING:
     import xarray
 
-    from dofa.inference.layout import Dtype
+    from dofa.outputs.layout import Dtype
 
 Settled = TypeVar("Settled", bound=Inputs)
 SAMPLE_TILES = 48  # that a projection and the scale of int8 are fitted on, over all scenes together
@@ -97,8 +97,8 @@ class Embedding:
 
     def to_xarray(self) -> "xarray.DataArray":
         """All of it in memory, with coordinates at the centres of the cells, CRS and names."""
-        from dofa.inference.reading import data_array
         from dofa.inference.saving import output_of
+        from dofa.outputs.reading import data_array
 
         return data_array(self.array(), output_of(self, Path("features.tif"), "float32").layout)
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 from dofa import sensors
 from dofa.addresses import redact
 from dofa.errors import ConfigError, DataError, DofaError
-from dofa.inference.outputs import check_out
 from dofa.options import Format, OutputOptions, ScenesOptions
+from dofa.outputs.work_file import check_out
 from dofa.raster import remote
 from dofa.raster.factors import check_dn_offsets
 from dofa.scene.folders import band_count_of_user, scenes_of

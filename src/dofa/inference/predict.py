@@ -20,7 +20,6 @@ from dofa.inference.engine import Job
 from dofa.inference.features import describe, resolve_all
 from dofa.inference.inputs import Inputs, bands_for_head, resolve_inputs
 from dofa.inference.many import OnError, Scenes
-from dofa.inference.outputs import Layout
 from dofa.inference.saving import Output, digest, write_all
 from dofa.inference.scene_statistics import measure
 from dofa.inference.tile_encoder import EncoderTiles, plan_for_encoder, specialised
@@ -30,6 +29,7 @@ from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA
 from dofa.model.heads import Head, load_head
 from dofa.options import JobOptions, OutputOptions, Precision, ScenesOptions
+from dofa.outputs.work_file import Layout
 from dofa.pixels import Float
 from dofa.scene.scene import Scene
 

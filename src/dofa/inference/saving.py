@@ -19,8 +19,8 @@ from dofa.inference import cluster
 from dofa.inference.engine import Block, Job, SceneError
 from dofa.inference.features import Embedding, sample
 from dofa.inference.many import OnError
-from dofa.inference.outputs import Dtype, Format, Layout, Work, open_features
-from dofa.inference.reading import Features
+from dofa.outputs.reading import Features
+from dofa.outputs.work_file import Dtype, Format, Layout, Work, open_features
 from dofa.pixels import Float
 from dofa.raster import remote
 from dofa.scene.scene import Scene

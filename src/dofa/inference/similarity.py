@@ -17,15 +17,15 @@ from dofa.inference import engine
 from dofa.inference.embed import Bar
 from dofa.inference.features import Embedding, embed, sample
 from dofa.inference.inputs import print_inputs
-from dofa.inference.layout import FORMATS
 from dofa.inference.many import Written
-from dofa.inference.outputs import Layout
 from dofa.inference.panels import Panel, Ramp, colour_panel, draw, ramp_picture
 from dofa.inference.preview import captions, check_out, fine_stride, part_note, part_of
 from dofa.inference.saving import Output, digest, write_all
 from dofa.model.checkpoint import load
 from dofa.model.encoder import DOFA
 from dofa.options import RunOptions, SceneOptions
+from dofa.outputs.layout import FORMATS
+from dofa.outputs.work_file import Layout
 from dofa.pixels import Float
 from dofa.scene.coordinates import Pixel, pixels
 from dofa.scene.grid import Window

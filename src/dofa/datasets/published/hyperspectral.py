@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dofa import sensors
 from dofa.addresses import redact
 from dofa.datasets.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
-from dofa.datasets.matfile import load_mat
+from dofa.datasets.published.matfile import load_mat
 from dofa.errors import ConfigError, DataError
 from dofa.pixels import Scaling
 from dofa.sensors import Band, Sensor

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from dofa.errors import DataError
-from dofa.inference.layout import Layout, parse_meta, pieces
+from dofa.outputs.layout import Layout, parse_meta, pieces
 from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
-    from dofa.inference.outputs import Values
+    from dofa.outputs.work_file import Values
 
 
 def write_zarr(layout: Layout, values: "Values", target: Path) -> None:

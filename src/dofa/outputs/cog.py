@@ -12,13 +12,13 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 
-from dofa.inference.layout import Layout, pieces
 from dofa.io import format_bytes, free_bytes
+from dofa.outputs.layout import Layout, pieces
 from dofa.raster.gdal import OPTIONS
 from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
-    from dofa.inference.outputs import Values
+    from dofa.outputs.work_file import Values
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # no place: what is read where none is written
 CACHE_BYTES = 1 << 24  # at least; GDAL's own default is 5 % of the machine

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from dofa.errors import DataError
-from dofa.inference.layout import FORMATS, Affine, Layout, parse_meta
 from dofa.io import os_error_reason
+from dofa.outputs.layout import FORMATS, Affine, Layout, parse_meta
 from dofa.pixels import Float
 from dofa.raster.gdal import OPTIONS
 from dofa.scene.grid import Window
@@ -159,11 +159,11 @@ def open_features(path: str | Path) -> Features:
     if kind is None:
         kind = "zarr" if path.is_dir() else "cog"
     if kind == "zarr":
-        from dofa.inference.zarr_store import open_zarr
+        from dofa.outputs.zarr_store import open_zarr
 
         layout, stored = open_zarr(path)
     elif kind == "geoparquet":
-        from dofa.inference.geoparquet import open_geoparquet
+        from dofa.outputs.geoparquet import open_geoparquet
 
         layout, stored = open_geoparquet(path)
     else:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.datasets.geobench_sets import SETS, GeoBenchSet, Reading, reading
 from dofa.datasets.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words
-from dofa.datasets.restricted_pickle import ForeignNameError, Inert, InertArray, read_inert_pickle
+from dofa.datasets.published.geobench_sets import SETS, GeoBenchSet, Reading, reading
+from dofa.datasets.published.restricted_pickle import ForeignNameError, Inert, InertArray, read_inert_pickle
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.pixels import Scaling

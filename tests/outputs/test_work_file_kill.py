@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from dofa.errors import ConfigError
-from dofa.inference.outputs import Layout, Work, open_features
 from dofa.io import remove
+from dofa.outputs.work_file import Layout, Work, open_features
 
 HEIGHT, WIDTH, ROWS = 600, 400, 20
 BLOCKS = HEIGHT // ROWS
@@ -28,7 +28,7 @@ import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("kills", sys.argv[1])
 kills = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kills)
-import rasterio, zarr, pyarrow.parquet, dofa.inference.cog, dofa.inference.zarr_store, dofa.inference.geoparquet
+import rasterio, zarr, pyarrow.parquet, dofa.outputs.cog, dofa.outputs.zarr_store, dofa.outputs.geoparquet
 for line in sys.stdin:
     pid = os.fork()
     if not pid:

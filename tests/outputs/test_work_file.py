@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from dofa.errors import ConfigError, DataError, DofaError
-from dofa.inference import cog
-from dofa.inference.outputs import Layout, Work, open_features
+from dofa.outputs import cog
+from dofa.outputs.work_file import Layout, Work, open_features
 from dofa.scene.grid import Window
 
 from ..scene.conftest import small_disk, tree
@@ -255,7 +255,7 @@ def test_the_geoparquet_metadata_says_what_the_specification_asks(tmp_path):
 
 
 def test_row_groups_are_streamed_and_a_window_reads_only_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("dofa.inference.geoparquet.PIECE_BYTES", 30_000)
+    monkeypatch.setattr("dofa.outputs.geoparquet.PIECE_BYTES", 30_000)
     layout, stored = make("float32", 60, 41, 2)
     stored[:, 20:33] = np.nan
     write(tmp_path / "out.parquet", layout, stored)
@@ -395,7 +395,7 @@ def test_files_of_others_are_refused_by_our_reader(tmp_path):
 def test_a_newer_format_is_refused_by_name(tmp_path, kind, monkeypatch):
     layout, stored = make()
     with monkeypatch.context() as patch:
-        patch.setattr("dofa.inference.layout.FORMAT_VERSION", 2)
+        patch.setattr("dofa.outputs.layout.FORMAT_VERSION", 2)
         out = write(tmp_path / f"out{SUFFIXES[kind]}", layout, stored)
     with pytest.raises(DataError, match="format_version 2, newer than the 1"):
         open_features(out)

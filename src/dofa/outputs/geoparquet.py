@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from dofa.errors import DataError
-from dofa.inference.layout import PIECE_BYTES, Layout, parse_meta
+from dofa.outputs.layout import PIECE_BYTES, Layout, parse_meta
 from dofa.scene.grid import Window
 
 if TYPE_CHECKING:
-    from dofa.inference.outputs import Values
+    from dofa.outputs.work_file import Values
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 # Well-known binary of a polygon of one ring of four corners, little-endian.

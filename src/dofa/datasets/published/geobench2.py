@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dofa.datasets.geobench2_sets import BOXES, SETS, TortillaSet
 from dofa.datasets.labelled import IGNORE, LabelledImages, Raw, digest, file_state, split_words, value_of
+from dofa.datasets.published.geobench2_sets import BOXES, SETS, TortillaSet
 from dofa.errors import ConfigError, DataError, nearest
 from dofa.raster.in_memory import LARGEST, read_geotiff
 

@@ -25,8 +25,6 @@ from rasterio.errors import RasterioError
 from dofa.addresses import redact_values
 from dofa.documents import read_json
 from dofa.errors import ConfigError, DataError, DofaError, shorten
-from dofa.inference.layout import FORMATS, Dtype, Layout
-from dofa.inference.reading import Features, open_features
 from dofa.io import (
     FileLock,
     allocate,
@@ -39,6 +37,8 @@ from dofa.io import (
     write_atomically,
 )
 from dofa.options import Format
+from dofa.outputs.layout import FORMATS, Dtype, Layout
+from dofa.outputs.reading import Features, open_features
 from dofa.scene.grid import Window
 from dofa.settings import check_keys, whole_number
 
@@ -408,14 +408,14 @@ class Work:
 
 def _writer(kind: Format) -> Callable[[Layout, Values, Path], None]:
     if kind == "cog":
-        from dofa.inference.cog import write_cog
+        from dofa.outputs.cog import write_cog
 
         return write_cog
     if kind == "zarr":
-        from dofa.inference.zarr_store import write_zarr
+        from dofa.outputs.zarr_store import write_zarr
 
         return write_zarr
-    from dofa.inference.geoparquet import write_geoparquet
+    from dofa.outputs.geoparquet import write_geoparquet
 
     return write_geoparquet
 

@@ -1,0 +1,1 @@
+"""Labelled images in the form in which others published them."""
